@@ -1,0 +1,120 @@
+"""Files that are complete or absent, checksums, and paths that stay inside their root."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mirasol_cli.errors import DataError, EnvironmentProblem
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` so that `path` holds either its old content or all of the new one, even after a crash.
+
+    Raises:
+        EnvironmentProblem: the disk is full or read-only; the old file is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_problem(error, path) from error
+
+
+def disk_problem(error: OSError, path: Path) -> EnvironmentProblem:
+    """The error as one sentence that names the path and the way out."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentProblem(f"no space left while writing '{path}'", "free some disk space and run the command again")
+    return EnvironmentProblem(f"cannot write '{path}': {error.strerror or error}", "check the folder's permissions")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of deterministic, human-readable JSON."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """`write_atomic` of one JSON value per line."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON. Raises DataError that names the file if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"'{path}' is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        raise DataError(f"'{path}' is damaged: {error}") from None
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """All values of a JSONL file. Raises DataError naming file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"'{path}' is missing") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"'{path}' is damaged: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(f"'{path}' line {number} is damaged: {error}") from None
+    return rows
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def crc32_of(*pieces: bytes | memoryview) -> int:
+    """CRC-32 of the concatenation of `pieces`."""
+    value = 0
+    for piece in pieces:
+        value = zlib.crc32(piece, value)
+    return value
+
+
+def inside(root: Path, relative: str) -> Path | None:
+    """`root / relative`, or None if that would leave `root` (an absolute path, `..`, or a link that leads out)."""
+    if relative.startswith(("/", "\\")) or "\0" in relative or Path(relative).is_absolute():
+        return None
+    base = root.resolve()
+    target = (base / relative).resolve()
+    return root / relative if target == base or base in target.parents else None

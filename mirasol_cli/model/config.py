@@ -1,0 +1,169 @@
+"""Sizes of the model: frozen dataclasses, presets, and nothing else (no torch here, so that the CLI starts fast)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mirasol_cli.settings import SettingError, check_settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The pre-norm ViT over tubes and spectrogram patches (TubeViT Table 11)."""
+
+    width: int = setting(768, "D of the encoders", minimum=6)
+    layers: int = setting(12, minimum=1)
+    heads: int = setting(12, minimum=1)
+    mlp: int = setting(3072, "hidden width of the feed-forward part", minimum=1)
+    share: bool = setting(True, "one trunk for sound and picture (two when each gets its own pretrained weights)")
+    dropout: float = setting(0.0, minimum=0, maximum=0.9)
+    drop_path: float = setting(0.0, "stochastic depth, growing linearly to this at the last layer", minimum=0, maximum=0.9)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _divides(self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombinerConfig:
+    """What turns a chunk's tokens into M (paper, section on the Combiner; TTM: Token Turing Machines)."""
+
+    kind: str = setting("transformer", choices=("transformer", "ttm", "perceiver", "cls", "mean", "none"))
+    context: str = setting("chunk", "transformer only: see this chunk, or all chunks so far", choices=("chunk", "history"))
+    outputs: int = setting(32, "M, tokens that leave each chunk (also TTM's process size)", minimum=1)
+    width: int = setting(768, minimum=6)
+    layers: int = setting(4, minimum=1)
+    heads: int = setting(12, minimum=1)
+    mlp: int = setting(3072, minimum=1)
+    memory: int = setting(64, "ttm: memory tokens", minimum=1)
+    write: str = setting("tokenlearner", "ttm: how memory is written", choices=("tokenlearner", "add-erase", "query"))
+    read: str = setting("tokenlearner", "ttm: how memory and input are read", choices=("tokenlearner", "query"))
+    initial_memory: str = setting("learned", "ttm: the original starts from zeros", choices=("learned", "zero"))
+    positions: bool = setting(True, "ttm: learned positions on [memory; input], which tell memory from input")
+    dropout: float = setting(0.0, minimum=0, maximum=0.9)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _divides(self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """The block-causal Transformer over chunks."""
+
+    width: int = setting(768, minimum=6)
+    layers: int = setting(8, "0 leaves the autoregression out (an ablation)", minimum=0)
+    heads: int = setting(12, minimum=1)
+    mlp: int = setting(3072, minimum=1)
+    window: int = setting(0, "chunks a chunk may look back on; 0 = all", minimum=0)
+    dropout: float = setting(0.0, minimum=0, maximum=0.9)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _divides(self.width, self.heads)
+        if (self.width // self.heads) % 2:
+            raise SettingError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """The small Transformer that predicts the next chunk's thumbnails (and spectrogram)."""
+
+    width: int = setting(384, minimum=6)
+    layers: int = setting(2, minimum=1)
+    heads: int = setting(6, minimum=1)
+    mlp: int = setting(1536, minimum=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _divides(self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text decoder, in the layout of Llama-format checkpoints, with cross-attention every k-th layer."""
+
+    width: int = setting(768, minimum=6)
+    layers: int = setting(12, minimum=1)
+    heads: int = setting(12, minimum=1)
+    kv_heads: int = setting(12, "grouped-query attention: key/value heads", minimum=1)
+    mlp: int = setting(2048, minimum=1)
+    cross_every: int = setting(2, "cross-attention after every k-th layer", minimum=1)
+    rope_theta: float = setting(10000.0, above=0)
+    norm_eps: float = setting(1e-5, above=0)
+    tie_embeddings: bool = setting(True, "output layer shares the embedding's weights")
+    dropout: float = setting(0.0, minimum=0, maximum=0.9)
+    gate: str = setting("open", "cross-attention gate at the start: `closed` when the decoder comes from a checkpoint", choices=("open", "closed"))
+    max_context: int = setting(512, "tokens of context text kept", minimum=0)
+    max_question: int = setting(128, "tokens of question kept", minimum=1)
+    max_answer: int = setting(64, "tokens of a target kept in training", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _divides(self.width, self.heads)
+        if self.heads % self.kv_heads:
+            raise SettingError("kv_heads", f"{self.heads} heads are not divisible by {self.kv_heads}")
+        if (self.width // self.heads) % 2:
+            raise SettingError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The recipe section `model:`, after the preset has been filled in."""
+
+    preset: str = setting("base", choices=("demo", "small", "base", "mirasol3b"))
+    encoder: EncoderConfig = setting(factory=EncoderConfig)
+    combiner: CombinerConfig = setting(factory=CombinerConfig)
+    latent: LatentConfig = setting(factory=LatentConfig)
+    reconstruction: ReconstructionConfig = setting(factory=ReconstructionConfig)
+    text: TextConfig = setting(factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @staticmethod
+    def from_plain(plain: dict) -> ModelConfig:
+        return ModelConfig(
+            preset=plain["preset"],
+            encoder=EncoderConfig(**plain["encoder"]),
+            combiner=CombinerConfig(**plain["combiner"]),
+            latent=LatentConfig(**plain["latent"]),
+            reconstruction=ReconstructionConfig(**plain["reconstruction"]),
+            text=TextConfig(**plain["text"]),
+        )
+
+
+def _divides(width: int, heads: int) -> None:
+    if width % heads:
+        raise SettingError("heads", f"width {width} is not divisible by {heads} heads")
+
+
+# A preset holds only what differs from the class defaults (which are `base`). The paper gives no widths or depths
+# (only "3B" and the share of the audio-video part), so all sizes here are OURS.
+PRESETS: dict[str, dict[str, dict]] = {
+    "demo": {
+        "encoder": {"width": 192, "layers": 3, "heads": 3, "mlp": 768},
+        "combiner": {"width": 192, "layers": 2, "heads": 3, "mlp": 768, "outputs": 16, "memory": 32},
+        "latent": {"width": 192, "layers": 2, "heads": 3, "mlp": 768},
+        "reconstruction": {"width": 96, "layers": 1, "heads": 3, "mlp": 384},
+        "text": {"width": 192, "layers": 3, "heads": 3, "kv_heads": 3, "mlp": 512, "cross_every": 1},
+    },
+    "small": {
+        "encoder": {"width": 512, "layers": 8, "heads": 8, "mlp": 2048},
+        "combiner": {"width": 512, "layers": 4, "heads": 8, "mlp": 2048},
+        "latent": {"width": 512, "layers": 6, "heads": 8, "mlp": 2048},
+        "reconstruction": {"width": 256, "layers": 2, "heads": 4, "mlp": 1024},
+        "text": {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "mlp": 1408},
+    },
+    "base": {},
+    # paper.md A23: ViT-H encoder, text part in TinyLlama's shape so that those weights fit.
+    "mirasol3b": {
+        "encoder": {"width": 1280, "layers": 32, "heads": 16, "mlp": 5120},
+        "combiner": {"width": 2048, "layers": 8, "heads": 16, "mlp": 8192},
+        "latent": {"width": 2048, "layers": 12, "heads": 16, "mlp": 8192},
+        "reconstruction": {"width": 1024, "layers": 6, "heads": 16, "mlp": 4096},
+        "text": {
+            "width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "mlp": 5632, "cross_every": 4, "tie_embeddings": False,
+        },
+    },
+}  # fmt: skip
