@@ -233,7 +233,8 @@ class ClipGeometry:
     def differences(self, other: ClipGeometry) -> list[str]:
         """One line per key that differs, `clip.size: 224 here, 112 there`."""
         mine, theirs = _flatten(self.to_plain()), _flatten(other.to_plain())
-        return [f"clip.{key}: {mine.get(key)} here, {theirs.get(key)} there" for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+        different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        return [f"clip.{key}: {mine.get(key)} here, {theirs.get(key)} there" for key in different]
 
 
 def _flatten(plain: dict, prefix: str = "") -> dict:

@@ -93,7 +93,7 @@ class TextConfig:
     norm_eps: float = setting(1e-5, above=0)
     tie_embeddings: bool = setting(True, "output layer shares the embedding's weights")
     dropout: float = setting(0.0, minimum=0, maximum=0.9)
-    gate: str = setting("open", "cross-attention gate at the start: `closed` when the decoder comes from a checkpoint", choices=("open", "closed"))
+    gate: str = setting("open", "cross-attention gate at the start; `closed` for pretrained decoders", choices=("open", "closed"))
     max_context: int = setting(512, "tokens of context text kept", minimum=0)
     max_question: int = setting(128, "tokens of question kept", minimum=1)
     max_answer: int = setting(64, "tokens of a target kept in training", minimum=1)
