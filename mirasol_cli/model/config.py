@@ -105,6 +105,8 @@ class TextConfig:
             raise SettingError("kv_heads", f"{self.heads} heads are not divisible by {self.kv_heads}")
         if (self.width // self.heads) % 2:
             raise SettingError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
+        if self.cross_every > self.layers:
+            raise SettingError("cross_every", f"{self.cross_every} is above {self.layers} layers; the text would never see the media")
 
 
 @dataclass(frozen=True, kw_only=True)

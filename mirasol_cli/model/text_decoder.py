@@ -1,0 +1,329 @@
+"""The text model: a decoder-only Transformer in the layout of Llama-format checkpoints, with cross-attention to the latents.
+
+Text rows are the Q questions of B clips, padded on the right. Self-attention sees B*Q independent rows; cross-attention
+folds a clip's questions into the query axis, [B, Q*L] queries against [B, K] keys, so that keys and values are projected
+once per clip and never copied.
+
+The paper gives no details of this model (paper.md 1.8); size, placing of the cross-attention and gates are OURS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirasol_cli.model.config import TextConfig
+from mirasol_cli.model.text_cache import CacheSlot, TextCache
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class CrossMemory:
+    """What the text attends to: keys and values of every cross-attention layer, projected once per clip."""
+
+    keys: tuple[Tensor, ...]  # per cross-attention layer [B, key/value heads, K, head width]
+    values: tuple[Tensor, ...]
+    valid_BK: Tensor | None = None  # bool; None: every latent may be attended to
+
+    def select(self, clips: Tensor | slice) -> CrossMemory:
+        """The memory of some clips: views for a slice, copies of just those clips for a tensor of clip numbers."""
+        valid = None if self.valid_BK is None else self.valid_BK[clips]
+        return CrossMemory(tuple(k[clips] for k in self.keys), tuple(v[clips] for v in self.values), valid)
+
+    def mask(self) -> tuple[Tensor | None, Tensor | None]:
+        """(attention mask [B, 1, 1, K], present [B, 1, 1]), both bool, or (None, None) where all is valid.
+
+        A clip without any valid latent gets an open mask, since a softmax over nothing is NaN, and present = False,
+        by which its output is set to zero.
+        """
+        if self.valid_BK is None:
+            return None, None
+        present_B1 = self.valid_BK.any(dim=1, keepdim=True)
+        return (self.valid_BK | ~present_B1)[:, None, None, :], present_B1[:, :, None]
+
+
+class TextDecoder(nn.Module):
+    """Tokens to next-token logits, given the latents of the clip.
+
+    Args:
+        config: sizes. `gate: closed` starts every cross-attention at exactly zero, so that a pretrained decoder starts
+            as the language model it was.
+        vocab_size: V.
+        memory_width: width of the latents.
+    """
+
+    def __init__(self, config: TextConfig, vocab_size: int, memory_width: int):
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.embed_tokens = nn.Embedding(vocab_size, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.cross_layers = nn.ModuleList(CrossAttention(config) for _ in range(config.layers // config.cross_every))
+        self.memory = MemoryProjection(config, memory_width, len(self.cross_layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """OURS: fan-in scaled normal weights; what is added to the residual stream starts smaller by sqrt(2 * layers)."""
+        branches = (2 * self.config.layers) ** -0.5
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                scale = branches if name.endswith(("o_proj", "down_proj")) else 1.0
+                nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.width**-0.5)
+
+    def project_memory(self, latents_BKD: Tensor, valid_BK: Tensor | None = None) -> CrossMemory:
+        """Keys and values for every cross-attention layer, once per clip.
+
+        Args:
+            latents_BKD: latents of all chunks, in the order of time (chunk by chunk, K = T * M).
+            valid_BK: bool, False for latents of padding chunks; None: all valid. A clip may have none at all.
+        """
+        keys, values = self.memory(latents_BKD, valid_BK)
+        return CrossMemory(keys, values, valid_BK)
+
+    def forward(self, tokens_BQL: Tensor, valid_BQL: Tensor | None = None, memory: CrossMemory | None = None) -> Tensor:
+        """Next-token logits [B, Q, L, V] of right-padded rows; those at padding mean nothing.
+
+        Args:
+            tokens_BQL: int64 ids; padding may hold any number.
+            valid_BQL: bool, real tokens; None: no padding.
+            memory: from `project_memory`; None leaves the cross-attention out (text alone).
+        """
+        return self.logits(self.hidden(tokens_BQL, valid_BQL, memory))
+
+    def hidden(self, tokens_BQL: Tensor, valid_BQL: Tensor | None = None, memory: CrossMemory | None = None) -> Tensor:
+        """States [B, Q, L, D] after the final norm, before the output layer."""
+        if valid_BQL is not None:
+            tokens_BQL = tokens_BQL.masked_fill(~valid_BQL, 0)
+        position_1L = torch.arange(tokens_BQL.shape[2], device=tokens_BQL.device)[None]
+        return self._run(tokens_BQL, position_1L, memory, None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Output layer: [..., D] to [..., V]."""
+        return F.linear(hidden, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
+
+    def target_loss(
+        self,
+        tokens_BQL: Tensor,
+        valid_BQL: Tensor | None,
+        target_BQL: Tensor,
+        memory: CrossMemory | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the target tokens, each predicted from what stands before it: (sum in nats, count).
+
+        Only the rows before a target token pass the output layer. Without any target the sum is a zero that still
+        reaches every parameter, as distributed training needs.
+
+        Args:
+            target_BQL: bool, tokens that carry loss. The first token of a row has nothing before it and never counts.
+        """
+        hidden_BQLD = self.hidden(tokens_BQL, valid_BQL, memory)
+        wanted = target_BQL[:, :, 1:]
+        logits_NV = self.logits(hidden_BQLD[:, :, :-1][wanted])
+        loss = F.cross_entropy(logits_NV.float(), tokens_BQL[:, :, 1:][wanted], reduction="sum", label_smoothing=label_smoothing)
+        return loss, wanted.sum()
+
+    # Decoding token by token ------------------------------------------------------------------------------------
+
+    def start_cache(self, clips: int, questions: int, capacity: int) -> TextCache:
+        """An empty cache for `clips` x `questions` rows of at most `capacity` tokens."""
+        weight = self.embed_tokens.weight
+        device = weight.device
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
+        head_width = self.config.width // self.config.heads
+        return TextCache.empty(clips, questions, self.config.layers, self.config.kv_heads, capacity, head_width, device, dtype)
+
+    def step(self, tokens_BQL: Tensor, cache: TextCache, memory: CrossMemory | None = None, valid_BQL: Tensor | None = None) -> Tensor:
+        """Append tokens to every row; returns the logits [B, Q, V] that follow each row's last token.
+
+        The first call takes the whole prompts (right-padded, told by `valid_BQL`), later ones usually L = 1. Rows may
+        have different lengths: each goes on where its own tokens ended. Raises ValueError beyond the cache's capacity.
+        """
+        B, Q, L = tokens_BQL.shape
+        if valid_BQL is not None:
+            tokens_BQL = tokens_BQL.masked_fill(~valid_BQL, 0)
+        place = cache.append(L)
+        hidden_BQLD = self._run(tokens_BQL, place.position_RL, memory, place.slots)
+        count_BQ = torch.full((B, Q), L, device=tokens_BQL.device) if valid_BQL is None else valid_BQL.sum(dim=2)
+        cache.advance(L, count_BQ.flatten())
+        last_BQ1D = (count_BQ - 1).clamp(min=0)[:, :, None, None].expand(-1, -1, 1, hidden_BQLD.shape[3])
+        return self.logits(hidden_BQLD.gather(2, last_BQ1D).squeeze(2))
+
+    def branch(
+        self, tokens_BQN: Tensor, depth_BQN: Tensor, ancestor_BQNN: Tensor, cache: TextCache, memory: CrossMemory | None = None
+    ) -> Tensor:
+        """States [B, Q, N, D] of a tree of continuations of the cached rows, all in one pass; the cache goes on as before.
+
+        Args:
+            tokens_BQN: int64, one token per node of the tree.
+            depth_BQN: int64, tokens between the cached row and the node (0: follows the row directly).
+            ancestor_BQNN: bool, [.., i, j]: node i continues from node j or is it.
+        """
+        place = cache.grow(depth_BQN.flatten(0, 1), ancestor_BQNN.flatten(0, 1))
+        return self._run(tokens_BQN, place.position_RL, memory, place.slots)
+
+    def _run(self, tokens_BQL: Tensor, position_RL: Tensor, memory: CrossMemory | None, slots: list[CacheSlot] | None) -> Tensor:
+        B, Q, L = tokens_BQL.shape
+        x_RLD = F.dropout(self.embed_tokens(tokens_BQL).flatten(0, 1), self.config.dropout, self.training)
+        rotary = rotary_angles(position_RL, self.config.width // self.config.heads, self.config.rope_theta)
+        mask, present = (None, None) if memory is None else memory.mask()
+        for number, layer in enumerate(self.layers):
+            x_RLD = layer(x_RLD, rotary, None if slots is None else slots[number])
+            cross, rest = divmod(number + 1, self.config.cross_every)
+            if memory is not None and not rest:
+                x_BqD = x_RLD.view(B, Q * L, -1)
+                x_BqD = self.cross_layers[cross - 1](x_BqD, memory.keys[cross - 1], memory.values[cross - 1], mask, present)
+                x_RLD = x_BqD.view(B * Q, L, -1)
+        return self.norm(x_RLD).view(B, Q, L, -1)
+
+
+class DecoderLayer(nn.Module):
+    """One Llama layer: pre-norm self-attention and gated MLP, each with a residual."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.dropout = config.dropout
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x_RLD: Tensor, rotary: Rotary, slot: CacheSlot | None = None) -> Tensor:
+        x_RLD = x_RLD + F.dropout(self.self_attn(self.input_layernorm(x_RLD), rotary, slot), self.dropout, self.training)
+        return x_RLD + F.dropout(self.mlp(self.post_attention_layernorm(x_RLD)), self.dropout, self.training)
+
+
+class SelfAttention(nn.Module):
+    """Causal grouped-query attention with rotary positions. Padding on the right needs no mask: nothing before it sees it."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.head_width = config.width // config.heads
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * self.head_width, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * self.head_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x_RLD: Tensor, rotary: Rotary, slot: CacheSlot | None) -> Tensor:
+        query = rotate(split_heads(self.q_proj(x_RLD), self.head_width), rotary)
+        key = rotate(split_heads(self.k_proj(x_RLD), self.head_width), rotary)
+        value = split_heads(self.v_proj(x_RLD), self.head_width)
+        if slot is not None:
+            slot.write(key, value)
+        if slot is None or slot.mask_R1LC is None:
+            mixed = attend(query, key, value, causal=True)
+        else:
+            mixed = attend(query, slot.keys, slot.values, mask=slot.mask_R1LC)
+        return self.o_proj(join_heads(mixed))
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp, bias=False)
+        self.down_proj = nn.Linear(config.mlp, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class CrossAttention(nn.Module):
+    """Attention of text to latents behind a tanh gate, with a residual. Keys and values come from `MemoryProjection`."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.head_width, self.dropout = config.width // config.heads, config.dropout
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        # One number, not a scalar tensor: sharded training takes no parameters without a dimension.
+        self.gate = nn.Parameter(torch.full((1,), 1.0 if config.gate == "open" else 0.0))
+
+    def forward(self, x_BqD: Tensor, keys: Tensor, values: Tensor, mask_B11K: Tensor | None, present_B11: Tensor | None) -> Tensor:
+        query = split_heads(self.q_proj(self.norm(x_BqD)), self.head_width)
+        mixed_BqD = self.o_proj(join_heads(attend(query, keys, values, mask=mask_B11K)))
+        if present_B11 is not None:
+            mixed_BqD = mixed_BqD * present_B11
+        return x_BqD + F.dropout(torch.tanh(self.gate) * mixed_BqD, self.dropout, self.training)
+
+
+class MemoryProjection(nn.Module):
+    """Latents to the keys and values of every cross-attention layer.
+
+    OURS: the latents are normalised and receive a fixed sine/cosine of their place in the sequence. The latent model
+    knows chunks only by rotary angles, which leave no trace in its outputs; without this, "what comes last?" could
+    only be answered through whatever order the latents happen to encode.
+    """
+
+    def __init__(self, config: TextConfig, memory_width: int, cross_layers: int):
+        super().__init__()
+        self.head_width = config.width // config.heads
+        narrow = config.kv_heads * self.head_width
+        self.norm = nn.RMSNorm(memory_width, eps=config.norm_eps)
+        self.k_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
+        self.v_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
+
+    def forward(self, latents_BKD: Tensor, valid_BK: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        if valid_BK is not None:
+            latents_BKD = latents_BKD.masked_fill(~valid_BK[:, :, None], 0)
+        position_K = torch.arange(latents_BKD.shape[1], device=latents_BKD.device)
+        x_BKD = self.norm(latents_BKD)
+        x_BKD = x_BKD + sine_positions(position_K, latents_BKD.shape[2]).to(x_BKD.dtype)
+        return (
+            tuple(split_heads(project(x_BKD), self.head_width) for project in self.k_proj),
+            tuple(split_heads(project(x_BKD), self.head_width) for project in self.v_proj),
+        )
+
+
+def split_heads(x_RLD: Tensor, head_width: int) -> Tensor:
+    """[R, L, heads * d] to [R, heads, L, d]."""
+    return x_RLD.unflatten(2, (-1, head_width)).transpose(1, 2)
+
+
+def join_heads(x_RHLd: Tensor) -> Tensor:
+    """[R, heads, L, d] to [R, L, heads * d]."""
+    return x_RHLd.transpose(1, 2).flatten(2)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Softmax attention of [R, heads, L, d] queries; keys and values [R, key/value heads, C, d] serve groups of heads."""
+    R, heads, L, d = query.shape
+    groups = heads // keys.shape[1]
+    if groups > 1 and not causal and (mask is None or mask.shape[2] == 1):
+        # The queries of a group are so many more queries to the same keys: nothing is repeated.
+        folded = query.reshape(R, keys.shape[1], groups * L, d)
+        return F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask).reshape(R, heads, L, d)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
+
+
+def rotary_angles(position: Tensor, head_width: int, theta: float) -> Rotary:
+    """(cos, sin), float32 [..., head width], of integer positions [...]; both halves of the width turn by the same angles."""
+    steps = torch.arange(0, head_width, 2, dtype=torch.float32, device=position.device)
+    angle = position[..., None].float() * theta ** (-steps / head_width)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_RHLd: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary position embedding in the half-rotation convention of Hugging Face's Llama files."""
+    cos, sin = (part[:, None].to(x_RHLd.dtype) for part in rotary)
+    first, second = x_RHLd.chunk(2, dim=-1)
+    return x_RHLd * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def sine_positions(position: Tensor, width: int) -> Tensor:
+    """Fixed sine/cosine code, float32 [..., width], of positions [...]; an odd last channel stays zero."""
+    half = width // 2
+    rate = 10000.0 ** (-torch.arange(half, dtype=torch.float32, device=position.device) / half)
+    angle = position[..., None].float() * rate
+    return F.pad(torch.cat((angle.sin(), angle.cos()), dim=-1), (0, width - 2 * half))
