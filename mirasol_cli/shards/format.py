@@ -1,0 +1,269 @@
+"""Shards, schema version 1: what lies in which file, under which name, with which dtype.
+
+    <out>/<split>/clips.jsonl               the expected clips, one a line; the line number is the clip's number; only ever appended to
+                  shard-00000.safetensors   media: one tensor per field, the kept clips of the shard stacked along dim 0
+                  <task>.jsonl              texts that point to clips by number
+                  failures.jsonl            clips that could not be used: video, stage, reason, hint
+                  lists.json                videos that are missing, duplicate, silent, without sound, short, failed
+                  index.json                geometry, versions, licence, counts, sizes and checksums of all of the above; written last
+
+Shard k holds the expected clips [k n, (k + 1) n) minus failures and missing files, where n is a function of the geometry alone.
+With V views a clip fills V consecutive rows: row = position * V + view. A shard's metadata repeat the keys and checksums of
+its rows, so that its content can be taken over even where the index is lost. Nothing in any file depends on time, paths or order of work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirasol_cli.errors import ShardError
+from mirasol_cli.files import write_atomic
+from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 1
+INDEX, CLIPS, FAILURES, LISTS = "index.json", "clips.jsonl", "failures.jsonl", "lists.json"
+SHARD_BYTES = 256_000_000
+"""About what a shard holds."""
+LARGEST_SHARD = 1024
+"""Most clips of a shard."""
+METADATA_KEY = "mirasol"
+"""The one metadata key, holding JSON: several keys would be written in no fixed order."""
+AUDIO_STATES = ("none", "silent", "sound")
+"""Meaning of `audio_state` 0, 1, 2: no sound stream, digital silence, sound."""
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def record_name(number: int) -> str:
+    """A finished shard's entry of the index, kept beside it until the index is written."""
+    return f"shard-{number:05d}.json"
+
+
+def texts_name(task: str) -> str:
+    return f"{task}.jsonl"
+
+
+def clips_per_shard(geometry: ClipGeometry) -> int:
+    """n: about SHARD_BYTES a shard, at least 1 and at most LARGEST_SHARD clips; depends on the geometry only."""
+    return max(1, min(LARGEST_SHARD, SHARD_BYTES // (geometry.bytes_per_clip * geometry.views)))
+
+
+def views_of(split: str, geometry: ClipGeometry) -> int:
+    """Only training clips have further views."""
+    return geometry.views if split == "train" else 1
+
+
+def field_shapes(geometry: ClipGeometry) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (numpy dtype, shape) of every field of one row, in the order in which the row's checksum takes them."""
+    chunks, columns = geometry.chunks, geometry.audio.columns
+    tubes = {
+        f"tubes.{kind}": ("uint8", (chunks, count, tube.numbers_per_token))
+        for kind, (tube, count) in enumerate(zip(geometry.tubes, geometry.tube_tokens, strict=True))
+    }
+    return tubes | {
+        "thumbnails": ("uint8", (chunks, THUMBNAIL_FRAMES, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)),
+        "mel": ("float16", (chunks, geometry.audio.bins, columns)),
+        "mel_valid": ("uint8", (chunks, columns)),
+        "frame_valid": ("uint8", (chunks, geometry.frames_per_chunk)),
+        "frame_times": ("float64", (chunks, geometry.frames_per_chunk)),
+        "span": ("float64", (2,)),
+        "audio_state": ("uint8", ()),
+    }
+
+
+def row_checksum(row: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
+    """CRC-32 over the bytes of the fields, in the given order."""
+    value = 0
+    for name in names:
+        value = zlib.crc32(memoryview(row[name].reshape(-1).view("uint8")), value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFailure:
+    """Why one clip is not in the shards; one line of failures.jsonl."""
+
+    clip: int
+    key: str
+    video: str
+    stage: str
+    reason: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One shard's entry of the index. Clip numbers ascend; `crc32` has one entry per row, `audio` and `seconds` one per kept clip."""
+
+    number: int
+    clips: int  # expected clips of this shard
+    clips_digest: str  # of their keys, so that a shard of other clips is noticed
+    kept: list[int] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    failed: list[ClipFailure] = field(default_factory=list)
+    short: list[int] = field(default_factory=list)  # kept, but some frames are masked: shorter than the span asked for
+    audio: list[int] = field(default_factory=list)  # AUDIO_STATES
+    seconds: list[float] = field(default_factory=list)
+    crc32: list[int] = field(default_factory=list)
+    bytes: int = 0  # 0: nothing was kept and there is no file
+    sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.number)
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> ShardRecord:
+        values = dict(plain)
+        return ShardRecord(**{**values, "failed": [ClipFailure(**failure) for failure in values["failed"]]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """What the index says about one task's texts."""
+
+    dataset: str
+    licence: str
+    texts: int
+    sha256: str
+    labels: list[str] = field(default_factory=list)  # the closed answer set, in the official order, where there is one
+    notes: list[str] = field(default_factory=list)  # what the reader repaired or dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitIndex:
+    """index.json."""
+
+    split: str
+    geometry: ClipGeometry
+    views: int
+    clips_per_shard: int
+    versions: dict[str, str]
+    counts: dict[str, Any]
+    tasks: dict[str, TaskEntry]
+    files: dict[str, str]  # name -> sha256 of clips.jsonl, failures.jsonl, lists.json
+    shards: list[ShardRecord]
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        plain = {
+            "schema": self.schema, "split": self.split, "geometry": self.geometry.to_plain(), "views": self.views,
+            "clips_per_shard": self.clips_per_shard, "versions": self.versions, "counts": self.counts,
+            "tasks": {task: asdict(entry) for task, entry in self.tasks.items()}, "files": self.files,
+            "shards": [record.to_plain() for record in self.shards],
+        }  # fmt: skip
+        write_sealed(path, plain)
+
+    @staticmethod
+    def read(path: Path) -> SplitIndex:
+        """Raises ShardError if the index is missing, damaged or of another schema."""
+        plain = read_sealed(path)
+        if plain.get("schema") != SCHEMA:
+            raise ShardError(
+                f"'{path}' has schema {plain.get('schema')}; this version reads schema {SCHEMA}",
+                "prepare the data set again into another folder, or use the version of mirasol that wrote it",
+            )
+        try:
+            plain["geometry"] = ClipGeometry.from_plain(plain["geometry"])
+            plain["tasks"] = {task: TaskEntry(**entry) for task, entry in plain["tasks"].items()}
+            plain["shards"] = [ShardRecord.from_plain(record) for record in plain["shards"]]
+            return SplitIndex(**plain)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ShardError(f"'{path}' is not an index of shards: {error}", REPAIR_HINT) from None
+
+
+REPAIR_HINT = "`mirasol prepare ... --verify` lists what is damaged; with `--retry-failed` beside it, that is prepared again"
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Atomic JSON, one line per key and per item of a list, with a checksum of the rest as its last key."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, list):
+            items = ",\n    ".join(json_line(entry) for entry in item)
+            lines.append(f"  {json.dumps(key)}: [\n    {items}\n  ]" if items else f"  {json.dumps(key)}: []")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json_line(item)}")
+    lines.append(f'  "checksum": "{_seal(value)}"')
+    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. Raises ShardError that names the file if it is missing or any of it was changed."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ShardError(f"'{path}' is missing", "run the `mirasol prepare` command that makes it (again)") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ShardError(f"'{path}' is damaged: {error}", REPAIR_HINT) from None
+    if not isinstance(value, dict) or "checksum" not in value:
+        raise ShardError(f"'{path}' was not written by mirasol, or is damaged: it has no checksum", REPAIR_HINT)
+    if value.pop("checksum") != _seal(value):
+        raise ShardError(f"'{path}' is damaged: its checksum does not fit its content", REPAIR_HINT)
+    return value
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line, readable in any script; a lone surrogate (a hostile id) is escaped, for it has no UTF-8 form."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() or _encodable(text) else json.dumps(value)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> str:
+    """Atomic JSONL; returns the file's SHA-256."""
+    content = "".join(json_line(row) + "\n" for row in rows).encode()
+    write_atomic(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def keys_digest(keys: Sequence[str]) -> str:
+    """Short digest of clip keys in their order."""
+    return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def read_lines(path: Path, sha256: str) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of a split, after its checksum was compared with the index's. Raises ShardError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ShardError(f"'{path}' is missing", REPAIR_HINT) from None
+    except OSError as error:
+        raise ShardError(f"'{path}' cannot be read: {error.strerror}", REPAIR_HINT) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ShardError(f"'{path}' is damaged: its checksum is not the one in {INDEX}", REPAIR_HINT)
+    return [json.loads(line) for line in content.split(b"\n") if line]
+
+
+def check_geometry(mine: ClipGeometry, theirs: ClipGeometry, path: Path) -> None:
+    """Raises ShardError that names every differing key with both values."""
+    if differences := mine.differences(theirs):
+        raise ShardError(
+            f"'{path}' was prepared with another clip geometry: {'; '.join(differences)}",
+            "use another shard folder, or the geometry of the shards",
+        )

@@ -1,0 +1,163 @@
+"""The order of training: which clip with which of its texts is the i-th unit, as a pure function of (seed, i, mixture).
+
+A unit is a clip with up to q of its texts, so that its media are encoded once for all of them. The order knows nothing of
+processes: rank r of w takes whatever units of the global batch are its own, and another world size sees the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from math import ceil, lcm
+from typing import Any
+
+import numpy as np
+
+from mirasol_cli.shards.reader import ShardSplit
+
+LARGEST_BLOCK = 4096
+"""Units after which a mixture repeats its pattern; ratios are kept to 1 / LARGEST_BLOCK or better."""
+
+ClipTexts = Mapping[int, Sequence[int]]
+"""Clip number -> the positions of its texts in `ShardSplit.texts(task)`."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One clip with some of its texts, in the `epoch`-th pass over its source."""
+
+    source: int
+    epoch: int
+    clip: int
+    text_indices: tuple[int, ...]
+
+
+def texts_by_clip(split: ShardSplit, texts: Sequence[Mapping[str, Any]], limit: int | None = None) -> dict[int, list[int]]:
+    """The texts that can be trained on: with an answer, of the split's first `limit` kept clips."""
+    clips: dict[int, list[int]] = {clip: [] for clip in split.kept[:limit]}
+    for position, text in enumerate(texts):
+        if text["clip"] in clips and text["answer"] is not None:
+            clips[text["clip"]].append(position)
+    return {clip: positions for clip, positions in clips.items() if positions}
+
+
+class UnitOrder:
+    """The endless order of units over one or several sources.
+
+    Every source runs through epochs of its own: in each, every text comes exactly once, its clip's texts newly grouped and all groups
+    newly permuted. Sources are interleaved evenly in the proportion of `ratios`.
+
+    Raises ValueError if a source has no text, or a ratio is not positive.
+    """
+
+    def __init__(self, sources: Sequence[ClipTexts], ratios: Sequence[float] | None = None, questions_per_clip: int = 8, seed: int = 0):
+        ratios = [1.0] * len(sources) if ratios is None else ratios
+        if not sources or len(sources) != len(ratios) or min(ratios) <= 0 or questions_per_clip < 1:
+            raise ValueError("there must be at least one source, as many positive ratios as sources, and at least one question per clip")
+        for number, source in enumerate(sources):
+            if not any(source.values()):
+                raise ValueError(f"source {number} has no text to train on")
+        self._sources = [_Source(source, questions_per_clip, seed, number) for number, source in enumerate(sources)]
+        self._pattern = interleave(ratios)
+        self._per_block = np.bincount(self._pattern, minlength=len(sources))
+        self._rank = np.zeros(len(self._pattern), np.int64)  # how many of the same source come before it in the block
+        for number in range(len(sources)):
+            places = np.flatnonzero(self._pattern == number)
+            self._rank[places] = np.arange(len(places))
+
+    def unit(self, i: int) -> Unit:
+        """The i-th unit of training, i >= 0. Constant time after the first unit of an epoch."""
+        block, place = divmod(i, len(self._pattern))
+        number = int(self._pattern[place])
+        return self._sources[number].unit(block * int(self._per_block[number]) + int(self._rank[place]))
+
+    @property
+    def units_per_epoch(self) -> int:
+        """Units until every text of every source has been seen at least once."""
+        return max(ceil(source.units * len(self._pattern) / int(n)) for source, n in zip(self._sources, self._per_block, strict=True))
+
+
+class _Source:
+    """The units of one source, epoch by epoch."""
+
+    def __init__(self, texts: ClipTexts, questions_per_clip: int, seed: int, number: int):
+        self._texts, self._seed, self._number = {clip: tuple(texts[clip]) for clip in sorted(texts) if texts[clip]}, seed, number
+        groups = [ceil(len(indices) / questions_per_clip) for indices in self._texts.values()]
+        self._clip = np.repeat(np.array(list(self._texts), np.int64), groups)
+        self._group = np.concatenate([np.arange(count) for count in groups])
+        self._groups = dict(zip(self._texts, groups, strict=True))
+        self.units = len(self._clip)
+        # Two epochs: the one that is running, and its neighbour when a loader reads ahead over the border.
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def unit(self, i: int) -> Unit:
+        epoch, place = divmod(i, self.units)
+        unit = int(self._order(epoch)[place])
+        clip, group = int(self._clip[unit]), int(self._group[unit])
+        return Unit(self._number, epoch, clip, self._share(epoch, clip, group))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return permutation(self.units, self._seed, self._number, epoch)
+
+    def _share(self, epoch: int, clip: int, group: int) -> tuple[int, ...]:
+        """The clip's texts, shuffled for this epoch, in groups as equal as can be. OURS: 9 texts at q = 8 are 5 + 4, not 8 + 1."""
+        indices = self._texts[clip]
+        order = permutation(len(indices), self._seed, self._number, epoch, clip + 1)
+        size, longer = divmod(len(indices), self._groups[clip])
+        start = group * size + min(group, longer)
+        return tuple(indices[order[j]] for j in range(start, start + size + (group < longer)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_order"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+
+def interleave(ratios: Sequence[float]) -> np.ndarray:
+    """Source numbers of one block, each source spread evenly over it; after k whole blocks the proportions are exact.
+
+    The block is as short as the ratios allow: 3 : 1 gives [0, 0, 1, 0].
+    """
+    total = sum(ratios)
+    shares = [Fraction(ratio / total).limit_denominator(LARGEST_BLOCK // (4 * len(ratios)) or 1) for ratio in ratios]
+    length = lcm(*(share.denominator for share in shares))
+    if sum(shares) != 1 or length > LARGEST_BLOCK or 0 in shares:
+        length = LARGEST_BLOCK
+        counts = _largest_remainders([ratio / total for ratio in ratios], length)
+    else:
+        counts = [int(share * length) for share in shares]
+    places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+    numbers = np.concatenate([np.full(count, number) for number, count in enumerate(counts)])
+    return numbers[np.lexsort((numbers, places))]
+
+
+def _largest_remainders(shares: Sequence[float], total: int) -> list[int]:
+    """Whole numbers in proportion to `shares` that add up to `total`, each at least 1."""
+    counts = [max(1, int(share * total)) for share in shares]
+    by_need = sorted(range(len(shares)), key=lambda n: (counts[n] - shares[n] * total, n))
+    for k in range(total - sum(counts)):
+        counts[by_need[k % len(counts)]] += 1
+    while sum(counts) > total:
+        counts[max(range(len(counts)), key=lambda n: counts[n])] -= 1
+    return counts
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of n numbers that depends on `key` only: sorted by a 64-bit hash, so no library's generator can change it."""
+    salt = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for part in key:
+            salt = _mix(salt ^ np.uint64(part & 0xFFFF_FFFF_FFFF_FFFF))
+        return np.argsort(_mix(np.arange(n, dtype=np.uint64) + salt), kind="stable")
+
+
+def _mix(x: Any) -> Any:
+    """SplitMix64's output function (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
