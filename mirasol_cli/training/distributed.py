@@ -1,0 +1,194 @@
+"""One process or many: joining the process group, wrapping the model, and moving state between whole and sharded form.
+
+The model is written for one device. Data parallelism, activation checkpointing and compilation are put around it here,
+in this order: activation checkpointing, compile (both per block), then DDP or `fully_shard`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
+
+from mirasol_cli.errors import EnvironmentProblem, UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Elementwise sum over all processes, in float64, the same on every process."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, batch: int) -> range:
+        """Positions of the global batch that this process takes: equal contiguous shares in rank order."""
+        if batch % self.size:
+            near = max(self.size, round(batch / self.size) * self.size)
+            raise UsageError(
+                f"train.batch_clips: {batch} does not divide into equal shares for {self.size} processes",
+                f"use a multiple of {self.size}, for example train.batch_clips={near}",
+            )
+        each = batch // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+@contextmanager
+def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
+    """The process group that torchrun (or any launcher setting RANK and WORLD_SIZE) describes; a single process needs none.
+
+    `device` names the kind; with several GPUs each process takes the one of its LOCAL_RANK.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise EnvironmentProblem(
+                f"process {rank} wants GPU {local}, but this machine has {torch.cuda.device_count()}", "start fewer processes (--nproc)"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    already = dist.is_initialized()
+    if not already:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    try:
+        yield World(rank, size, device)
+    finally:
+        if not already:
+            dist.destroy_process_group()
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes a GPU if there is one. Raises EnvironmentProblem for a device this machine lacks."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentProblem("--device cuda: torch sees no CUDA GPU here", "use --device cpu, or install a CUDA build of torch")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentProblem("--device mps: torch sees no Apple GPU here", "use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name!r} is not known", "use auto, cpu, cuda or mps") from None
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks: members of the model's ModuleLists called `layers` or `blocks`, outermost first found."""
+    found: list[nn.Module] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in ("layers", "blocks"):
+            found += list(module)
+    return found
+
+
+def prepare_blocks(model: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
+    """Recompute and compile block by block, in place and without renaming a parameter."""
+    for block in blocks_of(model):
+        if checkpoint_activations:
+            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+        if compile:
+            block.compile()
+
+
+def _recomputed(forward):  # type: ignore[no-untyped-def]
+    @functools.wraps(forward)
+    def run(*args, **kwargs):  # type: ignore[no-untyped-def]
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return recompute(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.Module:
+    """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its blocks sharded in place.
+
+    Gradients come out as the mean over the processes in both forms.
+    """
+    if world.size == 1:
+        return model
+    if kind == "ddp":
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    # Weights travel in bf16, gradients are summed in float32: autocast computes in bf16 anyhow.
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
+    settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
+    for block in blocks_of(model):
+        fully_shard(block, **settings)  # type: ignore[call-overload]
+    return fully_shard(model, **settings)  # type: ignore[call-overload,no-any-return]
+
+
+@contextmanager
+def gradient_sync(runner: nn.Module, last: bool) -> Iterator[None]:
+    """Sum gradients over the processes only in the `last` micro batch of a step."""
+    if isinstance(runner, DistributedDataParallel) and not last:
+        with runner.no_sync():
+            yield
+        return
+    if isinstance(runner, FSDPModule):
+        runner.set_requires_gradient_sync(last)
+    yield
+
+
+@contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[None]:
+    """Inside, a sharded model holds its whole parameters, so that any of its methods can be called (validation)."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            module.set_reshard_after_forward(module is not sharded[0], recurse=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor on the CPU, detached; for a sharded one all processes must call this together."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().to("cpu", copy=True)
+
+
+def like(full: Tensor, reference: Tensor) -> Tensor:
+    """`full` (the same on every process) on the device, in the type and sharding of `reference`, without communication."""
+    if isinstance(reference, DTensor):
+        moved = full.to(reference.to_local().device, reference.dtype)
+        return distribute_tensor(moved, reference.device_mesh, reference.placements, src_data_rank=None)
+    return full.to(reference.device, reference.dtype)

@@ -1,0 +1,113 @@
+"""Checkpoints: what is written is read back; names, rotation, choice of the best."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirasol_cli.errors import CheckpointError
+from mirasol_cli.training import checkpoint as ck
+
+
+def contents(value: float = 0.0, score: float | None = None) -> ck.Contents:
+    state = {"step": 1, "score": score}
+    return ck.Contents(
+        files={"state.json": json.dumps(state).encode(), "config.json": b"{}"},
+        tensors={"model": {"a": torch.full((3, 2), value), "b": torch.arange(4)}, "optimizer": {"exp_avg/a": torch.ones(3, 2)}},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = ck.write_checkpoint(tmp_path, 7, contents(2.5))
+    assert path.name == "step-00000007"
+    assert (tmp_path / "latest").read_text() == "step-00000007\n"
+    assert set(ck.verify(path)["files"]) == {"state.json", "config.json", "model.safetensors", "optimizer.safetensors"}
+    tensors = ck.read_tensors(path, "model")
+    assert tensors is not None
+    assert torch.equal(tensors["a"], torch.full((3, 2), 2.5))
+    assert torch.equal(tensors["b"], torch.arange(4))
+    assert ck.read_tensors(path, "ema") is None
+
+
+def test_large_sets_are_spread_as_hugging_face_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ck, "LARGEST_FILE_BYTES", 100)
+    tensors = {f"t{i}": torch.randn(5, 4) for i in range(5)}  # 80 bytes each
+    path = ck.write_checkpoint(tmp_path, 1, ck.Contents(files={}, tensors={"model": tensors}))
+    names = sorted(p.name for p in path.glob("model-*"))
+    assert names == [f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 400
+    assert index["weight_map"]["t3"] == "model-00004-of-00005.safetensors"
+    read = ck.read_tensors(path, "model")
+    assert read is not None
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_rotation_keeps_newest_and_best_and_ignores_incomplete(tmp_path: Path) -> None:
+    for step, score in [(1, 0.1), (2, 0.9), (3, 0.3), (4, 0.2), (5, None)]:
+        ck.write_checkpoint(tmp_path, step, contents(step, score))
+    for step in (6, 7, 8):  # as a foreign copy might leave them: named as finished, but without a manifest
+        (tmp_path / ck.step_name(step)).mkdir()
+    ck.rotate(tmp_path, keep=2)
+    left = [p.name for p in ck.checkpoints_in(tmp_path)]
+    assert left == [ck.step_name(s) for s in (2, 4, 5, 6, 7, 8)]
+    assert ck.find_checkpoint(tmp_path.parent / tmp_path.name, str(tmp_path / ck.step_name(5))).name == ck.step_name(5)
+
+
+def test_find_best_latest_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        ck.find_checkpoint(tmp_path, "latest")
+    ck.write_checkpoint(folder, 1, contents(0, 0.8))
+    ck.write_checkpoint(folder, 2, contents(0, 0.5))
+    assert ck.find_checkpoint(tmp_path, "best").name == ck.step_name(1)
+    assert ck.find_checkpoint(tmp_path, "latest").name == ck.step_name(2)
+    assert ck.find_checkpoint(tmp_path / "elsewhere", str(tmp_path)).name == ck.step_name(1)
+    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+        ck.find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
+
+
+def test_best_without_validation_is_the_newest(tmp_path: Path) -> None:
+    ck.write_checkpoint(tmp_path / "checkpoints", 1, contents())
+    ck.write_checkpoint(tmp_path / "checkpoints", 2, contents())
+    assert ck.find_checkpoint(tmp_path, "best").name == ck.step_name(2)
+
+
+def test_a_step_written_again_replaces_the_old_one(tmp_path: Path) -> None:
+    ck.write_checkpoint(tmp_path, 1, contents(1.0))
+    path = ck.write_checkpoint(tmp_path, 1, contents(2.0))
+    tensors = ck.read_tensors(path, "model")
+    assert tensors is not None
+    assert tensors["a"][0, 0] == 2
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"schema": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}',
+        '{"schema": 9, "files": {"a": {"bytes": 1, "sha256": ""}}}',
+    ],
+)
+def test_hostile_manifests_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        ck.verify(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_listed() -> None:
+    model = torch.nn.Linear(2, 3)
+    with pytest.raises(CheckpointError, match=r"bias is missing; extra is unknown to the model; weight has shape \[3, 5\]"):
+        ck.load_weights(model, {"weight": torch.zeros(3, 5), "extra": torch.zeros(1)}, "somewhere")
+
+
+def test_tied_weights_are_written_once() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    tensors = ck.model_tensors(model)
+    assert list(tensors) == ["0.weight"]
+    ck.load_weights(model, {"0.weight": torch.ones(5, 4)}, "somewhere")
+    assert model[1].weight.sum() == 20
