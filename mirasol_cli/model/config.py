@@ -109,6 +109,10 @@ class TextConfig:
             raise SettingError("cross_every", f"{self.cross_every} is above {self.layers} layers; the text would never see the media")
 
 
+HEADS = ("latent", "video", "audio", "contrastive")
+"""Losses that need parameters of their own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The recipe section `model:`, after the preset has been filled in."""
@@ -119,9 +123,15 @@ class ModelConfig:
     latent: LatentConfig = setting(factory=LatentConfig)
     reconstruction: ReconstructionConfig = setting(factory=ReconstructionConfig)
     text: TextConfig = setting(factory=TextConfig)
+    heads: tuple[str, ...] = setting(
+        ("latent", "video"), "loss heads the model carries besides text: latent, video, audio, contrastive; training sets it from `loss:`"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for head in self.heads:
+            if head not in HEADS:
+                raise SettingError("heads", f"{head!r} is not one of {', '.join(HEADS)}")
 
     @staticmethod
     def from_plain(plain: dict) -> ModelConfig:
@@ -132,6 +142,7 @@ class ModelConfig:
             latent=LatentConfig(**plain["latent"]),
             reconstruction=ReconstructionConfig(**plain["reconstruction"]),
             text=TextConfig(**plain["text"]),
+            heads=tuple(plain["heads"]),
         )
 
 

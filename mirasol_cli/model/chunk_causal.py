@@ -1,0 +1,158 @@
+"""Transformer over chunks of tokens, causal in chunks: every token sees its own chunk and the chunks before, whole.
+
+Used twice: as the latent model (M tokens per chunk) and as the Combiner that sees history (N tokens per chunk).
+Positions are rotary and count chunks (paper.md A13); inside a chunk the tokens carry what tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mirasol_cli.model.layers import Block, join_heads, norm, rotary_table, rotate, split_heads
+
+KeyValue = tuple[Tensor, Tensor]  # each [B, heads, S, N, D / heads]
+
+
+@dataclass(frozen=True)
+class ChunkCache:
+    """What later chunks need of the earlier ones: keys and values per layer, and which of their tokens are valid."""
+
+    layers: tuple[KeyValue, ...]
+    valid_BSN: Tensor
+    chunks: int  # seen so far, including those that a window has dropped
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Which keys a chunk sees: those of valid tokens of earlier chunks in the window, and of its own chunk. Where a
+    chunk has no valid token it sees all of its own, so that its outputs stay finite; whoever uses them masks them."""
+
+    valid_BSN: Tensor | None
+    past: int  # chunks before the first query chunk that are among the keys
+    window: int  # 0: all
+
+    def first(self, chunk: int) -> int:
+        """The first key chunk that query chunk `chunk` sees."""
+        return max(0, self.past + chunk + 1 - self.window) if self.window else 0
+
+    def keys(self, chunk: int) -> Tensor | None:
+        """Mask [B, 1, 1, keys] for one query chunk over key chunks first(chunk) .. past + chunk; None: all."""
+        if self.valid_BSN is None:
+            return None
+        own = self.past + chunk
+        valid = self.valid_BSN[:, self.first(chunk) : own + 1]
+        empty_own = torch.zeros_like(valid)
+        empty_own[:, -1] = ~valid[:, -1].any(-1, keepdim=True)
+        return (valid | empty_own).flatten(1)[:, None, None]
+
+
+class ChunkBlock(Block):
+    """A block whose attention is causal in chunks. Same weights as `Block`."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x_BTLD: Tensor,
+        memory_BTND: Tensor,
+        visible: Visible,
+        rotary: tuple[Tensor, Tensor],
+        past: KeyValue | None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Queries x [B, T, L, D] at the chunks of memory [B, T, N, D]; also returns keys and values, past included."""
+        if self.checkpoint and torch.is_grad_enabled():
+            result = checkpoint(self._chunks, x_BTLD, memory_BTND, visible, rotary, past, use_reentrant=False)
+            return cast(tuple[Tensor, KeyValue], result)
+        return self._chunks(x_BTLD, memory_BTND, visible, rotary, past)
+
+    def _chunks(
+        self, x_BTLD: Tensor, memory_BTND: Tensor, visible: Visible, rotary: tuple[Tensor, Tensor], past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        heads = self.attention.heads
+        normed = self.norm1(x_BTLD)
+        query = rotate(_heads_first(self.attention.query(normed), heads), *rotary)
+        source = normed if memory_BTND is x_BTLD else self.norm1(memory_BTND)
+        key, value = (_heads_first(half, heads) for half in self.attention.key_value(source).chunk(2, dim=-1))
+        key = rotate(key, *rotary)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        attended = chunk_causal_attention(query, key, value, visible)
+        return self.after_attention(x_BTLD, self.attention.out(join_heads(attended.transpose(1, 2)))), (key, value)
+
+
+class ChunkTransformer(nn.Module):
+    """`layers` chunk-causal blocks and a final LayerNorm; with a window, a chunk looks back on window - 1 others."""
+
+    def __init__(self, width: int, heads: int, mlp: int, layers: int, *, window: int = 0, dropout: float = 0.0):
+        super().__init__()
+        self.blocks = nn.ModuleList(ChunkBlock(width, heads, mlp, dropout=dropout) for _ in range(layers))
+        self.norm = norm(width)
+        self.head_width, self.window = width // heads, window
+
+    def forward(
+        self,
+        x_BTND: Tensor,
+        valid_BTN: Tensor | None = None,
+        cache: ChunkCache | None = None,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """[B, T, N, D] -> [B, T, N, D], or [B, T, L, D] where `keep` picks L tokens of a chunk as the only outputs."""
+        return self._run(x_BTND, valid_BTN, cache, keep)[0]
+
+    def append(
+        self,
+        x_BTND: Tensor,
+        valid_BTN: Tensor | None = None,
+        cache: ChunkCache | None = None,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, ChunkCache]:
+        """As `forward` for chunks that follow those in `cache`; equal to running all of them at once."""
+        x, layers = self._run(x_BTND, valid_BTN, cache, keep)
+        valid = torch.ones(x_BTND.shape[:3], dtype=torch.bool, device=x.device) if valid_BTN is None else valid_BTN
+        if cache is not None:
+            valid = torch.cat([cache.valid_BSN, valid], dim=1)
+        chunks = x_BTND.shape[1] + (cache.chunks if cache is not None else 0)
+        start = max(0, valid.shape[1] - (self.window - 1)) if self.window else 0
+        kept = tuple((key[:, :, start:], value[:, :, start:]) for key, value in layers)
+        return x, ChunkCache(kept, valid[:, start:], chunks)
+
+    def _run(
+        self, x: Tensor, valid_BTN: Tensor | None, cache: ChunkCache | None, keep: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        seen, past = (cache.chunks, cache.valid_BSN.shape[1]) if cache is not None else (0, 0)
+        if cache is not None:
+            own = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device) if valid_BTN is None else valid_BTN
+            valid_BTN = torch.cat([cache.valid_BSN, own], dim=1)
+        visible = Visible(valid_BTN, past, self.window)
+        cosines, sines = rotary_table(torch.arange(seen, seen + x.shape[1], device=x.device), self.head_width)
+        rotary = cosines[:, None], sines[:, None]  # one rotation for all tokens of a chunk
+        layers: list[KeyValue] = []
+        for index, block in enumerate(self.blocks):
+            last = index == len(self.blocks) - 1
+            queries = keep(x) if last and keep is not None else x
+            x, key_value = block(queries, x, visible, rotary, cache.layers[index] if cache is not None else None)
+            layers.append(key_value)
+        return self.norm(x), layers
+
+
+def chunk_causal_attention(query_BhTLd: Tensor, key_BhSNd: Tensor, value_BhSNd: Tensor, visible: Visible) -> Tensor:
+    """[B, h, T, L, d]: one attention per query chunk, over just the keys it sees.
+
+    Half the products of a dense masked attention, and no mask at all where everything is valid.
+    """
+    outputs = []
+    for chunk in range(query_BhTLd.shape[2]):
+        seen = slice(visible.first(chunk), visible.past + chunk + 1)
+        key, value = key_BhSNd[:, :, seen].flatten(2, 3), value_BhSNd[:, :, seen].flatten(2, 3)
+        outputs.append(F.scaled_dot_product_attention(query_BhTLd[:, :, chunk], key, value, attn_mask=visible.keys(chunk)))
+    return torch.stack(outputs, dim=2)
+
+
+def _heads_first(x_BTND: Tensor, heads: int) -> Tensor:
+    """[B, T, N, D] -> [B, heads, T, N, D / heads]."""
+    return split_heads(x_BTND, heads).transpose(1, 2)

@@ -1,0 +1,203 @@
+"""Combiners: all sound and picture tokens of a chunk in, M tokens out (paper, section on the Combiner).
+
+All six have one interface: `forward(tokens_BTND, valid_BTN, state) -> (combined_BTMD, state)`. The state is what
+later chunks need: TTM's memory, the history Transformer's keys and values, None for the others; feeding a clip
+chunk by chunk with the state handed on equals feeding it at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
+from mirasol_cli.model.config import CombinerConfig
+from mirasol_cli.model.layers import Block, key_mask, learned, norm, resize, touch
+from mirasol_cli.model.token_turing import TokenTuringMachine
+from mirasol_cli.settings import SettingError
+
+CombinerState = Tensor | ChunkCache | None
+
+
+def build_combiner(config: CombinerConfig, input_width: int, tokens_per_chunk: int) -> Combiner:
+    """The Combiner of `config.kind`; M > N is refused, since a Combiner compresses."""
+    if config.kind != "none" and config.outputs > tokens_per_chunk:
+        raise SettingError(
+            "outputs",
+            f"M = {config.outputs} outputs are more than the N = {tokens_per_chunk} tokens of a chunk; lower it",
+        )
+    history = config.kind == "transformer" and config.context == "history"
+    kinds = {"ttm": Turing, "perceiver": Perceiver, "cls": ClassTokens, "mean": Mean, "none": NoCombiner, "transformer": LastOutputs}
+    return HistoryLastOutputs(config, input_width) if history else kinds[config.kind](config, input_width)
+
+
+class Combiner(nn.Module):
+    """Base: the change of width from the encoder, and the number of outputs."""
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__()
+        self.outputs = config.outputs
+        self.enter = resize(input_width, config.width)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        raise NotImplementedError
+
+
+class LastOutputs(Combiner):
+    """Transformer over the tokens of one chunk; its last M valid outputs are kept ("transformer", context: chunk).
+
+    A chunk with fewer than M valid tokens is filled up with learned tokens. Only the M kept tokens ask in the last
+    block: what the others would compute there is never used.
+    """
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__(config, input_width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.norm = norm(config.width)
+        self.filler = learned(config.outputs, config.width)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        shape = x_BTND.shape[:2]
+        x = self.enter(x_BTND).flatten(0, 1)
+        valid = None if valid_BTN is None else valid_BTN.flatten(0, 1)
+        mask = key_mask(valid)
+        for block in self.blocks[:-1]:
+            x = block(x, mask)
+        last = LastValid(valid, self.outputs)
+        x = self.norm(self.blocks[-1](last.pick(x), mask, x))
+        return last.fill(x, self.filler).unflatten(0, shape), None
+
+
+class HistoryLastOutputs(Combiner):
+    """Transformer over the tokens of this and all earlier chunks, causal in chunks ("transformer", context: history)."""
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__(config, input_width)
+        if (config.width // config.heads) % 2:
+            raise SettingError("heads", f"width {config.width} / {config.heads} heads is odd; context: history has rotary positions")
+        self.transformer = ChunkTransformer(config.width, config.heads, config.mlp, config.layers, dropout=config.dropout)
+        self.filler = learned(config.outputs, config.width)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        assert not isinstance(state, Tensor)
+        last = LastValid(valid_BTN, self.outputs)
+        x, cache = self.transformer.append(self.enter(x_BTND), valid_BTN, state, last.pick)
+        return last.fill(x, self.filler), cache
+
+
+class LastValid:
+    """Picks the last M valid tokens of each sequence [..., N, D], in order, and fills up where fewer are valid."""
+
+    def __init__(self, valid: Tensor | None, count: int):
+        self.count = count
+        self.index: Tensor | None = None
+        if valid is not None:
+            place = torch.arange(valid.shape[-1], device=valid.device)
+            latest = torch.where(valid, place, -1).topk(count, dim=-1).values.flip(-1)  # invalid ones come first, as -1
+            self.found, self.index = latest >= 0, latest.clamp(min=0)
+
+    def pick(self, x: Tensor) -> Tensor:
+        """[..., N, D] -> [..., M, D]; unfilled places hold some token."""
+        if self.index is None:
+            return x[..., -self.count :, :]
+        return x.gather(-2, self.index[..., None].expand(*self.index.shape, x.shape[-1]))
+
+    def fill(self, x: Tensor, filler_MD: Tensor) -> Tensor:
+        """[..., M, D] with learned tokens where none was found."""
+        if self.index is None:
+            return touch(x, filler_MD)
+        return torch.where(self.found[..., None], x, filler_MD.to(x.dtype))
+
+
+class Turing(Combiner):
+    """The memory Combiner: a Token Turing Machine whose outputs are the M tokens; its memory is the state."""
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__(config, input_width)
+        self.machine = TokenTuringMachine(config)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        assert not isinstance(state, ChunkCache)
+        return self.machine(self.enter(x_BTND), valid_BTN, state)
+
+
+class Perceiver(Combiner):
+    """OURS (paper.md A21): M learned queries; each block asks the chunk's tokens and the queries themselves."""
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__(config, input_width)
+        self.queries = learned(config.outputs, config.width)
+        self.token_norm = norm(config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.norm = norm(config.width)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        shape = x_BTND.shape[:2]
+        tokens = self.token_norm(self.enter(x_BTND).flatten(0, 1))
+        mask = with_valid_tokens(valid_BTN, self.outputs)
+        x = self.queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+        for block in self.blocks:
+            x = block(x, mask, torch.cat([tokens, x], dim=1))
+        return self.norm(x).unflatten(0, shape), None
+
+
+class ClassTokens(Combiner):
+    """OURS (paper.md A21): M learned tokens are appended to the chunk's tokens; their outputs are kept."""
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__(config, input_width)
+        self.tokens = learned(config.outputs, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.norm = norm(config.width)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        shape = x_BTND.shape[:2]
+        x = self.enter(x_BTND).flatten(0, 1)
+        x = torch.cat([x, self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+        mask = with_valid_tokens(valid_BTN, self.outputs)
+        for block in self.blocks[:-1]:
+            x = block(x, mask)
+        x = self.blocks[-1](x[:, -self.outputs :], mask, x)
+        return self.norm(x).unflatten(0, shape), None
+
+
+class Mean(Combiner):
+    """OURS (paper.md A21): the means of M groups of neighbouring tokens; a group without a valid token is filled up."""
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__(config, input_width)
+        self.norm = norm(config.width)
+        self.filler = learned(config.outputs, config.width)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        x = self.enter(x_BTND)
+        group = torch.arange(x.shape[2], device=x.device) * self.outputs // x.shape[2]
+        member_MN = (group == torch.arange(self.outputs, device=x.device)[:, None]).to(x.dtype)
+        if valid_BTN is None:
+            mean = (member_MN / member_MN.sum(-1, keepdim=True)) @ x
+            return touch(self.norm(mean), self.filler), None
+        member = member_MN * valid_BTN[:, :, None]
+        count = member.sum(-1, keepdim=True)
+        mean = self.norm((member / count.clamp(min=1)) @ x)
+        return torch.where(count > 0, mean, self.filler.to(mean.dtype)), None
+
+
+class NoCombiner(Combiner):
+    """An ablation: all N tokens go on; invalid ones are replaced by one learned token."""
+
+    def __init__(self, config: CombinerConfig, input_width: int):
+        super().__init__(config, input_width)
+        self.filler = learned(config.width)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+        x = self.enter(x_BTND)
+        if valid_BTN is None:
+            return touch(x, self.filler), None
+        return torch.where(valid_BTN[..., None], x, self.filler.to(x.dtype)), None
+
+
+def with_valid_tokens(valid_BTN: Tensor | None, added: int) -> Tensor | None:
+    """Key mask [B T, 1, 1, N + added] for sequences that end in `added` tokens which are always valid."""
+    if valid_BTN is None:
+        return None
+    return key_mask(nn.functional.pad(valid_BTN.flatten(0, 1), (0, added), value=True))

@@ -1,0 +1,59 @@
+"""The time-aligned autoregression: latents h_t from the Combiner outputs of chunks up to t, and the next-chunk head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
+from mirasol_cli.model.config import LatentConfig
+from mirasol_cli.model.layers import FeedForward, learned, norm, resize, touch
+
+
+class LatentModel(nn.Module):
+    """Block-causal Transformer over T x M tokens: rotary position by chunk plus a learned embedding of the slot.
+
+    With `layers: 0` no chunk sees another (the ablation without autoregression). `slots` is M; 0 leaves the slot
+    embedding out (Combiner `none`: its tokens have positions of their own, and their number depends on the frames).
+    """
+
+    def __init__(self, config: LatentConfig, input_width: int, slots: int, *, predict: bool):
+        super().__init__()
+        self.enter = resize(input_width, config.width)
+        self.slot = learned(slots, config.width) if slots else None
+        self.mask_token = learned(config.width)
+        self.transformer = ChunkTransformer(
+            config.width, config.heads, config.mlp, config.layers, window=config.window, dropout=config.dropout
+        )
+        self.next_chunk = NextChunk(config.width, input_width) if predict else None
+
+    def forward(self, combined_BTMD: Tensor, masked_BT: Tensor | None = None, valid_BT: Tensor | None = None) -> Tensor:
+        """[B, T, M, D] -> [B, T, M, D]. `masked_BT`: chunks hidden behind the mask token; `valid_BT`: False for padding."""
+        return self.transformer(self._inputs(combined_BTMD, masked_BT), self._token_valid(combined_BTMD, valid_BT))
+
+    def append(self, combined_BTMD: Tensor, valid_BT: Tensor | None = None, cache: ChunkCache | None = None) -> tuple[Tensor, ChunkCache]:
+        """As `forward`, for chunks that follow those in `cache`."""
+        return self.transformer.append(self._inputs(combined_BTMD, None), self._token_valid(combined_BTMD, valid_BT), cache)
+
+    def _inputs(self, combined: Tensor, masked_BT: Tensor | None) -> Tensor:
+        x = self.enter(combined)
+        if masked_BT is None:
+            x = touch(x, self.mask_token)
+        else:
+            x = torch.where(masked_BT[..., None, None], self.mask_token.to(x.dtype), x)
+        return x if self.slot is None else x + self.slot
+
+    def _token_valid(self, combined: Tensor, valid_BT: Tensor | None) -> Tensor | None:
+        return None if valid_BT is None else valid_BT[..., None].expand(combined.shape[:3])
+
+
+class NextChunk(nn.Module):
+    """Predicts the Combiner output of chunk t + 1 from the latent of chunk t, slot by slot."""
+
+    def __init__(self, width: int, output: int):
+        super().__init__()
+        self.norm = norm(width)
+        self.mlp = FeedForward(width, 2 * width, output=output)
+
+    def forward(self, latents_BTMD: Tensor) -> Tensor:
+        return self.mlp(self.norm(latents_BTMD))

@@ -1,0 +1,231 @@
+"""Losses as (sum, count), so that means can be taken over a global batch, and what tells learning from collapse.
+
+A cosine between prediction and next latent collapses: on noise it falls to zero while all latents become one vector,
+even with a detached target. Here the target is the Combiner output of the next chunk, detached; the error is counted
+in units of the target's own variance, and two terms after VICReg (arXiv 2105.04906) keep that variance: every channel
+spreads over clips and chunks, and channels do not repeat one another. The form and its factors are OURS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mirasol_cli.errors import UsageError
+from mirasol_cli.model.config import HEADS, ModelConfig
+from mirasol_cli.model.layers import linear
+from mirasol_cli.settings import SettingError
+
+SPREAD = 1.0  # weight of the variance term against the prediction error
+DECORRELATION = 0.04  # weight of the covariance term; VICReg has the same 25 : 1
+LEAST_VARIANCE = 0.1  # the prediction error is not magnified beyond this
+DIAGNOSED_ROWS = 4096  # latents looked at for the effective rank
+
+
+class LossPart(NamedTuple):
+    sum: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weight of every loss; one of zero is not computed. Same keys as the recipe section `loss:`."""
+
+    text: float = 1.0
+    latent: float = 1.0
+    video: float = 1.0
+    audio: float = 0.0
+    contrastive: float = 0.0
+    label_smoothing: float = 0.0
+
+    def of(self, name: str) -> float:
+        return float(getattr(self, name))
+
+    def check_heads(self, heads: tuple[str, ...]) -> None:
+        """Raise `SettingError` for a weight whose head the model was built without."""
+        for name in HEADS:
+            if self.of(name) > 0 and name not in heads:
+                raise SettingError(
+                    name, f"loss weight {self.of(name)}, but the model was built with heads {', '.join(heads) or 'none'} only"
+                )
+
+
+def with_heads(config: ModelConfig, weights: LossWeights) -> ModelConfig:
+    """The configuration with just the heads that these weights need, so that every parameter gets a gradient."""
+    return replace(config, heads=tuple(name for name in HEADS if weights.of(name) > 0))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Detached tensors that the diagnostics are computed from."""
+
+    predicted_BTMD: Tensor  # for chunks 1 .. T - 1
+    target_BTMD: Tensor
+    pairs_BT: Tensor  # bool
+
+
+@dataclass
+class Losses:
+    """Named losses of one batch; `diagnostics` are computed only when asked for."""
+
+    parts: dict[str, LossPart] = field(default_factory=dict)
+    latents_BTMD: Tensor | None = None
+    present_BT: Tensor | None = None
+    prediction: Prediction | None = None
+
+    def total(self, weights: LossWeights, counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
+        """Weighted sum of the means. `counts` replaces the local counts by those of the global batch (per process)."""
+        if not self.parts:
+            raise UsageError("this batch has no loss: no text, and every weight of an audio-video loss is zero")
+        counts = counts or {name: part.count for name, part in self.parts.items()}
+        terms = []
+        for name, part in self.parts.items():
+            count = torch.as_tensor(counts[name], dtype=part.sum.dtype, device=part.sum.device)
+            terms.append(weights.of(name) * part.sum / count.clamp(min=1))
+        return torch.stack(terms).sum()
+
+    @cached_property
+    def diagnostics(self) -> dict[str, float]:
+        """`rank`: effective rank of the centred latents. `cosine`: mean cosine between latents of different clips.
+        `r2`: share of the next Combiner output's variance that is predicted (0: no better than the slot's mean)."""
+        found: dict[str, float] = {}
+        if self.latents_BTMD is not None and self.present_BT is not None:
+            found["rank"] = float(effective_rank(self.latents_BTMD, self.present_BT))
+            if self.latents_BTMD.shape[0] > 1:
+                found["cosine"] = float(cosine_between_clips(self.latents_BTMD, self.present_BT))
+        if self.prediction is not None and int(self.prediction.pairs_BT.sum()) > 1:
+            found["r2"] = float(r2(self.prediction))
+        return found
+
+
+def consecutive(present_BT: Tensor) -> Tensor:
+    """bool [B, T - 1]: chunk t and chunk t + 1 are both real."""
+    return present_BT[:, :-1] & present_BT[:, 1:]
+
+
+def masked_error(predicted: Tensor, target: Tensor, valid: Tensor) -> LossPart:
+    """Sum over valid items of the mean squared error of an item; `valid` has the leading axes of both."""
+    error = (predicted.float() - target.float()).square().flatten(valid.dim()).mean(-1)
+    return LossPart(torch.where(valid, error, 0.0).sum(), valid.sum())
+
+
+def latent_loss(predicted_BTMD: Tensor, combined_BTMD: Tensor, present_BT: Tensor) -> LossPart:
+    """Next-chunk prediction in units of the target's variance, and the spread that forbids a constant target.
+
+    The statistics are those of the local batch. Counts pairs of consecutive chunks.
+    """
+    pairs = consecutive(present_BT)
+    target = combined_BTMD[:, 1:].detach()
+    error = masked_error(predicted_BTMD, target, pairs)
+    variance = slot_variance(combined_BTMD.detach(), present_BT).mean().clamp(min=LEAST_VARIANCE)
+    return LossPart(error.sum / variance + error.count * spread_loss(combined_BTMD, present_BT), error.count)
+
+
+def spread_loss(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
+    """Variance hinge and covariance penalty over clips and chunks, each slot about its own mean."""
+    centred = centre_slots(x_BTMD.float(), present_BT)
+    rows = degrees_of_freedom(present_BT) * x_BTMD.shape[2]
+    flat = centred.flatten(0, 2)
+    covariance = flat.T @ flat / rows
+    deviation = (covariance.diagonal() + 1e-4).sqrt()
+    off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
+    return SPREAD * F.relu(1 - deviation).mean() + DECORRELATION * off_diagonal / x_BTMD.shape[-1]
+
+
+def centre_slots(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
+    """x minus its slot's mean over real chunks; zero where a chunk is not real."""
+    weight = present_BT[..., None, None].to(x_BTMD.dtype)
+    mean = (x_BTMD * weight).sum((0, 1)) / weight.sum().clamp(min=1)
+    return torch.where(present_BT[..., None, None], x_BTMD - mean, 0.0)
+
+
+def slot_variance(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
+    """Unbiased variance [M, D] over real chunks."""
+    return centre_slots(x_BTMD.float(), present_BT).square().sum((0, 1)) / degrees_of_freedom(present_BT)
+
+
+def degrees_of_freedom(present_BT: Tensor) -> Tensor:
+    return (present_BT.sum() - 1).clamp(min=1)
+
+
+@torch.no_grad()
+def effective_rank(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
+    """exp(entropy of the normalised singular values) of the centred rows (Roy & Vetterli 2007); 1 .. D."""
+    rows = centre_slots(x_BTMD.float(), present_BT)[present_BT].flatten(0, 1)
+    step = max(1, rows.shape[0] // DIAGNOSED_ROWS)
+    values = torch.linalg.svdvals(rows[::step])
+    share = values / values.sum().clamp(min=1e-12)
+    return torch.special.entr(share).sum().exp()
+
+
+@torch.no_grad()
+def cosine_between_clips(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
+    """Mean cosine between the mean latents of different clips; near 1 after a collapse."""
+    weight = present_BT[..., None].float()
+    pooled = (x_BTMD.float().mean(2) * weight).sum(1) / weight.sum(1).clamp(min=1)
+    unit = F.normalize(pooled, dim=-1)
+    clips = unit.shape[0]
+    return ((unit @ unit.T).sum() - unit.square().sum()) / (clips * (clips - 1))
+
+
+@torch.no_grad()
+def r2(prediction: Prediction) -> Tensor:
+    """1 - error / variance of the target about its slot's mean, over valid pairs. The slot means are taken from the same
+    pairs; their variance is the unbiased one, so that the true mean scores 0, not less."""
+    predicted, target, pairs = prediction.predicted_BTMD, prediction.target_BTMD, prediction.pairs_BT
+    error = masked_error(predicted, target, pairs)
+    return 1 - (error.sum / error.count) / slot_variance(target, pairs).mean()
+
+
+class ContrastiveHead(nn.Module):
+    """Clip and text vectors in one space, with a learned temperature (as CLIP, arXiv 2103.00020)."""
+
+    def __init__(self, clip_width: int, text_width: int):
+        super().__init__()
+        shared = min(clip_width, text_width, 512)
+        self.clip = linear(clip_width, shared)
+        self.text = linear(text_width, shared)
+        self.log_scale = nn.Parameter(torch.full((1,), 14.3).log())
+
+    def forward(self, clips_BD: Tensor, texts_BD: Tensor, valid_B: Tensor) -> LossPart:
+        """Symmetric cross-entropy of the valid local clips against the texts of all processes, and the reverse.
+
+        Every process must hold the same number of clips; rows that lack picture and sound or text are marked invalid.
+        """
+        clips = F.normalize(self.clip(clips_BD).float(), dim=-1)
+        texts = F.normalize(self.text(texts_BD).float(), dim=-1)
+        all_clips, all_texts, all_valid = gather(clips), gather(texts), gather(valid_B)
+        first = dist.get_rank() * len(valid_B) if _distributed() else 0
+        label = torch.arange(first, first + len(valid_B), device=clips.device)
+        scale = self.log_scale.exp().clamp(max=100.0)
+        error = self._error(clips, all_texts, all_valid, label, scale) + self._error(texts, all_clips, all_valid, label, scale)
+        return LossPart(torch.where(valid_B, error / 2, 0.0).sum(), valid_B.sum())
+
+    @staticmethod
+    def _error(own: Tensor, others: Tensor, valid: Tensor, label: Tensor, scale: Tensor) -> Tensor:
+        scores = (scale * own @ others.T).masked_fill(~valid, -1e4)
+        return F.cross_entropy(scores, label, reduction="none")
+
+
+def gather(x: Tensor) -> Tensor:
+    """x of all processes, joined on dimension 0; gradients flow back to the process that x came from."""
+    if not _distributed():
+        return x
+    if x.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(x))
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

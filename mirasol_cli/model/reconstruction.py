@@ -1,0 +1,73 @@
+"""Reconstruction of the next chunk from the latents of this one: thumbnails, and on request the spectrogram.
+
+A small Transformer with one learned query per patch asks the M latents of chunk t for chunk t + 1 (paper.md 1.7; the
+target, small pixels, is A10). Tubes are sparse, so that the target can't be their own pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, AudioGeometry
+from mirasol_cli.model.config import ReconstructionConfig
+from mirasol_cli.model.encoders import spectrogram_patches
+from mirasol_cli.model.layers import Block, learned, linear, norm, resize
+from mirasol_cli.model.losses import LossPart, consecutive, masked_error
+
+PATCH = 8  # px of a thumbnail; a query predicts its square in all four thumbnails
+THUMBNAIL_QUERIES = (THUMBNAIL_SIZE // PATCH) ** 2
+THUMBNAIL_NUMBERS = THUMBNAIL_FRAMES * PATCH * PATCH * 3
+
+
+class Reconstruction(nn.Module):
+    """Heads for the next chunk's picture (`video`) and sound (`audio`); each shares nothing with the other."""
+
+    def __init__(self, config: ReconstructionConfig, input_width: int, audio: AudioGeometry, heads: tuple[str, ...]):
+        super().__init__()
+        self.audio_geometry = audio
+        self.video = PatchPredictor(config, input_width, THUMBNAIL_QUERIES, THUMBNAIL_NUMBERS) if "video" in heads else None
+        self.audio = PatchPredictor(config, input_width, audio.tokens, audio.patch**2) if "audio" in heads else None
+
+    def video_loss(self, latents_BTMD: Tensor, thumbnails: Tensor, seen_BT: Tensor, valid_BT: Tensor) -> LossPart:
+        """Squared error of the normalised pixels of chunk t + 1, where its thumbnails (`seen_BT`) and both chunks are real."""
+        assert self.video is not None
+        predicted = self.video(latents_BTMD[:, :-1])
+        target = thumbnail_patches(thumbnails[:, 1:])
+        return masked_error(predicted, target, consecutive(valid_BT) & seen_BT[:, 1:])
+
+    def audio_loss(self, latents_BTMD: Tensor, mel_BTZS: Tensor, heard_BTN: Tensor, valid_BT: Tensor) -> LossPart:
+        """Squared error of the log-mel patches of chunk t + 1, where they hold sound; counts patches."""
+        assert self.audio is not None
+        predicted = self.audio(latents_BTMD[:, :-1])
+        target = spectrogram_patches(mel_BTZS[:, 1:], self.audio_geometry)
+        return masked_error(predicted, target, consecutive(valid_BT)[..., None] & heard_BTN[:, 1:])
+
+
+class PatchPredictor(nn.Module):
+    """Learned queries that attend to the latents of one chunk and to each other."""
+
+    def __init__(self, config: ReconstructionConfig, input_width: int, queries: int, numbers: int):
+        super().__init__()
+        self.enter = resize(input_width, config.width)
+        self.queries = learned(queries, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp) for _ in range(config.layers))
+        self.norm = norm(config.width)
+        self.out = linear(config.width, numbers)
+
+    def forward(self, latents_BTMD: Tensor) -> Tensor:
+        """[B, T, M, D] -> [B, T, queries, numbers]."""
+        latents = self.enter(latents_BTMD).flatten(0, 1)
+        x = self.queries.to(latents.dtype).expand(latents.shape[0], -1, -1)
+        for block in self.blocks:
+            x = block(x, None, torch.cat([latents, x], dim=1))
+        return self.out(self.norm(x)).unflatten(0, latents_BTMD.shape[:2])
+
+
+def thumbnail_patches(thumbnails: Tensor) -> Tensor:
+    """uint8 [B, T, 4, 32, 32, 3] -> float [B, T, 16, 768]: 8 px squares through the four thumbnails.
+
+    OURS: (x / 255 - 0.5) / 0.25, since natural pixels have a standard deviation of about a quarter of their range.
+    """
+    squares = thumbnails.unflatten(4, (-1, PATCH)).unflatten(3, (-1, PATCH))  # B T F row py column px C
+    return squares.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).flatten(2, 3).float() / 63.75 - 2

@@ -1,0 +1,176 @@
+"""Token Turing Machine (arXiv 2211.09119), after the equations of the authors' code (paper.md 4.2).
+
+Per chunk, with memory of K tokens and N inputs: read Z = S_M([memory; input]), process O = Transformer(Z),
+write memory' = S_K([memory; input; O]); O are the M outputs. Two things differ from the original, both on purpose:
+memory comes in and goes out as a value (long video is fed piece by piece), and the learned positions give all inputs
+one vector, because N changes with the frames of a chunk while the weights must not (the inputs bring positions of
+their own). GELU is the tanh form and LayerNorm's eps 1e-6, Flax's defaults.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mirasol_cli.model.config import CombinerConfig
+from mirasol_cli.model.layers import Block, FeedForward, join_heads, learned, linear, norm, split_heads, touch
+
+BOTTLENECK = 64  # hidden units of TokenLearner's and add-erase's small networks
+ERASE_TOKENS = 8  # selection maps of the add-erase write
+QUERY_HEADS = 8  # heads of the query read and write, whatever the Transformer has
+
+
+class TokenLearner(nn.Module):
+    """TokenLearner v1.1: softmax over tokens of MLP(LayerNorm(X)), times X itself."""
+
+    def __init__(self, width: int, outputs: int, dropout: float):
+        super().__init__()
+        self.norm = norm(width)
+        self.scores = FeedForward(width, BOTTLENECK, output=outputs, dropout=dropout, gelu="tanh")
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What depends on single tokens, so that all chunks' inputs are done in one product: scores and values."""
+        return self.scores(self.norm(x)), x
+
+    def summarise(self, scores_BLP: Tensor, x_BLD: Tensor, valid_BL: Tensor | None) -> Tensor:
+        """[B, P, D]."""
+        if valid_BL is not None:
+            scores_BLP = scores_BLP.masked_fill(~valid_BL[..., None], float("-inf"))
+        return scores_BLP.softmax(dim=1).transpose(1, 2) @ x_BLD
+
+
+class QueryPooling(nn.Module):
+    """The MHA form of TokenLearner: learned queries, one attention, no LayerNorm, no residual."""
+
+    def __init__(self, width: int, outputs: int, heads: int):
+        super().__init__()
+        self.heads = QUERY_HEADS if width % QUERY_HEADS == 0 else heads
+        self.tokens = learned(outputs, width)
+        self.query = linear(width, width)
+        self.key_value = linear(width, 2 * width)
+        self.out = linear(width, width)
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return key, value
+
+    def summarise(self, key_BLD: Tensor, value_BLD: Tensor, valid_BL: Tensor | None) -> Tensor:
+        query = split_heads(self.query(self.tokens), self.heads).expand(key_BLD.shape[0], -1, -1, -1)
+        key, value = split_heads(key_BLD, self.heads), split_heads(value_BLD, self.heads)
+        mask = None if valid_BL is None else valid_BL[:, None, None]
+        return self.out(join_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+
+
+class AddEraseWrite(nn.Module):
+    """memory' = memory * prod_s (1 - w_s e_s) + mean_s (1 - w_s a_s): select, erase, add, with s of 8 maps.
+
+    The added term really is 1 - w a in the authors' code.
+    """
+
+    def __init__(self, width: int, process: int, dropout: float):
+        super().__init__()
+        self.select_norm, self.erase_norm, self.add_norm = norm(width), norm(width), norm(width)
+        self.select = FeedForward(width, BOTTLENECK, output=ERASE_TOKENS, dropout=dropout, gelu="tanh")
+        self.erase_tokens = FeedForward(process, BOTTLENECK, output=ERASE_TOKENS, dropout=dropout, gelu="tanh")
+        self.erase_channels = FeedForward(width, BOTTLENECK, dropout=dropout, gelu="tanh")
+        self.add_tokens = FeedForward(process, BOTTLENECK, output=ERASE_TOKENS, dropout=dropout, gelu="tanh")
+        self.add_channels = FeedForward(width, BOTTLENECK, dropout=dropout, gelu="tanh")
+
+    def forward(self, memory_BKD: Tensor, output_BMD: Tensor) -> Tensor:
+        select = self.select(self.select_norm(memory_BKD)).softmax(dim=1).transpose(1, 2)[..., None]  # [B, 8, K, 1]
+        erase = self.erase_channels(self.erase_tokens(self.erase_norm(output_BMD).mT).mT)[:, :, None]  # [B, 8, 1, D]
+        add = self.add_channels(self.add_tokens(self.add_norm(output_BMD).mT).mT)[:, :, None]
+        return memory_BKD * (1 - select * erase).prod(dim=1) + (1 - select * add).mean(dim=1)
+
+
+class TokenTuringMachine(nn.Module):
+    """[B, T, N, D] and memory -> M outputs per chunk [B, T, M, D] and the memory after the last chunk."""
+
+    def __init__(self, config: CombinerConfig):
+        super().__init__()
+        width, self.outputs = config.width, config.outputs
+        self.initial_memory = learned(config.memory, width) if config.initial_memory == "learned" else None
+        self.memory_size = config.memory
+        self.read = _summariser(config.read, config, config.outputs)
+        self.write: nn.Module
+        if config.write == "add-erase":
+            self.write = AddEraseWrite(width, config.outputs, config.dropout)
+        else:
+            self.write = _summariser(config.write, config, config.memory)
+        self.positions = config.positions
+        if config.positions:
+            self.read_memory_position, self.read_input_position = learned(config.memory, width), learned(width)
+        if config.positions and config.write != "add-erase":
+            self.write_memory_position, self.write_input_position = learned(config.memory, width), learned(width)
+            self.write_output_position = learned(config.outputs, width)
+        self.process_position = learned(config.outputs, width)
+        self.process = nn.ModuleList(
+            Block(width, config.heads, config.mlp, dropout=config.dropout, gelu="tanh") for _ in range(config.layers)
+        )
+        self.process_norm = norm(width)
+        self.dropout = config.dropout
+
+    def start(self, x_BTND: Tensor) -> Tensor:
+        """The memory before the first chunk, [B, K, D]; the original starts from zeros."""
+        if self.initial_memory is None:
+            return x_BTND.new_zeros(x_BTND.shape[0], self.memory_size, x_BTND.shape[-1])
+        return self.initial_memory.to(x_BTND.dtype).expand(x_BTND.shape[0], -1, -1)
+
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, memory_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Invalid inputs get no weight in read and write. Memory and outputs are always valid."""
+        memory = self.start(x_BTND) if memory_BKD is None else memory_BKD
+        chunks = x_BTND.shape[1]
+        read_input = self.read.prepare(self._placed(x_BTND, "read_input_position"))
+        write_input = None
+        if not isinstance(self.write, AddEraseWrite):
+            write_input = self.write.prepare(self._placed(x_BTND, "write_input_position"))  # type: ignore[operator]
+        outputs = []
+        for t in range(chunks):
+            valid = None if valid_BTN is None else valid_BTN[:, t]
+            output = self._process(self._read(memory, [part[:, t] for part in read_input], valid))
+            outputs.append(output)
+            if write_input is None:
+                memory = self.write(memory, output)
+            else:
+                memory = self._write(memory, [part[:, t] for part in write_input], output, valid)
+        result = torch.stack(outputs, dim=1)
+        return (touch(result, memory), memory) if chunks == 1 else (result, memory)  # one chunk alone never uses its write
+
+    def _read(self, memory: Tensor, prepared: list[Tensor], valid_BN: Tensor | None) -> Tensor:
+        parts = [self.read.prepare(self._placed(memory, "read_memory_position")), prepared]
+        return self.read.summarise(*_joined(parts), _joined_valid(valid_BN, before=memory.shape[1], after=0))
+
+    def _process(self, x_BMD: Tensor) -> Tensor:
+        x = F.dropout(x_BMD + self.process_position, self.dropout, self.training)
+        for block in self.process:
+            x = block(x)
+        return self.process_norm(x)
+
+    def _write(self, memory: Tensor, prepared: list[Tensor], output: Tensor, valid_BN: Tensor | None) -> Tensor:
+        write = self.write
+        parts = [
+            write.prepare(self._placed(memory, "write_memory_position")),  # type: ignore[operator]
+            prepared,
+            write.prepare(self._placed(output, "write_output_position")),  # type: ignore[operator]
+        ]
+        valid = _joined_valid(valid_BN, before=memory.shape[1], after=output.shape[1])
+        return write.summarise(*_joined(parts), valid)  # type: ignore[operator]
+
+    def _placed(self, x: Tensor, position: str) -> Tensor:
+        return x + getattr(self, position) if self.positions else x
+
+
+def _summariser(kind: str, config: CombinerConfig, outputs: int) -> TokenLearner | QueryPooling:
+    if kind == "query":
+        return QueryPooling(config.width, outputs, config.heads)
+    return TokenLearner(config.width, outputs, config.dropout)
+
+
+def _joined(parts: list) -> list[Tensor]:
+    """Token-wise join of several (first, second) pairs."""
+    return [torch.cat(list(same), dim=1) for same in zip(*parts, strict=True)]
+
+
+def _joined_valid(valid_BN: Tensor | None, *, before: int, after: int) -> Tensor | None:
+    return None if valid_BN is None else F.pad(valid_BN, (before, after), value=True)
