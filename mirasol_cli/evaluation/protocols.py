@@ -1,0 +1,266 @@
+"""How each benchmark is scored: what counts as right, which question types it reports, which figures belong beside.
+
+A prediction row (one line of `predictions.jsonl`) is a dict with
+    id, clip, video, question, type, answer (gold, None without labels), references, choices, prediction,
+    correct, correct_normalised, logprob, scores (log-likelihood per choice or class, where asked for), missing.
+Rows go in as they come from the model or from a file; the model itself is not needed here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mirasol_cli.evaluation import metrics
+from mirasol_cli.evaluation.intervals import METHOD, bootstrap
+
+OPEN, CHOICE, LABEL, MULTILABEL, CAPTION = "open-ended", "multiple choice", "class name", "several labels", "caption"
+
+ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
+"""The names of ActivityNet-QA's types 0 to 8; 3 to 8 together are "free"."""
+NEXTQA_GROUPS = {"C": ("CW", "CH"), "T": ("TN", "TP", "TC"), "D": ("DC", "DL", "DO", "DB")}
+
+_MATCH = (
+    "exact_match is equality after strip; exact_match_normalised ignores case, punctuation and articles; "
+    "a missing clip or an empty answer counts as wrong"
+)
+
+
+def _given_type(row: Mapping) -> str:
+    return str(row.get("type") or "")
+
+
+def _first_word(row: Mapping) -> str:
+    words = row["question"].lower().split()
+    return words[0] if words else ""
+
+
+def _activitynet_type(row: Mapping) -> str:
+    given = _given_type(row)
+    return ACTIVITYNET_TYPES[int(given)] if given in {str(number) for number in range(9)} else given
+
+
+def _nextqa_type(row: Mapping) -> str:
+    """TP is merged into TN, as the official scripts do."""
+    return "TN" if _given_type(row) == "TP" else _given_type(row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    name: str
+    kind: str  # OPEN, CHOICE, LABEL, MULTILABEL or CAPTION
+    statement: str
+    type_of: Callable[[Mapping], str] = _given_type
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> the types it holds
+    per_class: bool = False  # also the mean per class, mAP and mAUC over classes present
+    paper: str = ""  # the figure of the Mirasol3B paper, with how it is known
+
+    @property
+    def generates(self) -> bool:
+        """An answer is written freely (and not only chosen)."""
+        return self.kind != CHOICE
+
+    @property
+    def ranks_labels(self) -> bool:
+        """Every class of a closed set gets a likelihood."""
+        return self.kind in (LABEL, MULTILABEL)
+
+
+_QUOTED_HIERARQ = "second-hand: quoted in the comparison table of HierarQ, not seen in the paper itself"
+_QUOTED_MIRROR = "second-hand: quoted in a mirror of a leaderboard, not seen in the paper itself"
+
+_OPEN = Protocol(name="open-ended question answering", kind=OPEN, statement=f"Free generation. {_MATCH}.")
+_CAPTION = Protocol(
+    name="captions", kind=CAPTION, statement=f"Free generation under one fixed prompt. {_MATCH}; token_f1 is the share of common words."
+)
+_CLASSES = (
+    f"Free generation of the class name. {_MATCH}. valid_class is the share of outputs that are a name of the closed set. "
+    "closed_* rank the names of the closed set by their likelihood"
+)
+
+PROTOCOLS: dict[tuple[str, str], Protocol] = {
+    ("msrvtt", "qa"): Protocol(
+        name="MSRVTT-QA", kind=OPEN, type_of=_first_word, paper=f"50.4 ({_QUOTED_HIERARQ})",
+        statement=f"Free generation, types by the first word of the question. {_MATCH}.",
+    ),
+    ("msvd", "qa"): Protocol(
+        name="MSVD-QA", kind=OPEN, type_of=_first_word,
+        statement=f"Free generation, types by the first word of the question. {_MATCH}.",
+    ),
+    ("activitynet", "qa"): Protocol(
+        name="ActivityNet-QA", kind=OPEN, type_of=_activitynet_type, groups={"free": ACTIVITYNET_TYPES[3:]},
+        paper=f"51.1 ({_QUOTED_HIERARQ})",
+        statement=f"Free generation; free is types 3 to 8 over their own number (the official script divides by a wrong one). {_MATCH}.",
+    ),
+    ("nextqa", "oe"): Protocol(
+        name="NExT-QA open-ended", kind=OPEN, type_of=_nextqa_type, groups=NEXTQA_GROUPS,
+        statement=f"Free generation, TP merged into TN; the added reference answer counts as well. {_MATCH}.",
+    ),
+    ("nextqa", "mc"): Protocol(
+        name="NExT-QA multiple choice", kind=CHOICE, type_of=_nextqa_type, groups=NEXTQA_GROUPS,
+        statement="The choice of highest likelihood as answer, per token; TP merged into TN. A missing clip counts as wrong.",
+    ),
+    ("vggsound", "label"): Protocol(
+        name="VGG-Sound", kind=LABEL, per_class=True, paper=f"69.8 ({_QUOTED_MIRROR})", statement=f"{_CLASSES} (top-1, top-5, mAP).",
+    ),
+    ("kinetics-sounds", "label"): Protocol(
+        name="Kinetics-Sounds", kind=LABEL, per_class=True, statement=f"{_CLASSES} (top-1, top-5, mAP).",
+    ),
+    ("epic-sounds", "label"): Protocol(
+        name="EPIC-SOUNDS", kind=LABEL, per_class=True,
+        statement=f"{_CLASSES} (top-1, top-5); the mean per class, mAP and mAUC go over the classes that occur.",
+    ),
+    ("audioset", "label"): Protocol(
+        name="AudioSet", kind=MULTILABEL, per_class=True,
+        statement=f"{_CLASSES}; a generated name is right if it is one of the clip's. mAP goes over the classes that occur.",
+    ),
+}  # fmt: skip
+_BY_TASK = {
+    "qa": _OPEN,
+    "oe": _OPEN,
+    "caption": _CAPTION,
+    "mc": Protocol(name="multiple choice", kind=CHOICE, statement="The choice of highest likelihood as answer, per token. A missing clip counts as wrong."),
+    "label": Protocol(name="class names", kind=LABEL, per_class=True, statement=f"{_CLASSES} (top-1, top-5, mAP)."),
+}  # fmt: skip
+
+
+def protocol_of(dataset: str, task: str) -> Protocol:
+    """The benchmark's own protocol, or that of the task for any other data (manifests, the demo, caption sets)."""
+    return PROTOCOLS.get((dataset, task)) or _BY_TASK.get(task, _OPEN)
+
+
+def accepted(row: Mapping) -> tuple[str, ...]:
+    """All answers that count as right; empty where the split has no labels."""
+    first = () if row.get("answer") is None else (row["answer"],)
+    return (*first, *(row.get("references") or ()))
+
+
+def judge(row: Mapping) -> dict:
+    """The row with `correct` and `correct_normalised` set from its prediction (None without a gold answer)."""
+    answers, prediction = accepted(row), row.get("prediction") or ""
+    if not answers:
+        return {**row, "correct": None, "correct_normalised": None}
+    return {
+        **row,
+        "correct": bool(prediction.strip()) and metrics.exact(prediction, answers),
+        "correct_normalised": metrics.exact_normalised(prediction, answers),
+    }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All figures of one predictions file; fractions, NaN-free."""
+
+    metrics: dict[str, float]
+    by_type: dict[str, dict]
+    groups: dict[str, dict]
+    intervals: dict
+    notes: list[str]
+
+
+def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (), *, seed: int = 0) -> Scored:
+    """All figures of `rows`, which hold every expected question once (missing clips included, with `missing` true)."""
+    judged = [judge(row) for row in rows if accepted(row)]
+    notes = []
+    if len(judged) < len(rows):
+        notes.append(f"{len(rows) - len(judged)} of {len(rows)} questions have no gold answer; they are not scored")
+    if not judged:
+        return Scored({}, {}, {}, {"method": METHOD}, [*notes, "nothing to score: this split is published without labels"])
+
+    columns = _columns(judged, protocol)
+    overall = {name: float(np.mean(values)) for name, values in columns.items()}
+    present = [i for i, row in enumerate(judged) if not row.get("missing")]
+    if len(present) < len(judged):
+        overall |= {f"{name}_present": float(np.mean(np.asarray(values)[present])) for name, values in columns.items() if present}
+    overall["empty"] = sum(not (row.get("prediction") or "").strip() for row in judged) / len(judged)
+    if protocol.ranks_labels and labels:
+        overall |= _label_figures(judged, protocol, list(labels))
+
+    types = [protocol.type_of(row) for row in judged]
+    videos = [str(row["video"]) for row in judged]
+    by_type = {name: _part(columns, [i for i, t in enumerate(types) if t == name]) for name in _ordered(types)}
+    groups = {
+        name: _part(columns, [i for i, t in enumerate(types) if t in members])
+        for name, members in protocol.groups.items()
+        if any(t in members for t in types)
+    }
+    intervals: dict = {"method": METHOD, "videos": len(set(videos))}
+    intervals |= {name: bootstrap(values, videos, seed) for name, values in columns.items()}
+    for section, parts in (("by_type", {name: (name,) for name in by_type}), ("groups", {name: protocol.groups[name] for name in groups})):
+        intervals[section] = {
+            name: bootstrap(*zip(*((c, v) for c, v, t in zip(columns["exact_match"], videos, types, strict=True) if t in members), strict=True), seed)
+            for name, members in parts.items()
+        }  # fmt: skip
+    return Scored(overall, by_type, groups, intervals, notes)
+
+
+def _columns(rows: list[dict], protocol: Protocol) -> dict[str, list[float]]:
+    """Per metric one value per row: those that are means over questions, and so have intervals and types."""
+    columns = {
+        "exact_match": [float(row["correct"]) for row in rows],
+        "exact_match_normalised": [float(row["correct_normalised"]) for row in rows],
+    }
+    if protocol.kind == CAPTION:
+        columns["token_f1"] = [metrics.token_f1(row.get("prediction") or "", accepted(row)) for row in rows]
+    return columns
+
+
+def _part(columns: Mapping[str, Sequence[float]], indices: list[int]) -> dict:
+    return {"n": len(indices)} | {name: float(np.mean([values[i] for i in indices])) for name, values in columns.items()}
+
+
+def _ordered(types: Sequence[str]) -> list[str]:
+    """Types in the benchmark's order where it has one, else the commonest first."""
+    if set(types) <= set(ACTIVITYNET_TYPES):
+        return [name for name in ACTIVITYNET_TYPES if name in set(types)]
+    counts = Counter(types)
+    return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def _label_figures(rows: list[dict], protocol: Protocol, labels: list[str]) -> dict[str, float]:
+    """Figures over the closed set: validity of what was generated, ranking by likelihood."""
+    number = {label: c for c, label in enumerate(labels)}
+    figures = {"valid_class": sum((row.get("prediction") or "").strip() in number for row in rows) / len(rows)}
+    gold_sets = [[number[answer] for answer in accepted(row) if answer in number] for row in rows]
+    scored = [i for i, gold in enumerate(gold_sets) if gold]
+    if protocol.kind == LABEL and protocol.per_class and scored:
+        gold = np.array([gold_sets[i][0] for i in scored])
+        figures["mean_per_class"] = metrics.mean_per_class(np.array([float(rows[i]["correct"]) for i in scored]), gold)
+    if not scored or not any(rows[i].get("scores") for i in scored):
+        return figures
+
+    absent = [-np.inf] * len(labels)  # a missing clip ranks nothing: it cannot be among the best
+    probabilities = metrics.softmax(np.array([rows[i].get("scores") or absent for i in scored], float))
+    positive = np.zeros(probabilities.shape, bool)
+    for row, i in enumerate(scored):
+        positive[row, gold_sets[i]] = True
+    if protocol.kind == LABEL:
+        gold = np.array([gold_sets[i][0] for i in scored])
+        seen = np.array([bool(rows[i].get("scores")) for i in scored])
+        best, among_five = (metrics.top_k(probabilities, gold, k) & seen for k in (1, 5))
+        figures |= {"closed_top1": float(best.mean()), "closed_top5": float(among_five.mean())}
+        figures["closed_mean_per_class"] = metrics.mean_per_class(best.astype(float), gold)
+    for name, measure in (("mAP", metrics.average_precision), ("mAUC", metrics.roc_auc)):
+        value = metrics.mean_over_classes(measure, positive, probabilities)
+        if not np.isnan(value):
+            figures[name] = value
+    return figures
+
+
+def official_figures(rows: Sequence[Mapping], protocol: Protocol) -> dict[str, float]:
+    """What the benchmark's own script prints, where it differs from the right figure. Empty elsewhere.
+
+    ActivityNet-QA's script divides the right answers of types 3 to 8 by the sum of all but the first three *type counts in
+    order of first appearance*, so that perfect answers give 1.5002 (val) and 1.3927 (test). Only for comparison with
+    figures that were made with it.
+    """
+    if protocol is not PROTOCOLS["activitynet", "qa"]:
+        return {}
+    judged = [judge(row) for row in rows if accepted(row)]
+    counts = Counter(_activitynet_type(row) for row in judged)  # keeps the order of first appearance
+    denominator = sum(list(counts.values())[3:])
+    right = sum(bool(row["correct"]) for row in judged if _activitynet_type(row) in protocol.groups["free"])
+    return {"free_as_printed_by_the_official_script": right / denominator} if denominator else {}
