@@ -1,0 +1,82 @@
+"""The demo world as a data set: renders its videos and writes its annotations as manifests, then reads them like any other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from mirasol_cli.datasets.demo_world import Scene, questions, scenes
+from mirasol_cli.files import write_jsonl
+
+DEFAULT_CLIPS = 2000
+"""Training clips, unless the recipe says otherwise (`data.clips`)."""
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    train: int
+    val: int
+    test: int
+
+    @staticmethod
+    def of(clips: int) -> WorldSize:
+        train = clips or DEFAULT_CLIPS
+        return WorldSize(train, max(8, train // 20), max(16, train // 5))
+
+
+def render(root: Path, *, seed: int, clips: int, workers: int, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write the world's videos and annotations below `root`; videos that are there already are kept.
+
+    Args:
+        root: folder for `videos/*.mp4` and `<split>.jsonl`, `<split>-captions.jsonl`.
+        seed: which world; names hold it, so several can lie side by side.
+        clips: training clips (0: DEFAULT_CLIPS); validation gets a twentieth, test a fifth as many.
+        workers: processes that draw.
+        progress: called with (videos done, videos in all).
+    """
+    size = WorldSize.of(clips)
+    worlds = {split: scenes(seed, split, getattr(size, split)) for split in ("train", "val", "test")}
+    videos = root / "videos"
+    videos.mkdir(parents=True, exist_ok=True)
+    missing = [scene for world in worlds.values() for scene in world if not (videos / f"{scene.name}.mp4").exists()]
+    _render_all(missing, videos, workers, progress)
+    for split, world in worlds.items():
+        write_jsonl(root / f"{split}.jsonl", _question_rows(seed, split, world))
+        captions = ({"video": f"videos/{scene.name}.mp4", "split": split, "id": f"{scene.name}-caption", "caption": scene.caption()} for scene in world)
+        write_jsonl(root / f"{split}-captions.jsonl", captions)
+
+
+def _render_all(missing: list[Scene], videos: Path, workers: int, progress: Callable[[int, int], None] | None) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_render_one, scene, videos) for scene in missing]
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                job.result()
+                if progress:
+                    progress(done, len(missing))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _render_one(scene: Scene, videos: Path) -> None:
+    from mirasol_cli.datasets.demo_render import render as render_scene
+
+    render_scene(scene, videos / f"{scene.name}.mp4")
+
+
+def _question_rows(seed: int, split: str, world: list[Scene]) -> list[dict]:
+    rows = []
+    counts: dict[str, int] = {}
+    for question in questions(seed, split, world):
+        name = question.scene.name
+        counts[name] = counts.get(name, 0) + 1
+        row = {"video": f"videos/{name}.mp4", "split": split, "id": f"{name}-{counts[name]}"}
+        row |= {"type": question.type, "question": question.question, "answer": question.answer}
+        rows.append(row | ({"context": question.context} if question.context else {}))
+    return rows

@@ -1,0 +1,216 @@
+"""The demo world: scenes of simple instruments with their own look and sound, and questions whose answers are known.
+
+Nothing here touches a file: a scene is a list of what is seen and what is heard when, a pure function of
+(seed, split, number). Its questions need the picture, the sound, both, the order in time, counting, the far ends of a
+long clip, or the context text; per question form the answers are balanced, so that none can be guessed from the words.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+INSTRUMENTS = ("drum", "bell", "flute", "horn", "guitar", "whistle")
+COLOURS = ("red", "green", "blue", "yellow")
+NUMBERS = ("no", "one", "two", "three")
+
+# Combinations that only the test split shows.
+HELD_OUT_LOOKS = frozenset({("drum", "red"), ("flute", "blue"), ("guitar", "green")})
+HELD_OUT_ORDERS = frozenset({("drum", "flute"), ("bell", "horn"), ("whistle", "guitar")})
+
+
+@dataclass(frozen=True)
+class Sight:
+    """An instrument on screen; `enter` and `leave` are fractions of the clip."""
+
+    instrument: str
+    colour: str
+    slot: int  # 0 left, 1 middle, 2 right
+    enter: float
+    leave: float
+
+
+@dataclass(frozen=True)
+class Sound:
+    """An instrument that plays; `start` and `end` are fractions of the clip, `pitch` a factor around 1."""
+
+    instrument: str
+    start: float
+    end: float
+    pitch: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    name: str  # file stem
+    family: str
+    seconds: float
+    frames_per_second: int
+    sights: tuple[Sight, ...]
+    sounds: tuple[Sound, ...]
+    distractors: int  # grey shapes that mean nothing
+    noise: float  # 0 to 1, of picture and sound
+    title: str  # the context text
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """Distinct instruments in the order in which they first play."""
+        return tuple(dict.fromkeys(sound.instrument for sound in self.sounds))
+
+    def caption(self) -> str:
+        seen = " and ".join(f"a {sight.colour} {sight.instrument}" for sight in sorted(self.sights, key=lambda s: s.enter))
+        heard = " then ".join(f"a {sound.instrument}" for sound in self.sounds)
+        return f"{seen} seen, {heard or 'nothing'} heard"
+
+
+@dataclass(frozen=True)
+class Question:
+    scene: Scene
+    form: str  # the wording's family; answers are balanced within one
+    type: str  # what is needed: picture, sound, both, order, count, long, context
+    question: str
+    answer: str
+    context: str = ""
+
+
+def scenes(seed: int, split: str, count: int) -> list[Scene]:
+    """`count` scenes of a split; scene i does not depend on `count`."""
+    return [_scene(random.Random(f"{seed}/{split}/{i}"), f"demo{seed}-{split}-{i:05d}", i, held_out=split == "test") for i in range(count)]
+
+
+FAMILIES = ("duo", "choice", "melody", "melody", "long", "choice", "duo", "long")
+"""duo: one seen, one heard. choice: several seen, one of them heard. melody: several heard in turn. long: many turns."""
+
+
+def _scene(rng: random.Random, name: str, number: int, *, held_out: bool) -> Scene:
+    family = FAMILIES[number % len(FAMILIES)]
+    turns = {"duo": 1, "choice": 1, "melody": 4, "long": 8}[family]
+    seen_count = 1 if family == "duo" else rng.choice((2, 3)) if family == "choice" else rng.choice((1, 2, 3))
+    seen = _looks(rng, seen_count, held_out=held_out)
+
+    if family == "duo":
+        order = [seen[0][0] if rng.random() < 0.5 else rng.choice([other for other in INSTRUMENTS if other != seen[0][0]])]
+        if rng.random() < 0.28:  # as often as any one instrument is the answer to "what is playing?"
+            order = []
+    elif family == "choice":
+        order = [rng.choice(seen)[0]]
+    else:
+        order = _order(rng, turns, distinct=rng.choice((1, 2, 3)) if family == "melody" else 3, held_out=held_out)
+        if family == "long":
+            order[-1] = order[0] if rng.random() < 0.5 else rng.choice([other for other in INSTRUMENTS if other != order[0]])
+
+    sounds = tuple(Sound(played, i / len(order), (i + 1) / len(order), rng.uniform(0.88, 1.14)) for i, played in enumerate(order))
+    if family in ("duo", "choice") and order:  # plays in some quarters only, so that silence alone says nothing
+        first = rng.randrange(0, 3)
+        sounds = (Sound(order[0], first / 4, rng.randrange(first + 1, 5) / 4, rng.uniform(0.88, 1.14)),)
+
+    quarters = rng.sample(range(4), seen_count) if family != "duo" else [rng.randrange(0, 3)]
+    slots = rng.sample(range(3), seen_count)
+    sights = tuple(
+        Sight(instrument, colour, slot, enter=quarter / 4, leave=_leaving(rng, quarter))
+        for (instrument, colour), slot, quarter in zip(seen, slots, sorted(quarters), strict=True)
+    )
+    heard = list(dict.fromkeys(order))
+    named = heard[0] if heard and rng.random() < 0.5 else rng.choice([other for other in INSTRUMENTS if other not in heard])
+    return Scene(
+        name=name,
+        family=family,
+        seconds=rng.choice((4.0, 4.8, 5.6, 6.4)) * (1.5 if family == "long" else 1.0),
+        frames_per_second=rng.choice((8, 10, 12)),
+        sights=sights,
+        sounds=sounds,
+        distractors=rng.randrange(0, 3),
+        noise=rng.random(),
+        title=f"{rng.choice(('lesson one', 'my evening', 'live', 'a song'))}: {named}",
+    )
+
+
+def _leaving(rng: random.Random, quarter: int) -> float:
+    """Most stay to the end; the others leave at the border of a later quarter."""
+    return 1.0 if rng.random() < 0.6 else rng.randrange(quarter + 1, 5) / 4
+
+
+def _looks(rng: random.Random, count: int, *, held_out: bool) -> list[tuple[str, str]]:
+    """Distinct instruments in distinct colours; combinations held out for the test split do not occur in the others."""
+    while True:
+        instruments, colours = rng.sample(INSTRUMENTS, count), rng.sample(COLOURS, count)
+        looks = list(zip(instruments, colours, strict=True))
+        if held_out or not HELD_OUT_LOOKS.intersection(looks):
+            return looks
+
+
+def _order(rng: random.Random, turns: int, *, distinct: int, held_out: bool) -> list[str]:
+    """`turns` instruments in a row with exactly `distinct` different ones, each playing on or handing over."""
+    while True:
+        pool = rng.sample(INSTRUMENTS, distinct)
+        order = [rng.choice(pool) for _ in range(turns)]
+        pairs = {(a, b) for a, b in zip(order, order[1:], strict=False) if a != b}
+        if len(set(order)) == distinct and (held_out or not HELD_OUT_ORDERS & pairs):
+            return order
+
+
+def questions(seed: int, split: str, world: list[Scene]) -> list[Question]:
+    """All questions of a split, balanced per form, in scene order."""
+    rng = random.Random(f"{seed}/{split}/questions")
+    asked = [question for scene in world for question in _ask(scene, rng)]
+    by_form: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, question in enumerate(asked):
+        by_form[question.form][question.answer].append(index)
+    kept: set[int] = set()
+    for answers in by_form.values():
+        # No answer may be commoner than the rarest by more than a tenth: guessing stays guessing.
+        most = max(1, round(1.1 * min(len(indices) for indices in answers.values())))
+        for indices in answers.values():
+            kept.update(rng.sample(indices, min(len(indices), most)))
+    return [question for index, question in enumerate(asked) if index in kept]
+
+
+def _ask(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    def ask(form: str, type: str, question: str, answer: str, context: str = "") -> Question:
+        return Question(scene, form, type, question, answer, context)
+
+    def yes(condition: bool) -> str:
+        return "yes" if condition else "no"
+
+    seen, heard = [sight.instrument for sight in scene.sights], scene.heard
+    sight = rng.choice(scene.sights)
+    yield ask("colour", "picture", f"what color is the {sight.instrument}?", sight.colour)
+    shown = rng.choice(seen) if rng.random() < 0.5 else rng.choice([name for name in INSTRUMENTS if name not in seen])
+    yield ask("shown", "picture", f"is there a {shown} in the picture?", yes(shown in seen))
+    yield ask("count-seen", "count", "how many instruments are seen?", NUMBERS[len(seen)])
+    if len(seen) > 1:
+        entering = sorted(scene.sights, key=lambda s: s.enter)
+        yield ask("seen-first", "order", "what is seen first?", entering[0].instrument)
+        yield ask("seen-last", "order", "what comes into the picture last?", entering[-1].instrument)
+
+    if heard:
+        played = rng.choice(heard) if rng.random() < 0.5 else rng.choice([name for name in INSTRUMENTS if name not in heard])
+        yield ask("played", "sound", f"can you hear a {played}?", yes(played in heard))
+        if scene.family != "long":
+            yield ask("count-heard", "count", "how many instruments play?", NUMBERS[len(heard)])
+    if len(heard) == 1:
+        yield ask("playing", "sound", "what is playing?", heard[0])
+        yield ask("title", "context", "does the title name what plays?", yes(scene.title.endswith(heard[0])), f"title: {scene.title}")
+        if len(seen) == 1:
+            yield ask("same", "both", "is the one you see the one you hear?", yes(seen == list(heard)))
+        elif heard[0] in seen:
+            colour = next(sight.colour for sight in scene.sights if sight.instrument == heard[0])
+            yield ask("colour-heard", "both", "what color is the one that plays?", colour)
+    if not heard:
+        yield ask("playing", "sound", "what is playing?", "nothing")
+
+    if scene.family == "melody" and len(heard) > 1:
+        order = [sound.instrument for sound in scene.sounds]
+        yield ask("heard-first", "order", "what plays first?", order[0])
+        yield ask("heard-last", "order", "what plays last?", order[-1])
+        handovers = [(a, b) for a, b in zip(order, order[1:], strict=False) if a != b]
+        unique = [(a, b) for a, b in handovers if Counter(x for x, _ in handovers)[a] == 1]
+        if unique:
+            before, after = rng.choice(unique)
+            yield ask("heard-after", "order", f"what plays after the {before}?", after)
+    if scene.family == "long":
+        first, last = scene.sounds[0].instrument, scene.sounds[-1].instrument
+        yield ask("ends", "long", "does the same instrument play first and last?", yes(first == last))
+        yield ask("long-first", "long", "what plays at the very start?", first)
