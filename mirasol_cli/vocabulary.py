@@ -1,0 +1,138 @@
+"""Text to token ids and back: SentencePiece models, our own or those of Llama and T5 checkpoints."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from mirasol_cli.errors import DataError, UsageError
+
+BYTES = 256  # pieces of the byte fallback
+
+
+def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
+    """A SentencePiece model of at most `size` pieces, as the content of its file.
+
+    OURS: byte-pair pieces in Llama's layout (unk 0, bos 1, eos 2, 256 byte pieces, single digits) without any
+    normalisation of the text, so that every string comes back as it went in: case, accents, emoji, double spaces.
+    (Llama's and T5's files bring their own rules; T5's join double spaces.) Equal lines in equal order give equal bytes.
+
+    Raises:
+        DataError: there is no text.
+        UsageError: `size` has no room for the characters of the text.
+    """
+    import sentencepiece
+
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise DataError("there is no text to train a vocabulary on", "give texts with questions or captions, or set init.tokenizer")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size,
+            hard_vocab_limit=False,  # a small text gives fewer pieces
+            byte_fallback=True,
+            character_coverage=0.9995,  # what is rarer is spelt in bytes
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 20,  # longer ones would be left out in silence
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        characters = len(set("".join(texts)))
+        raise UsageError(
+            f"a vocabulary of {size} pieces has no room for {BYTES} bytes, 3 control pieces and up to {characters} characters: {error}",
+            f"set init.vocabulary to {BYTES + 4 + characters} or more",
+        ) from None
+    return model.getvalue()
+
+
+class Vocabulary:
+    """A SentencePiece model.
+
+    Attributes:
+        model_bytes: the content of the model file.
+        size: V, from the file.
+        eos: the end token's id.
+        bos: the start token's id, or None where the model has none (T5).
+
+    Args:
+        model_bytes: content of a SentencePiece model file.
+        source: names the file in errors.
+
+    Raises:
+        DataError: not a SentencePiece model, or one without an end token.
+    """
+
+    def __init__(self, model_bytes: bytes, source: str = "tokenizer.model"):
+        import sentencepiece
+
+        self.model_bytes = model_bytes
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            if not model_bytes or not self._processor.LoadFromSerializedProto(model_bytes):
+                raise RuntimeError("no pieces")
+        except RuntimeError:
+            raise DataError(f"'{source}' is damaged or no SentencePiece model", "copy the file again from where it came") from None
+        if self._processor.eos_id() < 0:
+            raise DataError(f"'{source}' has no end token, so that no answer could end", "use a SentencePiece model with an eos piece")
+        self.eos: int = self._processor.eos_id()
+        self.bos: int | None = self._processor.bos_id() if self._processor.bos_id() >= 0 else None
+        self.size: int = self._processor.GetPieceSize()
+
+    @staticmethod
+    def from_file(path: Path) -> Vocabulary:
+        """Raises DataError if the file is missing, unreadable or damaged."""
+        try:
+            return Vocabulary(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise DataError(f"the vocabulary '{path}' is missing") from None
+        except OSError as error:
+            raise DataError(f"the vocabulary '{path}' cannot be read: {error.strerror}") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without start and end."""
+        return self._processor.EncodeAsIds(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids; control pieces add nothing, incomplete characters become U+FFFD.
+
+        Equals what was encoded for every string if `train_vocabulary` made the model, but for U+2581 (SentencePiece's
+        own mark for a space), which comes back as a space.
+        """
+        return self._processor.DecodeIds(ids)
+
+
+class StreamDecoder:
+    """Text that grows token by token: whole characters only, and never a character that is taken back."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; "" while a character lacks bytes."""
+        self._ids.append(token)
+        # The whole prefix is decoded again, since a piece's spaces depend on what precedes it.
+        return self._show(self._vocabulary.decode(self._ids).rstrip("\ufffd"))
+
+    def finish(self) -> str:
+        """What was held back."""
+        return self._show(self._vocabulary.decode(self._ids))
+
+    def _show(self, text: str) -> str:
+        if not text.startswith(self._shown):
+            return ""
+        new, self._shown = text[len(self._shown) :], text
+        return new
