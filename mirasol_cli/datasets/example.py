@@ -17,6 +17,7 @@ class ClipSpan:
     video: str
     start_s: float | None = None
     end_s: float | None = None
+    aliases: tuple[str, ...] = field(default=(), compare=False)  # further names of a file that holds exactly this clip
 
     @property
     def key(self) -> str:
@@ -25,6 +26,27 @@ class ClipSpan:
             return self.video
         end = "" if self.end_s is None else f"{self.end_s:.3f}"
         return f"{self.video}@{self.start_s or 0.0:.3f}-{end}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A name under which a clip's file may lie, for `VideoIndex`.
+
+    `name` is a stem (`abc_000030`), a relative path, or either with a video suffix, which then has to match.
+    `whole` says what such a file holds: True, exactly the clip (read all of it); False, the source video (read `start_s`
+    to `end_s`); None, either of them circulates under this name (`resolver.span_to_read` decides by the file's length).
+    """
+
+    name: str
+    whole: bool | None = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """Choices that some readers offer; every other reader ignores them."""
+
+    classes: str = "32"  # kinetics-sounds: which class list, "31", "32" or "34"
+    held_out: float = 0.02  # vggsound: share of the YouTube ids of train that becomes val
 
 
 @dataclass(frozen=True, kw_only=True)
