@@ -1,0 +1,1 @@
+"""From a video file to the arrays of a shard. Decoders run only here, and only inside supervised child processes (`workers`)."""

@@ -1,0 +1,128 @@
+"""Opening a media file safely with PyAV, and going on past damaged packets."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+from av.error import FFmpegError
+
+from mirasol_cli.errors import MediaError
+
+URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters or more: "C:/" is a drive
+PLAYLISTS = ("hls", "applehttp", "concat", "dash", "sdp", "rtsp", "imf", "lavfi", "tty")
+"""Demuxers that read other files than the one they are given, or draw text: none of them is a video."""
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+DAMAGED_PACKETS = 2000
+"""Damaged packets in a row after which a stream is given up."""
+
+
+def check_file(path: Path | str) -> None:
+    """Raise `MediaError` for what cannot be a media file, before any decoder sees it."""
+    if URL.match(str(path)):
+        raise MediaError("a URL, not a file", "download the video first", stage="open")
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError("file not found", "check the path", stage="open") from None
+    except PermissionError:
+        raise MediaError("permission denied", "check the file's permissions", stage="open") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        raise MediaError(f"file cannot be opened: {error}", stage="open") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError("a folder, not a file", "give the path of one video", stage="open")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError("not a regular file", stage="open")
+    if status.st_size == 0:
+        raise MediaError("empty file", "download it again", stage="open")
+
+
+def open_media(path: Path | str) -> Any:
+    """An open PyAV container; the caller closes it (`with`).
+
+    The path is made absolute, so that FFmpeg never takes a prefix of it for a protocol, and only local files may be read.
+
+    Raises:
+        MediaError: with the short reason why this is no readable media file.
+    """
+    check_file(path)
+    full = os.path.abspath(path)
+    try:
+        container = av.open(full, metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except (MemoryError, av.error.MemoryError):
+        raise MemoryError from None
+    except (FFmpegError, ValueError, OSError) as error:
+        raise MediaError(*_why_unreadable(full, error), stage="open") from None
+    if any(name in PLAYLISTS for name in container.format.name.split(",")):
+        container.close()
+        raise MediaError("not a media file", "it is a playlist or a text", stage="open")
+    return container
+
+
+def _why_unreadable(path: str, error: Exception) -> tuple[str, str]:
+    if isinstance(error, PermissionError):
+        return "permission denied", "check the file's permissions"
+    with open(path, "rb") as file:
+        boxes = _mp4_boxes(file, os.path.getsize(path))
+    if boxes and boxes[0] in MP4_BOXES:
+        if b"moov" not in boxes:
+            return "moov atom not found (truncated?)", "the file's index is missing; download it again"
+        return "damaged file", "download it again"
+    return "not a media file", "the file's content is no known media format; an error page saved as a video, perhaps?"
+
+
+def _mp4_boxes(file: Any, length: int) -> list[bytes]:
+    """Kinds of the top-level boxes of an MP4 file, as far as they can be followed."""
+    boxes: list[bytes] = []
+    position = 0
+    while position + 8 <= length and len(boxes) < 1000:
+        file.seek(position)
+        header = file.read(16)
+        size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if size == 1:
+            size = int.from_bytes(header[8:16], "big")
+        boxes.append(kind)
+        if size < 8:  # 0: to the end of the file; anything else is damage
+            break
+        position += size
+    return boxes
+
+
+def decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames of `stream` in the decoder's output order from the current position on, past damaged packets.
+
+    A plain PyAV decode loop ends at the first bad packet; this one leaves it out. Frames that the decoder itself marks
+    as corrupt (references were lost) are left out too: what cannot be trusted is not shown.
+    """
+    damaged = 0
+    packets = container.demux(stream)
+    while damaged < DAMAGED_PACKETS:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.MemoryError:
+            raise MemoryError from None
+        except (FFmpegError, OSError):  # the rest of the file cannot be read: what the decoder still holds is good
+            yield from _decode(stream.codec_context, None)
+            return
+        frames = list(_decode(stream.codec_context, packet))
+        damaged = 0 if frames or packet.size == 0 else damaged + 1
+        yield from frames
+
+
+def _decode(codec: Any, packet: Any) -> Iterator[Any]:
+    try:
+        frames = codec.decode(packet)
+    except av.error.MemoryError:
+        raise MemoryError from None
+    except (FFmpegError, ValueError):
+        return
+    for frame in frames:
+        if not frame.is_corrupt:
+            yield frame

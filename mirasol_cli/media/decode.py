@@ -1,0 +1,142 @@
+"""Clips out of a video file: the one way into the decoders. It runs inside a supervised child process (`workers`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mirasol_cli.errors import MediaError
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media import decord_reader, pyav_reader
+from mirasol_cli.media.container import decoded_frames, open_media
+from mirasol_cli.media.probe import MediaInfo, probe
+from mirasol_cli.media.pyav_reader import TOLERANCE_S, Picked
+from mirasol_cli.media.sampling import ClipRequest, Framing, clip_span, framing, sample_times
+from mirasol_cli.media.sound import Window, sound_windows
+
+__all__ = ["DecodedClip", "MediaInfo", "decode_clips", "probe"]
+
+MISSING_S, MISSING_SHARE = 0.5, 0.1
+"""A clip that lacks more than this much of its span at the end is truncated: headers are wrong by a little, often."""
+
+
+@dataclass
+class DecodedClip:
+    """One clip as frames and windows of sound. Times are seconds on the file's timeline (`MediaInfo`)."""
+
+    span_s: tuple[float, float]
+    frames: np.ndarray  # uint8 [frames, size, size, 3] RGB: the frame on screen at the centre of each segment of the span
+    frame_valid: np.ndarray  # bool [frames]: False where there is no frame, or only the one shown before
+    frame_times_s: np.ndarray  # float64 [frames]: when the frame comes on screen
+    windows: Iterator[Window]  # the sound of each chunk, decoded while it is consumed
+    has_sound: bool  # the file has a sound track
+
+
+def decode_clips(
+    path: Path | str,
+    requests: Sequence[ClipRequest],
+    geometry: ClipGeometry,
+    *,
+    keep_truncated: bool = False,
+    allow_audio_only: bool = False,
+    use_decord: bool = True,
+    about_to: Callable[[str], None] = lambda reader: None,
+) -> Iterator[DecodedClip | MediaError]:
+    """The clips of one file, in the order of `requests`; a clip that cannot be had is a `MediaError` in its place.
+
+    The file is opened once for all of them. A decord that raises is followed by PyAV; one that kills the process is the
+    caller's to notice, who is told by `about_to("decord")` before it starts.
+
+    Raises:
+        MediaError: the file as a whole cannot be used.
+    """
+    info = probe(path, allow_audio_only=allow_audio_only)
+    plans: list[_Plan | MediaError] = [_plan(info, request, geometry) for request in requests]
+    good = [plan for plan in plans if isinstance(plan, _Plan)]
+    pictures = _pictures(path, info, good, use_decord, about_to)
+    for plan in plans:
+        if isinstance(plan, MediaError):
+            yield plan
+            continue
+        try:
+            yield _clip(path, info, plan, next(pictures), geometry, keep_truncated)
+        except MediaError as error:
+            yield error
+
+
+@dataclass(frozen=True)
+class _Plan:
+    span_s: tuple[float, float]
+    times_s: np.ndarray
+    framing: Framing
+
+
+def _plan(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> _Plan | MediaError:
+    try:
+        span = clip_span(info, request, geometry)
+    except MediaError as error:
+        return error
+    return _Plan(span, sample_times(span, geometry.frames), framing(info, request, geometry))
+
+
+def _pictures(
+    path: Path | str, info: MediaInfo, plans: list[_Plan], use_decord: bool, about_to: Callable[[str], None]
+) -> Iterator[Picked | None]:
+    """What each plan's times show; None for each where the file has no picture."""
+    if info.video_index is None:
+        yield from (None for _ in plans)
+        return
+    wanted, framings = [plan.times_s for plan in plans], [plan.framing for plan in plans]
+    if plans and use_decord and decord_reader.decord_suits(info, wanted):
+        about_to("decord")
+        try:
+            picked = list(decord_reader.read_frames(path, info, wanted, framings))
+        except MemoryError:
+            raise
+        except Exception:  # RuntimeError, IndexError, DECORDError, ImportError: this file is PyAV's
+            picked = None
+        about_to("pyav")
+        if picked is not None:
+            yield from picked
+            return
+    yield from pyav_reader.read_frames(path, info, wanted, framings)
+
+
+def _clip(
+    path: Path | str, info: MediaInfo, plan: _Plan, picked: Picked | None, geometry: ClipGeometry, keep_truncated: bool
+) -> DecodedClip:
+    start_s, end_s = plan.span_s
+    edges_s = np.linspace(start_s, end_s, geometry.chunks + 1)
+    windows = sound_windows(path, info, edges_s, geometry.audio.sample_rate)
+    if picked is None:
+        frames = np.zeros((geometry.frames, geometry.size, geometry.size, 3), np.uint8)
+        nothing = np.zeros(geometry.frames, bool)
+        return DecodedClip(plan.span_s, frames, nothing, plan.times_s.copy(), windows, info.audio_index is not None)
+    there = picked.starts_s <= plan.times_s + TOLERANCE_S  # before the picture begins, the first frame stands in
+    missing_s = 0.0 if picked.end_s is None else end_s - picked.end_s
+    if picked.end_s is not None and missing_s > max(MISSING_S, MISSING_SHARE * (end_s - start_s)) and not _sound_reaches(path, info, end_s):
+        if not keep_truncated:
+            decoded_s = max(0.0, picked.end_s - start_s)
+            raise MediaError(f"truncated: decoded {decoded_s:.1f} of {end_s - start_s:.1f} s", "download it again, or use --keep-truncated")
+        there &= plan.times_s < picked.end_s
+    new = np.diff(picked.which, prepend=-1) != 0
+    return DecodedClip(plan.span_s, picked.frames_KHWC[picked.which], there & new, picked.starts_s, windows, info.audio_index is not None)
+
+
+def _sound_reaches(path: Path | str, info: MediaInfo, end_s: float) -> bool:
+    """Whether sound can be decoded up to `end_s`: then the file is whole, and its last picture just stays on screen."""
+    if info.audio_index is None:
+        return False
+    with open_media(path) as container:
+        stream = container.streams[info.audio_index]
+        try:
+            container.seek(int((max(0.0, end_s - 2.0) + info.zero_s) / stream.time_base), stream=stream, backward=True)
+        except (OSError, OverflowError):
+            return False
+        for frame in decoded_frames(container, stream):
+            if frame.time is not None and frame.time - info.zero_s + frame.samples / frame.sample_rate >= end_s - MISSING_S:
+                return True
+    return False
