@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model.config import ModelConfig
-from mirasol_cli.settings import SettingError, check_settings, setting, to_plain
+from mirasol_cli.settings import SettingError, check_folder_name, check_settings, setting, to_plain
 
 SCHEMA = 1
 
@@ -20,6 +20,10 @@ class SourceRecipe:
     shards: str | None = setting(None, "shard folder; null: the default folder of data set and geometry")
     split: str = setting("train", "split to train on")
     ratio: float = setting(1.0, "share of the units drawn from this source, relative to the others", above=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_folder_name("dataset", self.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_folder_name("dataset", self.dataset)
 
     def training_sources(self) -> tuple[SourceRecipe, ...]:
         if self.sources:
@@ -173,6 +178,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise SettingError("schema", f"{self.schema} is not supported; this version reads schema {SCHEMA}")
+        check_folder_name("name", self.name)
 
     @property
     def run_dir(self) -> str:

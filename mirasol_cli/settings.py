@@ -43,18 +43,32 @@ class SettingError(ValueError):
 def check_settings(section: Any) -> None:
     """Raise `SettingError` for the first field of `section` whose value is out of its range or choices."""
     for field in dataclasses.fields(section):
-        value, meta = getattr(section, field.name), field.metadata
-        if value is None or not meta:
-            continue
-        if meta.get("choices") and value not in meta["choices"]:
-            raise SettingError(field.name, f"{value!r} is not one of {', '.join(meta['choices'])}")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if meta.get("minimum") is not None and value < meta["minimum"]:
-                raise SettingError(field.name, f"{value} is below the least allowed value {meta['minimum']}")
-            if meta.get("maximum") is not None and value > meta["maximum"]:
-                raise SettingError(field.name, f"{value} is above the largest allowed value {meta['maximum']}")
-            if meta.get("above") is not None and value <= meta["above"]:
-                raise SettingError(field.name, f"{value} must be greater than {meta['above']}")
+        problem = value_problem(getattr(section, field.name), field.metadata)
+        if problem:
+            raise SettingError(field.name, problem)
+
+
+def value_problem(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with `value` by the ranges and choices of a field's `metadata`; None if nothing is."""
+    if value is None:
+        return None
+    choices, minimum, maximum, above = (metadata.get(key) for key in ("choices", "minimum", "maximum", "above"))
+    if choices and value not in choices:
+        return f"{value!r} is not one of {', '.join(choices)}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if minimum is not None and value < minimum:
+            return f"{value} is below the least allowed value {minimum}"
+        if maximum is not None and value > maximum:
+            return f"{value} is above the largest allowed value {maximum}"
+        if above is not None and value <= above:
+            return f"{value} must be greater than {above}"
+    return None
+
+
+def check_folder_name(key: str, value: str) -> None:
+    """Raise `SettingError` unless `value` can be the name of one folder: recipes come from strangers, and paths are made of it."""
+    if value in ("", ".", "..") or value != value.strip() or not value.isprintable() or "/" in value or "\\" in value:
+        raise SettingError(key, f"{value!r} cannot name a folder; use letters, digits, `-` and `_`")
 
 
 def to_plain(section: Any) -> Any:
