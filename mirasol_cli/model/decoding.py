@@ -89,7 +89,7 @@ def beam(
         return [[[] for _ in row] for row in prompts]
     clips, widest = len(prompts), max(map(len, prompts))
     rows = clips * widest
-    cache, logits_BQV = _read_prompts(decoder, memory, prompts, max_tokens)
+    cache, logits_BQV = read_prompts(decoder, memory, prompts, max_tokens)
     cache = cache.repeat(beams)
     device, vocabulary = logits_BQV.device, logits_BQV.shape[2]
     step_RKV = logits_BQV.view(rows, 1, vocabulary).expand(-1, beams, -1).float().log_softmax(dim=-1)
@@ -155,7 +155,7 @@ def stream_greedy(decoder: TextDecoder, memory: CrossMemory | None, prompt: list
     if max_tokens < 1:
         yield Decoded([], 0.0)
         return
-    cache, logits_11V = _read_prompts(decoder, memory, [[prompt]], max_tokens)
+    cache, logits_11V = read_prompts(decoder, memory, [[prompt]], max_tokens)
     ids: list[int] = []
     total = 0.0
     for count in range(1, max_tokens + 1):
@@ -170,7 +170,7 @@ def stream_greedy(decoder: TextDecoder, memory: CrossMemory | None, prompt: list
         logits_11V = decoder.step(torch.tensor([[[token]]], device=logits_11V.device), cache, memory)
 
 
-def _read_prompts(decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, room: int) -> tuple[TextCache, Tensor]:
+def read_prompts(decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, room: int) -> tuple[TextCache, Tensor]:
     """Put all prompts into a cache with `room` tokens to spare; returns it with the logits [B, Q, V] that follow them."""
     if any(not ids for row in prompts for ids in row):
         raise ValueError("a prompt has no tokens; give it at least its start token")
@@ -193,7 +193,7 @@ def _roll_out(decoder, memory, prompts: Prompts, eos: int, max_tokens: int, choo
     if not any(prompts) or max_tokens < 1:
         return [[Decoded([], 0.0) for _ in row] for row in prompts]
     clips, widest = len(prompts), max(map(len, prompts))
-    cache, logits_BQV = _read_prompts(decoder, memory, prompts, max_tokens)
+    cache, logits_BQV = read_prompts(decoder, memory, prompts, max_tokens)
     device = logits_BQV.device
     done_R = torch.tensor([q >= len(row) for row in prompts for q in range(widest)], device=device)
     total_R = torch.zeros(clips * widest, dtype=torch.float64, device=device)
