@@ -66,8 +66,8 @@ def _is_text(name: str) -> bool:
 class AnnotationFiles:
     """The files below `root` that may be annotations, found by file name wherever they lie.
 
-    Where several files share a name, one whose folder mentions the data set (`prefer`) wins, then the one nearest to the
-    root; `notes` says which was taken.
+    `everything` holds the relative paths of all files, `paths` of those that may be annotations. Where several share a name,
+    one whose folder mentions the data set (`prefer`) wins, then the one nearest to the root; `notes` says which was taken.
 
     Raises:
         DataError: `root` is not a folder.
@@ -78,7 +78,8 @@ class AnnotationFiles:
             raise DataError(f"the folder '{root}' does not exist", "give the folder of annotations and videos with --root")
         self.root = root
         self.notes: list[str] = []
-        self.paths = [name for name in FolderWalk(root) if os.path.splitext(name)[1].lower() in ANNOTATION_SUFFIXES]
+        self.everything = list(FolderWalk(root))
+        self.paths = [name for name in self.everything if os.path.splitext(name)[1].lower() in ANNOTATION_SUFFIXES]
         self.paths.sort(key=lambda name: (prefer not in os.path.dirname(name).lower(), name.count("/"), name))
 
     def matching(self, pattern: str) -> list[Path]:

@@ -121,7 +121,7 @@ class VideoIndex:
         archive += ".tar"
         if archive not in self._tars:
             path = inside(self.root, archive)
-            self._tars[archive] = tar_members(path) if path is not None and path.is_file() else {}
+            self._tars[archive] = tar_members(path)[0] if path is not None and path.is_file() else {}
         place = self._tars[archive].get(member)
         if place is None:
             return None
@@ -141,24 +141,31 @@ def is_hostile(name: str) -> bool:
     return ".." in name.replace("\\", "/").split("/")
 
 
-def tar_members(path: Path) -> dict[str, tuple[int, int]]:
+def tar_members(path: Path) -> tuple[dict[str, tuple[int, int]], str | None]:
     """Member name -> (offset, size) of the regular files of an uncompressed tar, read from its headers alone.
 
-    Raises:
-        DataError: the file is no tar, or is cut off in a header.
+    The second value says what is wrong with the tar, if anything; the members before the damage are complete.
     """
     members: dict[str, tuple[int, int]] = {}
-    end = path.stat().st_size
     try:
+        end = path.stat().st_size
         with tarfile.open(path, "r:") as archive:
             while (entry := archive.next()) is not None:
-                name = str(PurePosixPath(entry.name))
-                if entry.isreg() and not entry.issparse() and not is_hostile(name) and entry.offset_data + entry.size <= end:
-                    members[name] = (entry.offset_data, entry.size)
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
+                if entry.offset_data + entry.size > end:
+                    return members, f"it is cut off inside '{entry.name}'"
+                if entry.isreg() and not entry.issparse() and not is_hostile(entry.name):
+                    members[str(PurePosixPath(entry.name))] = (entry.offset_data, entry.size)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"'{path}' is not a readable tar file: {error}", "uncompressed tar shards only; unpack others first") from None
-    return members
+        return members, str(error)
+    return members, None
+
+
+def read_member(path: Path, place: tuple[int, int]) -> bytes:
+    """The bytes of one member of `tar_members`."""
+    with open(path, "rb") as file:
+        file.seek(place[0])
+        return file.read(place[1])
 
 
 def unpack(found: Found, folder: Path) -> Path:
