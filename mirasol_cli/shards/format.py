@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.files import write_atomic
+from mirasol_cli.files import sha256_of, write_atomic
 from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def row_checksum(row: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
     """CRC-32 over the bytes of the fields, in the given order."""
     value = 0
     for name in names:
-        value = zlib.crc32(memoryview(row[name].reshape(-1).view("uint8")), value)
+        value = zlib.crc32(row[name].reshape(-1).view("uint8").data, value)
     return value
 
 
@@ -112,7 +112,7 @@ class ShardRecord:
     kept: list[int] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     failed: list[ClipFailure] = field(default_factory=list)
-    short: list[int] = field(default_factory=list)  # kept, but some frames are masked: shorter than the span asked for
+    short: list[int] = field(default_factory=list)  # kept, but shorter than the span asked for
     audio: list[int] = field(default_factory=list)  # AUDIO_STATES
     seconds: list[float] = field(default_factory=list)
     crc32: list[int] = field(default_factory=list)
@@ -236,10 +236,12 @@ def _encodable(text: str) -> bool:
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> str:
-    """Atomic JSONL; returns the file's SHA-256."""
+    """Atomic JSONL; returns the file's SHA-256. A file that holds just this is left alone."""
     content = "".join(json_line(row) + "\n" for row in rows).encode()
-    write_atomic(path, content)
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
+    if not path.is_file() or path.stat().st_size != len(content) or sha256_of(path) != digest:
+        write_atomic(path, content)
+    return digest
 
 
 def keys_digest(keys: Sequence[str]) -> str:

@@ -35,6 +35,8 @@ from mirasol_cli.shards.format import (
 )
 from mirasol_cli.shards.reader import open_shard
 
+SHORT_S = 0.5
+"""A clip is short if it lacks more than this: cuts at keyframes are off by a little, always."""
 Sample = Mapping[str, Any]  # field -> numpy array, one view of one clip
 
 
@@ -162,7 +164,7 @@ class ShardDraft:
             kept=[slot.first + position for position in kept],
             missing=[slot.first + position for position in sorted(self._missing)],
             failed=[self._failed[position] for position in sorted(self._failed)],
-            short=[slot.first + p for p, valid in zip(kept, arrays["frame_valid"][first_views], strict=True) if not valid.all()],
+            short=[slot.first + p for p, (start, end) in zip(kept, spans, strict=True) if is_short(slot.clips[p], end - start)],
             audio=arrays["audio_state"][first_views].tolist(),
             seconds=[round(float(end - start), 3) for start, end in spans],
             crc32=crc32,
@@ -184,6 +186,11 @@ class ShardDraft:
             if new != old:
                 for array in self._rows.values():
                     array[new * views : (new + 1) * views] = array[old * views : (old + 1) * views]
+
+
+def is_short(clip: ClipSpan, seconds: float) -> bool:
+    """Whether clearly less was read than the annotation's span asks for."""
+    return clip.start_s is not None and clip.end_s is not None and seconds < clip.end_s - clip.start_s - SHORT_S
 
 
 def remove_partials(folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from mirasol_cli.errors import ShardError
 from mirasol_cli.shards import format as shard_format
 from mirasol_cli.shards.format import SplitIndex, clips_per_shard, row_checksum, views_of
-from mirasol_cli.shards.reader import ShardFolder, ShardSplit, verify_split
+from mirasol_cli.shards.reader import ShardFolder, verify_split
 from mirasol_cli.shards.writer import ShardDraft, ShardSlot
 from tests.shards.samples import SMALL, made_up_sample, write_split
 
@@ -96,7 +96,7 @@ FILES = ["index.json", "clips.jsonl", "qa.jsonl", "shard-00000.safetensors", "sh
 
 def read_all(folder: Path) -> None:
     split = ShardFolder(folder).split("train")
-    split.clips, split.texts("qa")  # noqa: B018
+    split.clips, split.texts("qa")
     for clip in split.kept:
         split.media(clip)
 

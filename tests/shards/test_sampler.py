@@ -36,7 +36,7 @@ def test_an_epoch_sees_each_text_exactly_once(source: dict[int, list[int]], q: i
 def test_a_unit_is_a_function_of_its_number(mixture: list[dict[int, list[int]]], seed: int, data: st.DataObject) -> None:
     ratios = data.draw(st.lists(st.floats(0.01, 10), min_size=len(mixture), max_size=len(mixture)))
     first, second = UnitOrder(mixture, ratios, 4, seed), UnitOrder(mixture, ratios, 4, seed)
-    numbers = list(range(100)) + [10**9]
+    numbers = [*range(100), 10**9]
     expected = [first.unit(i) for i in numbers]
     shuffled = random.Random(seed).sample(numbers, len(numbers))
     assert {i: second.unit(i) for i in shuffled} == dict(zip(numbers, expected, strict=True))

@@ -1,0 +1,342 @@
+"""`mirasol prepare`: videos and annotations become shards, step by step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mirasol_cli import prepare_engines
+from mirasol_cli.datasets.catalogue import DATASETS, open_dataset
+from mirasol_cli.datasets.example import DatasetOptions, Split
+from mirasol_cli.datasets.resolver import VideoIndex
+from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
+from mirasol_cli.files import sha256_of
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.prepare_plan import (
+    DecodeOptions,
+    SplitPlan,
+    bytes_needed,
+    check_disk,
+    default_workers,
+    limited,
+    part_of,
+    plan_split,
+    together,
+)
+from mirasol_cli.prepare_report import ProgressLine, Say, finish_split, say_table, split_summary
+from mirasol_cli.recipe import data_root, default_shards, load_recipe
+from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.shards.format import INDEX, SplitIndex, check_geometry
+from mirasol_cli.shards.reader import verify_split
+from mirasol_cli.shards.writer import remove_partials
+
+MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
+MANIFEST_RECIPE = "memorise"
+"""The recipe whose geometry a manifest gets, unless another is named."""
+
+
+def prepare(
+    dataset: str,
+    *,
+    root: Path | None = None,
+    out: Path | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    splits: Sequence[str] = (),
+    task: str | None = None,
+    workers: int | None = None,
+    engine: str = "local",
+    part: str | None = None,
+    merge: bool = False,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    inspect: int = 0,
+    verify: bool = False,
+    max_failed: float = 1.0,
+    strict: bool = False,
+    keep_truncated: bool = False,
+    allow_audio_only: bool = False,
+    limit: int | None = None,
+    options: DatasetOptions | None = None,
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """Decode a data set's clips into shards, and write its texts beside them.
+
+    What is there already is not done again: finished shards stay, and texts are written anew only if they changed.
+
+    Args:
+        dataset: a name of the catalogue, or the path of a JSONL or CSV manifest.
+        root: folder of annotations and videos; default `data/<dataset>`, or the manifest's own folder.
+        out: shard folder; default the recipe's `data.shards`, else `data/<dataset>/shards/<geometry>`.
+        recipe: name or path of the recipe whose `clip:` is the geometry; default the one of the data set's name.
+        overrides: `key=value` over the recipe.
+        splits, task: only these splits, only this task; default all.
+        workers: decoding processes; default the number of cores.
+        engine: "local" or "ray".
+        part: "I/N": only the shards I, I + N, I + 2 N, ...; `merge` then checks all of them and writes the index.
+        retry_failed: try the clips again that failed before.
+        dry_run: count, estimate bytes and time, write nothing.
+        inspect: contact sheets of this many clips per split.
+        verify: compare every file with its checksum; with `retry_failed`, prepare again what is damaged.
+        max_failed: percent of the clips that may fail. `strict` counts missing files as failed.
+        limit: only the first clips of each split.
+        say: where talk goes; default stderr.
+
+    Returns:
+        `{"splits": {name: counts}, "out": folder}`, see `prepare_report.split_summary`.
+
+    Raises:
+        UsageError, RecipeError: nothing was done.
+        DataError, ShardError: annotations or shards are missing or damaged, or of another geometry.
+        EnvironmentProblem: disk or engine; finished shards stay.
+        TooManyFailures: all is written, but too much failed; its `summary` is what would have been returned.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    mine = part_of(part)
+    check_options(engine, mine, merge, dry_run, limit, max_failed, inspect)
+    chosen = load_recipe(recipe or (dataset if dataset in DATASETS else MANIFEST_RECIPE), overrides)
+    manifest = manifest_path(dataset)
+    if manifest is None:
+        open_dataset(dataset)  # a misspelt name is told before anything else
+    root = root or (manifest.parent if manifest else data_root(dataset))
+    out = out or default_out(chosen, dataset, manifest)
+    if verify and not retry_failed:
+        return verify_shards(out, splits, say)
+    geometry = chosen.clip
+    check_existing(out, geometry, repair=verify)
+
+    source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions(), chosen, workers or default_workers(), say)
+    videos = VideoIndex(root)
+    plans = [
+        plan_split(out / name, limited(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
+        for name, tasks in together(found, splits).items()
+    ]
+    check_found(plans, videos, source)
+    say(f"{source.NAME}: {sum(len(plan.expected) for plan in plans)} clips; licence: {source.LICENCE}")
+
+    decode = DecodeOptions(workers=workers or default_workers(), keep_truncated=keep_truncated, allow_audio_only=allow_audio_only)
+    if dry_run:
+        return estimate(plans, decode, retry_failed, out, say)
+    if merge:
+        check_parts(plans)
+    else:
+        fill(plans, decode, engine, mine, retry_failed, out, say)
+    if mine is None:
+        for plan in plans:
+            finish_split(plan, source)
+    summary: dict[str, Any] = {"splits": {plan.name: split_summary(plan) for plan in plans}, "out": str(out), "licence": source.LICENCE}
+    say_table(summary["splits"], say)
+    if mine is not None:
+        say(f"part {part} is done; when all are: the same command with --merge instead of --part")
+    elif inspect:
+        from mirasol_cli.contact_sheet import write_contact_sheets
+
+        summary["contact_sheets"] = [str(path) for path in write_contact_sheets(out, [plan.name for plan in plans], inspect)]
+        say(f"contact sheets: {', '.join(summary['contact_sheets'])}")
+    check_failures(summary, out, max_failed, strict)
+    return summary
+
+
+# ------------------------------------------------------------------------------------------------ what to prepare
+
+
+def check_options(
+    engine: str, mine: tuple[int, int] | None, merge: bool, dry_run: bool, limit: int | None, max_failed: float, inspect: int
+) -> None:
+    """Raises UsageError for options that have no meaning, alone or together."""
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine {engine}: expected local or ray")
+    if merge and (mine is not None or dry_run):
+        raise UsageError("--merge puts the parts together: it goes without --part and --dry-run")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: expected at least 1")
+    if not 0 <= max_failed <= 100:
+        raise UsageError(f"--max-failed {max_failed}: expected a percentage from 0 to 100")
+    if inspect < 0 or (inspect and mine is not None):
+        raise UsageError(f"--inspect {inspect}: expected a number of clips, and no --part")
+
+
+def manifest_path(dataset: str) -> Path | None:
+    """The manifest that `dataset` names, or None for a data set of the catalogue.
+
+    Raises DataError if it looks like a file and is none.
+    """
+    path = Path(dataset)
+    if dataset in DATASETS:
+        return None
+    if path.suffix.lower() in MANIFEST_SUFFIXES or path.is_file():
+        if not path.is_file():
+            raise DataError(f"there is no manifest '{dataset}'", "give a JSONL or CSV file, or the name of a data set")
+        return path
+    return None
+
+
+def default_out(recipe: Recipe, dataset: str, manifest: Path | None) -> Path:
+    """Where training with the same recipe will look."""
+    name = recipe.data.dataset if manifest else dataset
+    if recipe.data.shards and recipe.data.dataset == name:
+        return Path(recipe.data.shards)
+    return default_shards(name, recipe.clip)
+
+
+def read_dataset(
+    dataset: str, manifest: Path | None, root: Path, task: str | None, options: DatasetOptions, recipe: Recipe, workers: int, say: Say
+) -> tuple[ModuleType, list[Split]]:
+    """The reader's module and the splits it reads, of one task or all."""
+    if manifest is not None:
+        from mirasol_cli.datasets import manifest as reader
+
+        return reader, [split for split in reader.read_manifest(manifest) if task in (None, split.task)]
+    source = open_dataset(dataset)
+    if hasattr(source, "render"):
+        source.render(root, seed=recipe.data.seed, clips=recipe.data.clips, workers=workers)
+    if task is not None and task not in source.TASKS:
+        raise UsageError(f"{dataset} has no task '{task}'", f"its tasks are {', '.join(source.TASKS)}")
+    if not root.is_dir():
+        raise DataError(
+            f"the folder '{root}' does not exist; it should hold the annotations and videos of {dataset}",
+            f"give it with --root; the annotations are published at {source.SOURCE}",
+        )
+    return source, list(source.read(root, task, options))
+
+
+def check_existing(out: Path, geometry: ClipGeometry, *, repair: bool) -> None:
+    """Raises ShardError if any split that lies in `out` was prepared with another geometry, or its index is damaged."""
+    for path in sorted(out.glob(f"*/{INDEX}")):
+        try:
+            index = SplitIndex.read(path)
+        except ShardError:
+            if repair:
+                continue
+            raise
+        check_geometry(geometry, index.geometry, path)
+
+
+def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleType) -> None:
+    """Raises DataError if there is nothing to do because not one video is there."""
+    if any(found is not None for plan in plans for found in plan.sources) or any(r.kept for plan in plans for r in plan.records.values()):
+        return
+    clips = [clip for plan in plans for clip in plan.clips]
+    if not clips:
+        raise DataError(f"the annotations of {source.NAME} below '{videos.root}' name no clip")
+    names = [getattr(name, "name", name) for name in source.candidates(clips[0])][:3]
+    raise DataError(
+        f"none of the {len(clips)} videos of {source.NAME} is below '{videos.root}', where {len(videos)} videos lie; "
+        f"looked for {', '.join(repr(name) for name in names)} and so on",
+        f"put the videos anywhere below that folder, or give their folder with --root; published: {source.SOURCE}",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the work
+
+
+def fill(
+    plans: Sequence[SplitPlan], decode: DecodeOptions, engine: str, mine: tuple[int, int] | None, retry_failed: bool, out: Path, say: Say
+) -> None:
+    """Write the shards that are not there yet, of this part; puts their records into the plans."""
+    part = mine or (0, 1)
+    works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.part(part)]
+    if not works:
+        say(f"nothing to do: all shards are in '{out}'")
+        _say_failed_before(plans, retry_failed, say)
+        return
+    check_disk(out, bytes_needed(plans, retry_failed=retry_failed, part=part))
+    for plan in plans:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        if mine is None:
+            remove_partials(plan.folder)
+    clips = [clip for plan in plans for clip in plan.clips_to_decode(retry_failed=retry_failed, part=part)]
+    progress = ProgressLine(len(clips), say)
+    by_folder = {plan.folder: plan for plan in plans}
+    say(f"decoding {len(clips)} clips into {len(works)} shards in '{out}'")
+    done = 0
+    try:
+        with closing(prepare_engines.run(engine, works, progress)) as finished:
+            for folder, record in finished:
+                by_folder[folder].records[record.number] = record
+                done += 1
+    except EnvironmentProblem as problem:
+        going_on = f"{done} of {len(works)} shards are finished and stay; the same command goes on from there"
+        raise EnvironmentProblem(problem.message, f"{problem.hint}; {going_on}" if problem.hint else going_on) from problem
+    finally:
+        progress.close()
+
+
+def _say_failed_before(plans: Sequence[SplitPlan], retry_failed: bool, say: Say) -> None:
+    failed = sum(len(record.failed) for plan in plans for record in plan.records.values())
+    if failed and not retry_failed:
+        say(f"{failed} clips failed before; --retry-failed tries them again")
+
+
+def check_parts(plans: Sequence[SplitPlan]) -> None:
+    """Raises ShardError unless every shard is there and fits its checksum."""
+    absent = [str(plan.slot(number).path) for plan in plans for number in plan.to_do]
+    if absent:
+        raise ShardError(
+            f"{len(absent)} shards are not finished: {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}",
+            "run the parts that make them (shard k belongs to part k mod N), or the same command without --merge",
+        )
+    for plan in plans:
+        for record in plan.records.values():
+            if record.bytes and sha256_of(plan.folder / record.name) != record.sha256:
+                raise ShardError(
+                    f"'{plan.folder / record.name}' is damaged: its checksum is not the one its part wrote",
+                    "delete it and run its part again",
+                )
+
+
+def estimate(plans: Sequence[SplitPlan], decode: DecodeOptions, retry_failed: bool, out: Path, say: Say) -> dict[str, Any]:
+    """The summary with what would be done: clips, bytes, and seconds from decoding a few of them."""
+    works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.to_do]
+    clips = sum(len(plan.clips_to_decode(retry_failed=retry_failed)) for plan in plans)
+    size = bytes_needed(plans, retry_failed=retry_failed)
+    seconds = clips * prepare_engines.seconds_per_clip(works) if clips else 0.0
+    splits = {}
+    for plan in plans:
+        splits[plan.name] = split_summary(plan)
+        splits[plan.name]["expected"] = len(plan.expected)
+        splits[plan.name]["missing"] = sum(plan.sources[clip] is None for clip in plan.expected)
+    say_table(splits, say)
+    say(f"to do: {clips} clips, {size:,} bytes in '{out}', about {seconds / 3600:.2f} hours with {decode.workers} workers")
+    check_disk(out, size)
+    return {"splits": splits, "out": str(out), "dry_run": {"clips": clips, "bytes": size, "seconds": round(seconds, 1)}}
+
+
+# ------------------------------------------------------------------------------------------------ the end
+
+
+def check_failures(summary: dict[str, Any], out: Path, max_failed: float, strict: bool) -> None:
+    """Raises TooManyFailures if a larger share failed than allowed; missing files count only if `strict`."""
+    counts = summary["splits"].values()
+    failed = sum(c["failed"] + (c["missing"] if strict else 0) for c in counts)
+    expected = sum(c["expected"] for c in counts)
+    if failed * 100 > max_failed * expected:
+        error = TooManyFailures(
+            f"{failed} of {expected} clips failed, more than the {max_failed:g} % allowed; the rest is ready in '{out}'",
+            "the reasons are in failures.jsonl of each split; --retry-failed tries them again, --max-failed PCT allows more",
+        )
+        error.summary = summary  # type: ignore[attr-defined]
+        raise error
+
+
+def verify_shards(out: Path, splits: Sequence[str], say: Say) -> dict[str, Any]:
+    """Compare every file below `out` with its checksum. Raises ShardError that names all damaged files."""
+    names = sorted(path.parent.name for path in out.glob(f"*/{INDEX}"))
+    if not names or set(splits) - set(names):
+        wanted = ", ".join(sorted(set(splits) - set(names)))
+        raise ShardError(f"'{out}' holds no finished split{' ' + wanted if wanted else ''}", "run the same command without --verify first")
+    problems = [problem for name in splits or names for problem in verify_split(out / name)]
+    if problems:
+        raise ShardError(
+            "\n".join(problems), "the same command with --verify --retry-failed prepares them again; intact clips are not decoded twice"
+        )
+    summary: dict[str, Any] = {"splits": {}, "out": str(out), "verified": True}
+    for name in splits or names:
+        index = SplitIndex.read(out / name / INDEX)
+        summary["splits"][name] = {**index.counts, "questions": sum(entry.texts for entry in index.tasks.values())}
+        say(f"{name}: {len(index.shards)} shards, {index.counts['bytes']:,} bytes are as they were written")
+    return summary

@@ -1,0 +1,196 @@
+"""What `prepare` says and leaves behind: the index and lists of a split, counts, progress, the table at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+from mirasol_cli.prepare_plan import SplitPlan, text_rows
+from mirasol_cli.shards.format import (
+    AUDIO_STATES,
+    CLIPS,
+    FAILURES,
+    INDEX,
+    LISTS,
+    ShardRecord,
+    SplitIndex,
+    TaskEntry,
+    clips_per_shard,
+    texts_name,
+    write_lines,
+)
+
+Say = Callable[[str], None]
+PLAIN_EVERY_S = 5.0
+"""Seconds between lines of progress where no terminal is."""
+
+
+# ------------------------------------------------------------------------------------------------ files of a split
+
+
+def finish_split(plan: SplitPlan, dataset: ModuleType) -> None:
+    """Everything of a split but its media; the index last. Needs a record of every shard. Files whose content stays are left alone."""
+    records = [plan.records[number] for number in range(plan.shards)]
+    numbers = {clip.key: number for number, clip in enumerate(plan.clips)}
+    rows = ({"key": clip.key, "video": clip.video, "start_s": clip.start_s, "end_s": clip.end_s} for clip in plan.clips)
+    files = {CLIPS: write_lines(plan.folder / CLIPS, rows)}
+    tasks = dict(plan.index.tasks) if plan.index else {}
+    for split in plan.splits:
+        sha256 = write_lines(plan.folder / texts_name(split.task), text_rows(split, numbers))
+        tasks[split.task] = TaskEntry(
+            dataset=dataset.NAME,
+            licence=dataset.LICENCE,
+            texts=len(split.texts),
+            sha256=sha256,
+            labels=list(split.labels),
+            notes=list(split.notes),
+        )
+    failures = ({"video": f.video, "stage": f.stage, "reason": f.reason, "hint": f.hint, "clip": f.clip} for r in records for f in r.failed)
+    files[FAILURES] = write_lines(plan.folder / FAILURES, failures)
+    files[LISTS] = write_lines(plan.folder / LISTS, [lists(plan, records)])
+    index = SplitIndex(
+        split=plan.name, geometry=plan.geometry, views=plan.views, clips_per_shard=clips_per_shard(plan.geometry), versions=versions(),
+        counts=counts(records, None), tasks={task: tasks[task] for task in sorted(tasks)}, files=files, shards=records,
+    )  # fmt: skip
+    if index != plan.index:
+        index.write(plan.folder / INDEX)
+    for number in range(plan.shards):
+        plan.slot(number).record_path.unlink(missing_ok=True)
+
+
+def lists(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
+    """The clips, by key, that deserve a look; and names that several files fit (the first was taken)."""
+
+    def keys(clips: Iterable[int]) -> list[str]:
+        return [plan.clips[clip].key for clip in clips]
+
+    def with_sound(state: str) -> list[str]:
+        return keys(clip for r in records for clip, audio in zip(r.kept, r.audio, strict=True) if AUDIO_STATES[audio] == state)
+
+    return {
+        "missing": keys(clip for record in records for clip in record.missing),
+        "failed": keys(failure.clip for record in records for failure in record.failed),
+        "without_sound": with_sound("none"),
+        "silent": with_sound("silent"),
+        "short": keys(clip for record in records for clip in record.short),
+        "duplicates": {name: list(paths) for name, paths in sorted(plan.duplicates.items())},
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that may change the content of a shard."""
+    found = {}
+    for package in ("mirasol", "av", "decord", "decord2", "numpy", "torch", "torchaudio"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ counts
+
+
+def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, Any]:
+    """Counts over the clips of the shards (None: all of them)."""
+
+    def wanted(clip: int) -> bool:
+        return only is None or clip in only
+
+    kept = missing = failed = expected = size = short = 0
+    seconds, audio = 0.0, Counter(dict.fromkeys(AUDIO_STATES, 0))
+    reasons: Counter[str] = Counter()
+    for record in records:
+        size += record.bytes
+        for clip, state, length in zip(record.kept, record.audio, record.seconds, strict=True):
+            if wanted(clip):
+                kept += 1
+                audio[AUDIO_STATES[state]] += 1
+                seconds += length
+        missing += sum(map(wanted, record.missing))
+        short += sum(map(wanted, record.short))
+        reasons.update(failure.reason for failure in record.failed if wanted(failure.clip))
+    failed = reasons.total()
+    expected = kept + missing + failed
+    share = round(kept / expected, 4) if expected else 0.0
+    return {
+        "expected": expected, "kept": kept, "failed": failed, "missing": missing, "audio": dict(audio), "short": short,
+        "share": share, "seconds": round(seconds, 3), "bytes": size, "reasons": dict(reasons.most_common()),
+    }  # fmt: skip
+
+
+def split_summary(plan: SplitPlan) -> dict[str, Any]:
+    """The `--json` fields of one split: of the clips and texts of this run, as far as their shards are written."""
+    found = counts(plan.records.values(), plan.expected)
+    questions = sum(len(split.texts) for split in plan.splits)
+    first = {key: found.pop(key) for key in ("expected", "kept", "failed", "missing")}
+    return {
+        **first, "questions": questions, "tasks": {split.task: len(split.texts) for split in plan.splits}, **found,
+        "duplicates": len(plan.duplicates), "notes": [note for split in plan.splits for note in split.notes],
+    }  # fmt: skip
+
+
+def say_table(splits: dict[str, dict[str, Any]], say: Say) -> None:
+    """The counts of every split, one line each."""
+    columns = ("split", "expected", "kept", "failed", "missing", "questions", "no sound", "silent", "sound", "present", "hours", "MB")
+    rows = [
+        (name, c["expected"], c["kept"], c["failed"], c["missing"], c["questions"], *(c["audio"][state] for state in AUDIO_STATES),
+         f"{c['share']:.1%}", f"{c['seconds'] / 3600:.2f}", f"{c['bytes'] / 1e6:.0f}")
+        for name, c in splits.items()
+    ]  # fmt: skip
+    table = [columns, *(tuple(map(str, row)) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(columns))]
+    for row in table:
+        say("  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True))))
+    for name, c in splits.items():
+        for reason, number in list(c["reasons"].items())[:8]:
+            say(f"  {name}: {number} failed: {reason}")
+        for note in c["notes"][:8]:
+            say(f"  {name}: {note}")
+        if c["duplicates"]:
+            say(f"  {name}: {c['duplicates']} names fit several files; which were taken is in {name}/{LISTS}")
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+class ProgressLine:
+    """Clips and video-hours with rates and the time left: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, clips: int, say: Say, bar: bool | None = None):
+        self._clips, self._say = clips, say
+        self._done, self._seconds, self._start, self._said = 0, 0.0, time.monotonic(), time.monotonic()
+        self._bar: Any = None
+        if clips and (sys.stderr.isatty() if bar is None else bar):
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=clips, unit="clip", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
+
+    def __call__(self, clips: int, seconds: float) -> None:
+        self._done += clips
+        self._seconds += seconds
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._seconds / 3600:.2f} h of video", refresh=False)
+            self._bar.update(clips)
+        elif time.monotonic() - self._said >= PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            self._say(self.line())
+
+    def line(self) -> str:
+        """`120 of 2000 clips, 0.33 h of video, 14.2 clips/s, 0:02:12 left`"""
+        spent = max(time.monotonic() - self._start, 1e-6)
+        rate = self._done / spent
+        left = int((self._clips - self._done) / rate) if rate else 0
+        return (
+            f"{self._done} of {self._clips} clips, {self._seconds / 3600:.2f} h of video, {rate:.1f} clips/s, "
+            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
