@@ -1,4 +1,4 @@
-"""Text out of a `TextDecoder`: greedy, streamed, sampled, and beam search.
+"""Text out of a `TextDecoder`: greedy, streamed, sampled, beam search, and the likelihoods of given answers.
 
 Prompts are nested as the text is: `prompts[b][q]` holds the ids of question q of clip b. Clips may have different
 numbers of questions and prompts different lengths; every row is decoded as if it were alone. `memory` holds the
@@ -7,16 +7,19 @@ cross-attention's keys and values, projected once per clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mirasol_cli.model.candidates import Candidates, Tree, likelihoods, plant, side_by_side
 from mirasol_cli.model.text_cache import TextCache
 from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
 
 Prompts = list[list[list[int]]]
+NODES = 512
+"""Tokens of one prompt's candidates that are scored at once; bounds memory."""
 
 
 class Decoded(NamedTuple):
@@ -89,7 +92,7 @@ def beam(
         return [[[] for _ in row] for row in prompts]
     clips, widest = len(prompts), max(map(len, prompts))
     rows = clips * widest
-    cache, logits_BQV = read_prompts(decoder, memory, prompts, max_tokens)
+    cache, logits_BQV = _read_prompts(decoder, memory, prompts, max_tokens)
     cache = cache.repeat(beams)
     device, vocabulary = logits_BQV.device, logits_BQV.shape[2]
     step_RKV = logits_BQV.view(rows, 1, vocabulary).expand(-1, beams, -1).float().log_softmax(dim=-1)
@@ -155,7 +158,7 @@ def stream_greedy(decoder: TextDecoder, memory: CrossMemory | None, prompt: list
     if max_tokens < 1:
         yield Decoded([], 0.0)
         return
-    cache, logits_11V = read_prompts(decoder, memory, [[prompt]], max_tokens)
+    cache, logits_11V = _read_prompts(decoder, memory, [[prompt]], max_tokens)
     ids: list[int] = []
     total = 0.0
     for count in range(1, max_tokens + 1):
@@ -170,7 +173,56 @@ def stream_greedy(decoder: TextDecoder, memory: CrossMemory | None, prompt: list
         logits_11V = decoder.step(torch.tensor([[[token]]], device=logits_11V.device), cache, memory)
 
 
-def read_prompts(decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, room: int) -> tuple[TextCache, Tensor]:
+@torch.inference_mode()
+def score_candidates(
+    decoder: TextDecoder,
+    memory: CrossMemory | None,
+    prompts: Prompts,
+    candidates: Sequence[Sequence[Candidates]],
+    eos: int,
+    *,
+    nodes: int = NODES,
+) -> list[list[list[float]]]:
+    """Natural log-likelihood of every candidate, its end token included, in the order given.
+
+    The prompt is read once; what its candidates have in common is computed once (`candidates.py`).
+
+    Args:
+        prompts: `prompts[b][q]`, ids of question q of clip b.
+        candidates: `candidates[b][q]`, ids of each possible answer without the end token.
+        nodes: most tokens of one prompt that are scored at once; changes memory, not the result.
+
+    Raises:
+        ValueError: a candidate holds the end token, or a prompt is empty.
+    """
+    if not any(prompts):
+        return [[] for _ in prompts]
+    planted: dict[int, list[Tree]] = {}  # rows that share one list of candidates share its trees
+    for options in (options for row in candidates for options in row):
+        if id(options) not in planted:
+            planted[id(options)] = plant(options, eos, nodes)
+    forests = [[planted[id(options)] for options in row] for row in candidates]
+    largest = max((len(tree.token) for trees in planted.values() for tree in trees), default=0) or 1
+    cache, logits_BQV = _read_prompts(decoder, memory, prompts, largest)
+    first_BQV = logits_BQV.float().log_softmax(dim=-1)
+    found: list[list[dict[tuple[int, ...], float]]] = [[{} for _ in row] for row in prompts]
+
+    for turn in range(max((len(trees) for trees in planted.values()), default=0)):
+        now = [[trees[turn] if turn < len(trees) else None for trees in row] for row in forests]
+        tokens_BQN, depth_BQN, ancestor_BQNN = (part.to(logits_BQV.device) for part in side_by_side(now, logits_BQV.shape[1]))
+        hidden_BQND = decoder.branch(tokens_BQN, depth_BQN, ancestor_BQNN, cache, memory)
+        for b, row in enumerate(now):
+            for q, tree in enumerate(row):
+                if tree is not None:
+                    logprob_NV = decoder.logits(hidden_BQND[b, q, : len(tree.token)]).float().log_softmax(dim=-1)
+                    found[b][q] |= likelihoods(tree, logprob_NV, first_BQV[b, q], ancestor_BQNN[b, q], eos)
+    return [
+        [[scores[tuple(ids)] for ids in options] for scores, options in zip(*row, strict=True)]
+        for row in zip(found, candidates, strict=True)
+    ]
+
+
+def _read_prompts(decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, room: int) -> tuple[TextCache, Tensor]:
     """Put all prompts into a cache with `room` tokens to spare; returns it with the logits [B, Q, V] that follow them."""
     if any(not ids for row in prompts for ids in row):
         raise ValueError("a prompt has no tokens; give it at least its start token")
@@ -193,7 +245,7 @@ def _roll_out(decoder, memory, prompts: Prompts, eos: int, max_tokens: int, choo
     if not any(prompts) or max_tokens < 1:
         return [[Decoded([], 0.0) for _ in row] for row in prompts]
     clips, widest = len(prompts), max(map(len, prompts))
-    cache, logits_BQV = read_prompts(decoder, memory, prompts, max_tokens)
+    cache, logits_BQV = _read_prompts(decoder, memory, prompts, max_tokens)
     device = logits_BQV.device
     done_R = torch.tensor([q >= len(row) for row in prompts for q in range(widest)], device=device)
     total_R = torch.zeros(clips * widest, dtype=torch.float64, device=device)

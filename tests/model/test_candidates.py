@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from mirasol_cli.model.candidates import plant
 from mirasol_cli.model.config import TextConfig
-from mirasol_cli.model.scoring import plant, score_candidates
+from mirasol_cli.model.decoding import score_candidates
 from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
 
 EOS, VOCABULARY, MEMORY_WIDTH = 0, 9, 10

@@ -1,7 +1,6 @@
-"""Exact log-likelihoods of given answers: class lists and multiple choice.
+"""Lists of possible answers as trees of tokens, in which common beginnings are shared.
 
-The prompt is read once. The candidates of a prompt become a tree of tokens in which common beginnings are shared, and
-all nodes of a tree pass the decoder at once, each attending to the prompt and to its own ancestors.
+All nodes of a tree pass the decoder at once, each attending to the prompt and to its own ancestors.
 """
 
 from __future__ import annotations
@@ -12,12 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mirasol_cli.model.decoding import Prompts, read_prompts
-from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
-
 Candidates = Sequence[Sequence[int]]
-NODES = 512
-"""Nodes of one tree; longer lists of candidates are cut into several, which bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -37,53 +31,6 @@ class Tree:
             if parent >= 0:
                 table[node] |= table[parent]
         return table
-
-
-@torch.inference_mode()
-def score_candidates(
-    decoder: TextDecoder,
-    memory: CrossMemory | None,
-    prompts: Prompts,
-    candidates: Sequence[Sequence[Candidates]],
-    eos: int,
-    *,
-    nodes: int = NODES,
-) -> list[list[list[float]]]:
-    """Natural log-likelihood of every candidate, its end token included, in the order given.
-
-    Args:
-        prompts: `prompts[b][q]`, ids of question q of clip b.
-        candidates: `candidates[b][q]`, ids of each possible answer without the end token.
-        nodes: most tokens of one prompt that are scored at once; changes memory, not the result.
-
-    Raises:
-        ValueError: a candidate holds the end token, or a prompt is empty.
-    """
-    if not any(prompts):
-        return [[] for _ in prompts]
-    planted: dict[int, list[Tree]] = {}  # rows that share one list of candidates share its trees
-    for options in (options for row in candidates for options in row):
-        if id(options) not in planted:
-            planted[id(options)] = plant(options, eos, nodes)
-    forests = [[planted[id(options)] for options in row] for row in candidates]
-    largest = max((len(tree.token) for trees in planted.values() for tree in trees), default=0) or 1
-    cache, logits_BQV = read_prompts(decoder, memory, prompts, largest)
-    first_BQV = logits_BQV.float().log_softmax(dim=-1)
-    found: list[list[dict[tuple[int, ...], float]]] = [[{} for _ in row] for row in prompts]
-
-    for turn in range(max((len(trees) for trees in planted.values()), default=0)):
-        now = [[trees[turn] if turn < len(trees) else None for trees in row] for row in forests]
-        tokens_BQN, depth_BQN, ancestor_BQNN = (part.to(logits_BQV.device) for part in _side_by_side(now, logits_BQV.shape[1]))
-        hidden_BQND = decoder.branch(tokens_BQN, depth_BQN, ancestor_BQNN, cache, memory)
-        for b, row in enumerate(now):
-            for q, tree in enumerate(row):
-                if tree is not None:
-                    logprob_NV = decoder.logits(hidden_BQND[b, q, : len(tree.token)]).float().log_softmax(dim=-1)
-                    found[b][q] |= _likelihoods(tree, logprob_NV, first_BQV[b, q], ancestor_BQNN[b, q], eos)
-    return [
-        [[scores[tuple(ids)] for ids in options] for scores, options in zip(*row, strict=True)]
-        for row in zip(found, candidates, strict=True)
-    ]
 
 
 def plant(candidates: Candidates, eos: int, nodes: int) -> list[Tree]:
@@ -107,7 +54,7 @@ def plant(candidates: Candidates, eos: int, nodes: int) -> list[Tree]:
     return trees
 
 
-def _side_by_side(trees: list[list[Tree | None]], questions: int) -> tuple[Tensor, Tensor, Tensor]:
+def side_by_side(trees: list[list[Tree | None]], questions: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, depths [B, Q, N] and ancestors [B, Q, N, N], padded with nodes that see only the prompt and themselves."""
     clips = len(trees)
     widest = max((len(tree.token) for row in trees for tree in row if tree is not None), default=0) or 1
@@ -124,7 +71,7 @@ def _side_by_side(trees: list[list[Tree | None]], questions: int) -> tuple[Tenso
     return tokens, depth, ancestors
 
 
-def _likelihoods(tree: Tree, logprob_NV: Tensor, first_V: Tensor, ancestor_NN: Tensor, eos: int) -> dict[tuple[int, ...], float]:
+def likelihoods(tree: Tree, logprob_NV: Tensor, first_V: Tensor, ancestor_NN: Tensor, eos: int) -> dict[tuple[int, ...], float]:
     """The sums along each candidate's path. `logprob_NV` follows the nodes, `first_V` the prompt."""
     count = len(tree.token)
     follows_NV = torch.cat((first_V[None], logprob_NV))  # row 0 follows the prompt, row i + 1 node i
