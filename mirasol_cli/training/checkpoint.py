@@ -367,13 +367,6 @@ def load_model(checkpoint: Path) -> LoadedModel:
     return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None)
 
 
-def model_tensors(model: Any) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, whole and on the CPU; shared ones once. All processes call this together."""
-    from mirasol_cli.training.distributed import whole
-
-    return {name: whole(tensor) for name, tensor in _own_tensors(model).items()}
-
-
 def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy `tensors` into the model, whatever its sharding.
 
@@ -384,7 +377,7 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None
 
     from mirasol_cli.training.distributed import like
 
-    own = _own_tensors(model)
+    own = model_tensors(model)
     problems = [f"{name} is missing" for name in own.keys() - tensors.keys()]
     problems += [f"{name} is unknown to the model" for name in tensors.keys() - own.keys()]
     problems += [
@@ -400,8 +393,8 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None
             tensor.copy_(like(tensors[name], tensor.detach()))
 
 
-def _own_tensors(model: Any) -> dict[str, Tensor]:
-    """state_dict's tensors, each storage once (a tied output layer is not written twice)."""
+def model_tensors(model: Any) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, in the sharding of this run; a tied output layer is there once."""
     seen: set[int] = set()
     own = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

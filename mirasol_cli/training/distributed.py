@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
-from mirasol_cli.errors import EnvironmentProblem, UsageError
+from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
+
+Result = TypeVar("Result")
+
+
+class StoppedByMain(MirasolError):
+    """On the other processes, when the first one has failed; the first one's message tells why."""
+
+    kind = "stopped"
+
+    def __init__(self, exit_code: int):
+        super().__init__("the first process of the run failed; see its message")
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -45,9 +58,37 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+    def on_main(self, work: Callable[[], Result]) -> Result | None:
+        """Run `work` on the first process while the others wait; returns its result there, None elsewhere.
+
+        If it raises, every process raises, so that none is left waiting for the others.
+        """
+        if self.size == 1:
+            return work()
+        result, error, code = None, None, 0
+        if self.is_main:
+            try:
+                result = work()
+            except Exception as caught:
+                error, code = caught, caught.exit_code if isinstance(caught, MirasolError) else 1
+        code = int(self.sum([code])[0])
+        if error is not None:
+            raise error
+        if code:
+            raise StoppedByMain(code)
+        return result
+
+    def from_main(self, content: bytes | None) -> bytes:
+        """The first process's `content`, on every process."""
+        if self.size == 1:
+            return content or b""
+        length = int(self.sum([len(content) if content and self.is_main else 0])[0])
+        data = (
+            torch.frombuffer(bytearray(content), dtype=torch.uint8) if content and self.is_main else torch.empty(length, dtype=torch.uint8)
+        )
+        data = data.to(self.device)
+        dist.broadcast(data, 0)
+        return bytes(data.tolist())
 
     def share(self, batch: int) -> range:
         """Positions of the global batch that this process takes: equal contiguous shares in rank order."""
@@ -105,11 +146,15 @@ def resolve_device(name: str) -> torch.device:
         raise UsageError(f"--device {name!r} is not known", "use auto, cpu, cuda or mps") from None
 
 
+BLOCK_LISTS = ("blocks", "layers", "cross_layers", "process")
+"""Names of the model's lists of Transformer layers (`process`: the Token Turing Machine's)."""
+
+
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: members of the model's ModuleLists called `layers` or `blocks`, outermost first found."""
+    """The repeated blocks: members of the model's ModuleLists that hold Transformer layers."""
     found: list[nn.Module] = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in ("layers", "blocks"):
+        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in BLOCK_LISTS:
             found += list(module)
     return found
 
@@ -179,11 +224,17 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
             module.set_reshard_after_forward(module is not sharded[0], recurse=False)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor on the CPU, detached; for a sharded one all processes must call this together."""
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().to("cpu", copy=True)
+def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The tensors unsharded, as copies on the CPU, on the first process; nothing elsewhere. All processes call this together.
+
+    One tensor at a time, so that no device ever has to hold all of a sharded model.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if world.is_main:
+            found[name] = full.detach().to("cpu", copy=True)
+    return found
 
 
 def like(full: Tensor, reference: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from mirasol_cli.errors import CheckpointError
 from mirasol_cli.recipe_schema import RatesRecipe, TrainRecipe
-from mirasol_cli.training.distributed import like, whole
+from mirasol_cli.training.distributed import like
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _ENCODER_PARTS = ("video_tokens", "audio_tokens", "encoder", "video_encoder", "audio_encoder")
@@ -134,6 +134,15 @@ class AveragedWeights:
                 self.values[name].lerp_(parameter.float(), 1 - decay)
 
     @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Raises CheckpointError if `source` does not hold exactly these parameters."""
+        if tensors.keys() != self.values.keys():
+            different = ", ".join(sorted(tensors.keys() ^ self.values.keys())[:5])
+            raise CheckpointError(f"the averaged weights of '{source}' do not belong to this model: {different}", "use another checkpoint")
+        for name, value in self.values.items():
+            value.copy_(like(tensors[name], value))
+
+    @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights with the averages; a second call restores both."""
         for name, parameter in model.named_parameters():
@@ -144,12 +153,12 @@ class AveragedWeights:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as whole CPU tensors named `<state>/<parameter>`; all processes call this together."""
+    """The optimizer's state by name, `<state>/<parameter>`, in the sharding of this run."""
     tensors = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = whole(value if isinstance(value, Tensor) else torch.tensor(float(value)))
+                tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
     return tensors
 
 

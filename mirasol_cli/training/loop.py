@@ -1,0 +1,353 @@
+"""The one training loop, for `pretrain` and `finetune` alike: the stages differ by recipe only.
+
+A step, on every process:
+
+    read its share of the global batch (the next ones are read ahead)
+    count the items of each loss over all micro batches and processes
+    forward and backward of each micro batch; gradients are summed over processes in the last one
+    agree: did any process see a loss that is not finite, or a signal?
+    clip, step the optimizer, update the averaged weights
+    log, validate, save where it is time; stop where a signal asks for it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from mirasol_cli.errors import Diverged, Interrupted, MirasolError
+from mirasol_cli.files import write_json
+from mirasol_cli.model.flops import media_flops, text_flops
+from mirasol_cli.model.losses import Losses
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.training.counts import PARTS, loss_counts, summed
+from mirasol_cli.training.data import MicroBatch, ReadAhead
+from mirasol_cli.training.distributed import gradient_sync, joined_world, resolve_device, whole_parameters
+from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_per_s
+from mirasol_cli.training.optimizer import clip_gradients, set_rate
+from mirasol_cli.training.run_log import Display, Extras, status_of
+from mirasol_cli.training.signals import SignalFlags
+from mirasol_cli.training.start import Run, save_run, start_run
+from mirasol_cli.vocabulary import Vocabulary
+
+Validate = Callable[[Mirasol, Vocabulary], Mapping[str, float]]
+"""Metrics of the model on held-out clips. The best checkpoint is the one with the highest `exact_match`, else the lowest `loss`."""
+
+
+def train(
+    recipe: Recipe,
+    *,
+    stage: str,
+    resume: bool = False,
+    limit: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    validate: Validate | None = None,
+) -> dict[str, Any]:
+    """Train to `train.steps`, on this process of the process group that the environment describes.
+
+    Args:
+        stage: `pretrain` or `finetune`; written down, and checked on resume.
+        resume: go on from the run's newest checkpoint; without one, start.
+        limit: train on the first clips only (`data.limit`).
+        device: auto, cpu, cuda or mps.
+        threads: of torch on the CPU; None leaves torch's choice.
+        validate: called on the first process, with the model in evaluation mode and averaged weights where there are any.
+
+    Returns:
+        {"run": folder, "step": steps done, "metrics": of the last log line and validation}
+
+    Raises:
+        Interrupted: a signal asked to stop; a checkpoint was saved.
+        Diverged: a loss or gradient was not finite; no weight has changed by it.
+        MirasolError: as `start_run`; EnvironmentProblem where disk or memory is full.
+    """
+    if limit is not None:
+        recipe = replace(recipe, data=replace(recipe.data, limit=limit))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    where = resolve_device(device)
+    with joined_world(where, recipe.run.process_group_timeout_s) as world, SignalFlags() as signals:
+        run = start_run(recipe, stage, world, resume=resume)
+        with _outcome_written(run):
+            metrics = _train(run, signals, validate)
+    return {"run": str(run.folder.path), "step": run.step, "metrics": metrics}
+
+
+@contextmanager
+def _outcome_written(run: Run) -> Iterator[None]:
+    """run.json says how the run ended, whatever ends it; running out of memory gets a message that helps."""
+    try:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            raise out_of_memory(error, run) or error from error
+    except BaseException as error:
+        if run.world.is_main:
+            status, code = status_of(error)
+            text = error.message if isinstance(error, MirasolError) else f"{type(error).__name__}: {error}"
+            run.folder.end(status, code, run.step, text)
+        raise
+    if run.world.is_main:
+        run.folder.end("finished", 0, run.step)
+
+
+def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[str, Any]:
+    train, world = run.recipe.train, run.world
+    share = world.share(train.batch_clips)
+    extras = Extras(run.recipe, run.folder.path, run.stage) if world.is_main else None
+    interval, metrics = Interval(), dict[str, Any]()
+    run.model.train()
+    with (
+        Display(f"{run.stage} {run.recipe.name}", train.steps, run.step, main=world.is_main) as display,
+        ReadAhead(lambda step: run.data.micro_batches(step, share), range(run.step, train.steps)) as ahead,
+    ):
+        for note in run.notes:
+            display.note(note)
+        for batches in ahead:
+            result = train_step(run, batches, signals)
+            interval.add(result)
+            if run.step % train.log_every == 0 or run.step == train.steps:
+                line = {"step": run.step, "kind": "train", **interval.line(run, result, ahead.waited_s)}
+                interval, ahead.waited_s = Interval(), 0.0
+                metrics.update(line)
+                if extras is not None:
+                    run.folder.append(line)
+                    extras.write(line)
+                display.train(line)
+            validation, score = None, None
+            if validate is not None and train.evaluate_every and run.step % train.evaluate_every == 0:
+                validation = _validate(run, validate)
+                score = _score(validation)
+                metrics["validation"] = validation
+                if extras is not None:
+                    line = {"step": run.step, "kind": "validation", **validation}
+                    run.folder.append(line)
+                    extras.write(line)
+                display.evaluation(run.step, validation, best=_better(score, run.best))
+                interval.restart()
+            improved = _better(score, run.best)
+            if improved:
+                run.best = score
+            due = run.step % train.checkpoint_every == 0 or run.step == train.steps
+            if due or improved or result.save or result.stop:
+                save_run(run, validation, score)
+                interval.restart()
+            if result.stop and run.step < train.steps:
+                name = {130: "Ctrl-C", 143: "SIGTERM"}[result.stop]
+                raise Interrupted(f"stopped by {name} after step {run.step}; a checkpoint was saved", result.stop, "go on with --resume")
+    if extras is not None:
+        extras.close()
+    return metrics
+
+
+# ------------------------------------------------------------------------------------------------------------- one step
+
+
+@dataclass
+class StepResult:
+    """What one step tells, the same on every process (but for `losses`)."""
+
+    means: dict[str, float]  # loss parts over the global batch
+    loss: float
+    norm: float
+    rate: float
+    clips: int
+    questions: int
+    skipped: bool
+    save: bool
+    stop: int  # exit code asked for by a signal, or 0
+    losses: Losses  # of this process's last micro batch, for diagnostics
+    text_shape: tuple[int, ...]  # B Q L of the same
+
+
+def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> StepResult:
+    """One optimizer step on the global batch, of which `batches` are this process's share.
+
+    Raises:
+        Diverged: not finite, and `train.bad_steps` allows no (further) skip.
+    """
+    train, world, device = run.recipe.train, run.world, run.world.device
+    torch.manual_seed(step_seed(train.seed, run.step, world.rank))  # dropout needs no state in the checkpoint
+    local = summed(loss_counts(batch.media, batch.text, run.weights, run.recipe.clip) for batch in batches)
+    questions = sum(batch.questions for batch in batches)
+    *global_counts, questions_in_all = world.sum([*(local.get(name, 0) for name in PARTS), questions])
+    counts = {name: max(1.0, count) for name, count in zip(PARTS, global_counts, strict=True) if name in local}
+
+    sums = torch.zeros(len(batches), len(PARTS), dtype=torch.float32, device=device)
+    for number, batch in enumerate(batches):
+        with gradient_sync(run.runner, last=number == len(batches) - 1):
+            with torch.autocast(device.type, torch.bfloat16) if run.bf16 else nullcontext():
+                losses = run.runner(batch.media.to(device), batch.text.to(device), run.weights)
+                # DDP and FSDP take the mean over processes; the loss is a sum over them.
+                loss = losses.total(run.weights, counts) * world.size
+            loss.backward()
+        for name, part in losses.parts.items():
+            sums[number, PARTS.index(name)] = part.sum.detach()
+
+    finite = torch.isfinite(sums).all(dim=1).tolist()
+    bad = [0.0] * (world.size * len(batches))
+    for number, good in enumerate(finite):
+        bad[world.rank * len(batches) + number] = 0.0 if good else 1.0
+    local_sums = sums.sum(dim=0).double().tolist()
+    flags = [float(signals.save), float(signals.stop == 130), float(signals.stop == 143)]
+    signals.save = False
+    agreed = world.sum([*bad, *flags, *(value if math.isfinite(value) else 0.0 for value in local_sums)])
+    bad, (save, interrupted, terminated) = agreed[: len(bad)], agreed[len(bad) : len(bad) + 3]
+    means = {name: total / counts[name] for name, total in zip(PARTS, agreed[len(bad) + 3 :], strict=True) if name in counts}
+
+    norm = clip_gradients(run.model.parameters(), train.clip_norm)
+    rate = set_rate(run.optimizer, run.step, train)
+    skipped = any(bad) or not math.isfinite(norm)
+    if skipped:
+        run.optimizer.zero_grad()
+        _not_finite(run, bad, len(batches))
+    else:
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        if run.averages is not None:
+            run.averages.update(run.model, run.step)
+        run.bad_steps = 0
+    run.step += 1
+    total = math.nan if skipped else sum(run.weights.of(name) * mean for name, mean in means.items())
+    stop = 143 if terminated else 130 if interrupted else 0
+    return StepResult(
+        means,
+        total,
+        norm,
+        rate,
+        train.batch_clips,
+        int(questions_in_all),
+        skipped,
+        bool(save),
+        stop,
+        losses,
+        batches[-1].text.tokens_BQL.shape,
+    )
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the model's own randomness (dropout, stochastic depth) in one step of one process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")
+
+
+def _not_finite(run: Run, bad: list[float], micro_batches: int) -> None:
+    """Write down what was in the batch; raise Diverged unless this step may be skipped. No weight has changed yet."""
+    run.bad_steps += 1
+    train, world = run.recipe.train, run.world
+    path = run.folder.path / f"bad-step-{run.step:08d}.json"
+
+    def write() -> None:
+        units = run.data.step_units(run.step)
+        each = len(units) // world.size
+        size = train.micro_batch_clips or each
+        rows = []
+        for position, unit in enumerate(units):
+            rank, place = divmod(position, each)
+            found = bool(bad[rank * micro_batches + place // size])
+            rows.append({**run.data.describe(unit), "process": rank, "loss_not_finite": found})
+        write_json(path, {"step": run.step, "skipped_in_a_row": run.bad_steps, "clips": rows})
+
+    world.on_main(write)
+    if run.bad_steps > train.bad_steps:
+        what = "a loss" if any(bad) else "the gradient norm"
+        raise Diverged(
+            f"{what} is not finite in step {run.step + 1}; no weight was changed by it. The clips of the batch are in '{path}'",
+            "lower train.lr or raise train.warmup_steps and go on with --resume from the last checkpoint in another run.dir, "
+            "or allow skipped steps with train.bad_steps",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- validation, logging
+
+
+def _validate(run: Run, validate: Validate) -> dict[str, float]:
+    """The metrics on every process; computed on the first one, on the averaged weights where there are any."""
+    run.model.eval()
+    if run.averages is not None:
+        run.averages.swap(run.model)
+    try:
+        with torch.no_grad(), whole_parameters(run.model):
+            found = run.world.on_main(lambda: {key: float(value) for key, value in validate(run.model, run.vocabulary).items()})
+    finally:
+        if run.averages is not None:
+            run.averages.swap(run.model)
+        run.model.train()
+    # The others need the score only: it decides whether all save.
+    exact, loss = run.world.sum([found.get("exact_match", math.nan), found.get("loss", math.nan)] if found else [0.0, 0.0])
+    return found if found is not None else {"exact_match": exact, "loss": loss}
+
+
+def _score(validation: Mapping[str, float]) -> float | None:
+    """Higher is better: exact match, else the negative loss."""
+    for value in (validation.get("exact_match"), -validation.get("loss", math.nan)):
+        if value is not None and math.isfinite(value):
+            return value
+    return None
+
+
+def _better(score: float | None, best: float | None) -> bool:
+    return score is not None and (best is None or score > best)
+
+
+@dataclass
+class Interval:
+    """Steps since the last log line."""
+
+    began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    steps: int = 0
+    skipped: int = 0
+    clips: int = 0
+    questions: int = 0
+    loss: float = 0.0
+    means: dict[str, float] = field(default_factory=dict)
+
+    def add(self, result: StepResult) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self.began
+        self.began = now
+        self.clips += result.clips
+        self.questions += result.questions
+        if result.skipped:
+            self.skipped += 1
+            return
+        self.steps += 1
+        self.loss += result.loss
+        for name, mean in result.means.items():
+            self.means[name] = self.means.get(name, 0.0) + mean
+
+    def restart(self) -> None:
+        """Leave what just happened (a validation, a save) out of the speed."""
+        self.began = time.perf_counter()
+
+    def line(self, run: Run, result: StepResult, waited_s: float) -> dict[str, Any]:
+        """What metrics.jsonl says about these steps: mean losses, rates per second, diagnostics of the last micro batch."""
+        steps, seconds = max(1, self.steps), max(self.seconds, 1e-9)
+        line: dict[str, Any] = {
+            "loss": self.loss / steps if self.steps else math.nan,
+            **{f"loss_{name}": total / steps for name, total in self.means.items()},
+            "lr": result.rate, "gradient_norm": result.norm, "skipped_steps": self.skipped,
+            "clips_per_s": self.clips / seconds, "questions_per_s": self.questions / seconds,
+            "data_wait": min(1.0, waited_s / seconds), "peak_bytes": peak_bytes(run.world.device),
+        }  # fmt: skip
+        if not result.skipped:
+            line.update(result.losses.diagnostics)
+        if (peak := peak_flops_per_s(run.world.device, run.bf16)) is not None:
+            line["mfu"] = 3 * forward_flops(run, result) * line["clips_per_s"] / (peak * run.world.size)
+        return line
+
+
+def forward_flops(run: Run, result: StepResult) -> float:
+    """Of one clip with its questions, at the text length of the last micro batch."""
+    questions, length = max(1, round(result.questions / result.clips)), result.text_shape[2]
+    text = text_flops(run.config, run.recipe.clip, run.vocabulary.size, questions=questions, tokens=length, targets=8)
+    return float(sum(media_flops(run.config, run.recipe.clip).values()) + text)

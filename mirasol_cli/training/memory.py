@@ -1,0 +1,97 @@
+"""What a run holds in memory, measured or estimated, and what to say when it does not fit."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+from mirasol_cli.errors import EnvironmentProblem
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.model.config import ModelConfig
+from mirasol_cli.recipe_schema import Recipe
+
+if TYPE_CHECKING:
+    from mirasol_cli.training.start import Run
+
+# Dense bf16 tensor-core figures of the makers' data sheets, in 1e12 FLOP/s; the longest matching name counts.
+_PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "A10": 125.0,
+                "RTX 4090": 165.0, "RTX 3090": 71.0}  # fmt: skip
+
+
+def peak_flops_per_s(device: torch.device, bf16: bool) -> float | None:
+    """Peak of a known GPU in bf16; None elsewhere, so that no utilisation is claimed."""
+    if device.type != "cuda" or not bf16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [model for model in _PEAK_TFLOPS if model in name]
+    return _PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def fixed_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
+    """Weights, gradients, two moments of AdamW and averages, all float32."""
+    return 4 * (parameters + 3 * trainable + (trainable if ema else 0))
+
+
+def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions: int, *, bf16: bool) -> int:
+    """What the forward pass of one micro batch keeps for the backward pass. An estimate.
+
+    Per token and block about 10 vectors of the width and 2 of the feed-forward width are kept (attention matrices are not, in
+    fused attention); with activation checkpointing one vector per block, and one block at a time in full.
+    """
+    geometry: ClipGeometry = recipe.clip
+    slots = geometry.tokens_per_chunk if config.combiner.kind == "none" else config.combiner.outputs
+    chunks, all_tokens = geometry.chunks, geometry.tokens_per_chunk
+    text = config.text
+    text_tokens = questions * (text.max_question + text.max_answer)
+    parts = [  # (tokens of a clip, width, feed-forward width, blocks)
+        (chunks * all_tokens, config.encoder.width, config.encoder.mlp, config.encoder.layers),
+        (chunks * all_tokens, config.combiner.width, config.combiner.mlp, config.combiner.layers if config.combiner.kind != "ttm" else 0),
+        (chunks * slots, config.combiner.width, config.combiner.mlp, config.combiner.layers if config.combiner.kind == "ttm" else 0),
+        (chunks * slots, config.latent.width, config.latent.mlp, config.latent.layers),
+        (text_tokens, text.width, 2 * text.mlp, text.layers + text.layers // text.cross_every),
+    ]
+    number = 2 if bf16 else 4
+    total = 0
+    for tokens, width, mlp, blocks in parts:
+        block = tokens * (10 * width + 2 * mlp) * number
+        total += blocks * tokens * width * number + block if recipe.train.checkpoint_activations else blocks * block
+    return clips * total
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
+    """The error as one message, if it says that memory ran out; else None."""
+    text = str(error)
+    is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text or "out of memory" in text
+    if not is_memory:
+        return None
+    recipe = run.recipe
+    parameters = sum(p.numel() for p in run.model.parameters())
+    trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    clips = recipe.train.micro_batch_clips or recipe.train.batch_clips // run.world.size
+    activations = activation_bytes(recipe, run.config, clips, recipe.data.questions_per_clip, bf16=run.bf16)
+    return EnvironmentProblem(
+        f"out of memory in step {run.step + 1} on {run.world.device}, with {gib(peak_bytes(run.world.device))} used at most: "
+        f"{parameters:,} parameters with gradients and optimizer {gib(fixed_bytes(parameters, trainable, ema=run.averages is not None))}, "
+        f"activations of {clips} clips x {recipe.clip.chunks} chunks x {recipe.clip.tokens_per_chunk} tokens "
+        f"and up to {recipe.data.questions_per_clip} questions each about {gib(activations)}",
+        f"lower train.micro_batch_clips (now {clips}), set train.checkpoint_activations=true, or lower data.questions_per_clip; "
+        "on several GPUs also train.parallel=fsdp",
+    )

@@ -1,0 +1,52 @@
+"""Whether a run may go on under a changed recipe, and what a checkpoint holds besides weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mirasol_cli.errors import RecipeError
+from mirasol_cli.recipe_schema import Recipe
+
+CHANGEABLE = (
+    "eval.*", "run.*", "data.shards", "data.sources.*.shards",
+    "train.checkpoint_every", "train.keep", "train.log_every", "train.evaluate_every", "train.evaluate_limit", "train.bad_steps",
+    "train.micro_batch_clips", "train.parallel", "train.compile", "train.checkpoint_activations",
+)  # fmt: skip
+"""Keys that may differ on resume. The last four change how the same step is computed (equal to rounding, no longer to the bit)."""
+
+_PATTERNS = [re.compile(re.escape(key).replace(r"\*", r"[^:]*")) for key in CHANGEABLE]
+
+
+def flatten(plain: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested dicts and lists."""
+    if isinstance(plain, dict) and plain:
+        for key, value in plain.items():
+            yield from flatten(value, f"{prefix}{key}.")
+    elif isinstance(plain, list) and plain and isinstance(plain[0], (dict, list)):
+        for number, value in enumerate(plain):
+            yield from flatten(value, f"{prefix}{number}.")
+    else:
+        yield prefix[:-1], plain
+
+
+def changed_keys(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Key -> (value before, value now) for every key that differs; an absent key counts as None."""
+    old, new = dict(flatten(before.to_plain())), dict(flatten(now.to_plain()))
+    return {key: (old.get(key), new.get(key)) for key in [*old, *(k for k in new if k not in old)] if old.get(key) != new.get(key)}
+
+
+def check_resumable(before: Recipe, now: Recipe) -> None:
+    """Raises RecipeError with one line per key that differs and may not."""
+    fixed = {key: values for key, values in changed_keys(before, now).items() if not any(p.fullmatch(key) for p in _PATTERNS)}
+    if fixed:
+        lines = [f"{key}: the run has {_shown(old)}, the recipe now says {_shown(new)}" for key, (old, new) in fixed.items()]
+        raise RecipeError(
+            ["this run cannot go on under the changed recipe:", *lines],
+            f"restore these values, or start another run (run.dir=...); on resume only these may change: {', '.join(CHANGEABLE)}",
+        )
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)

@@ -1,0 +1,230 @@
+"""What a run leaves for people and scripts: run.json, metrics.jsonl, a live panel or plain lines, TensorBoard and W&B."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
+from mirasol_cli.files import disk_problem, read_json, write_atomic, write_json
+from mirasol_cli.recipe_schema import Recipe
+
+METRICS, RUN, RECIPE = "metrics.jsonl", "run.json", "recipe.yaml"
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class RunFolder:
+    """`runs/<name>/`: status, resolved recipe, metrics and checkpoints of one run. Only the first process makes one."""
+
+    def __init__(self, path: Path, recipe: Recipe, stage: str, world_size: int):
+        self.path, self.recipe, self.stage, self.world_size = path, recipe, stage, world_size
+        self._state: dict[str, Any] = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def check_unused(self) -> None:
+        """Raises UsageError if something is there already and `--resume` was not given."""
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(
+                f"the run folder '{self.path}' is not empty",
+                f"add --resume to go on with that run, or start another one with run.dir={self.path}-2",
+            )
+
+    def begin(self, recipe_yaml: str, step: int) -> None:
+        """Write recipe.yaml and run.json, and cut metrics.jsonl back to the step that the run goes on from."""
+        write_atomic(self.path / RECIPE, recipe_yaml)
+        self._cut_metrics(step)
+        earlier = read_json(self.path / RUN) if (self.path / RUN).is_file() else {}
+        self._state = {
+            "status": "running", "exit_code": None, "stage": self.stage, "step": step, "steps": self.recipe.train.steps,
+            "command": sys.argv, "seed": self.recipe.train.seed, "world_size": self.world_size, "versions": versions(),
+            "host": platform.node(), "pid": os.getpid(), "started": earlier.get("started") or _now(), "resumed": _now() if step else None,
+            "ended": None, "error": None,
+        }  # fmt: skip
+        write_json(self.path / RUN, self._state)
+
+    def end(self, status: str, exit_code: int, step: int, error: str | None = None) -> None:
+        """Status `finished`, `interrupted`, `diverged` or `failed`; torchrun hides exit codes, this file does not."""
+        self._state.update(status=status, exit_code=exit_code, step=step, ended=_now(), error=error)
+        write_json(self.path / RUN, self._state)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, flushed. Not-finite numbers are written as null, which JSON has."""
+        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()}
+        try:
+            with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise disk_problem(error, self.path / METRICS) from error
+
+    def _cut_metrics(self, step: int) -> None:
+        path = self.path / METRICS
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # a killed process may leave half a line
+        write_atomic(path, "".join(kept))
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("mirasol", "torch", "safetensors", "sentencepiece", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """The values as bars of eight heights, averaged down to at most `width`; not-finite ones are left out."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return ""
+    if len(values) > width:
+        edges = [len(values) * i // width for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, high = min(values), max(values)
+    return "".join(_BARS[int((value - low) / (high - low) * 7.999)] if high > low else _BARS[0] for value in values)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    total = int(seconds)
+    hours, minutes, rest = total // 3600, total % 3600 // 60, total % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Display:
+    """Progress on stderr: a live panel on a terminal, one plain line per log interval elsewhere; silent on other processes."""
+
+    def __init__(self, title: str, steps: int, start: int, *, main: bool):
+        self.title, self.steps, self.main = title, steps, main
+        self._first, self._began = start, time.monotonic()
+        self._losses: deque[float] = deque(maxlen=400)
+        self._line: Mapping[str, Any] = {}
+        self._evaluation = ""
+        self._live: Any = None
+
+    def __enter__(self) -> Display:
+        if self.main and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        if self.main:
+            (self._live.console.print if self._live is not None else _plain)(text)
+
+    def train(self, line: Mapping[str, Any]) -> None:
+        self._line = line
+        self._losses.append(float(line["loss"]))
+        if self._live is not None:
+            self._live.update(self._panel())
+        elif self.main:
+            parts = "  ".join(f"{key[5:]} {line[key]:.4g}" for key in line if key.startswith("loss_"))
+            _plain(
+                f"step {line['step']}/{self.steps}  loss {line['loss']:.4f}  {parts}  lr {line['lr']:.2e}  "
+                f"{line['clips_per_s']:.1f} clips/s  left {self._left()}"
+            )
+
+    def evaluation(self, step: int, metrics: Mapping[str, float], best: bool) -> None:
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, (int, float)))
+        self._evaluation = f"step {step}: {shown}" + ("  (best)" if best else "")
+        if self._live is not None:
+            self._live.update(self._panel())
+        elif self.main:
+            _plain(f"validation at step {self._evaluation.removeprefix('step ')}")
+
+    def _left(self) -> str:
+        done = self._line["step"] - self._first
+        return clock((time.monotonic() - self._began) / max(1, done) * (self.steps - self._line["step"]))
+
+    def _panel(self) -> Any:
+        from rich.panel import Panel
+        from rich.table import Table
+
+        grid, line = Table.grid(padding=(0, 2)), self._line
+        if line:
+            grid.add_row("step", f"{line['step']} / {self.steps}   left {self._left()}")
+            grid.add_row("loss", f"{line['loss']:.4f}  {sparkline(list(self._losses))}")
+            grid.add_row("parts", "  ".join(f"{key[5:]} {line[key]:.4g}" for key in line if key.startswith("loss_")))
+            grid.add_row("speed", f"{line['clips_per_s']:.1f} clips/s  {line['questions_per_s']:.1f} questions/s")
+            grid.add_row("waiting", f"{line['data_wait']:.0%} of the time for data")
+            grid.add_row("lr", f"{line['lr']:.2e}   gradient norm {line['gradient_norm']:.3g}")
+        if self._evaluation:
+            grid.add_row("validation", self._evaluation)
+        return Panel(grid, title=self.title, title_align="left")
+
+
+def _plain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Extras:
+    """TensorBoard and Weights & Biases, where the recipe asks for them; imported only then."""
+
+    def __init__(self, recipe: Recipe, path: Path, stage: str):
+        self._board: Any = None
+        self._wandb: Any = None
+        if recipe.run.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise EnvironmentProblem("run.tensorboard: TensorBoard is not installed", "pip install tensorboard") from None
+            self._board = SummaryWriter(str(path / "tensorboard"))
+        if recipe.run.wandb:
+            try:
+                import wandb  # type: ignore[import-not-found]
+            except ImportError:
+                raise EnvironmentProblem("run.wandb: Weights & Biases is not installed", "pip install wandb") from None
+            self._wandb = wandb.init(
+                project="mirasol", name=recipe.name, dir=str(path), config=recipe.to_plain(), job_type=stage, resume="allow"
+            )
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
+        kind = line.get("kind", "train")
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(f"{kind}/{key}", value, line["step"])
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=line["step"])
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def status_of(error: BaseException) -> tuple[str, int]:
+    """(status, exit code) of run.json for the exception that ended a run."""
+    if isinstance(error, MirasolError):
+        return {"diverged": "diverged", "interrupted": "interrupted"}.get(error.kind, "failed"), error.exit_code
+    return ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else ("failed", 1)

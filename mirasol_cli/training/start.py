@@ -1,0 +1,299 @@
+"""Everything a run needs before its first step, fresh or resumed.
+
+Weights, in this order: a checkpoint of the run itself (`--resume`), else `init.*` of the recipe, else random from `train.seed`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirasol_cli.errors import CheckpointError, DataError
+from mirasol_cli.files import read_json
+from mirasol_cli.model.config import ModelConfig
+from mirasol_cli.model.losses import LossWeights, with_heads
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.recipe import dump_recipe, parse_recipe
+from mirasol_cli.recipe_schema import LossRecipe, Recipe
+from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.training.data import OpenSource, TrainingData, open_sources, training_lines
+from mirasol_cli.training.distributed import World, parallelise, prepare_blocks, whole
+from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors
+from mirasol_cli.training.resume import check_resumable
+from mirasol_cli.training.run_log import RunFolder
+from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+
+STATE_SCHEMA = 1
+TOKENIZER = "tokenizer.model"
+
+
+@dataclass
+class Run:
+    """A run in progress on one process."""
+
+    recipe: Recipe
+    stage: str
+    world: World
+    folder: RunFolder
+    data: TrainingData
+    vocabulary: Vocabulary
+    config: ModelConfig
+    weights: LossWeights
+    model: Mirasol
+    runner: nn.Module  # what a step calls: the model, or DDP around it
+    optimizer: torch.optim.AdamW
+    averages: AveragedWeights | None
+    bf16: bool
+    step: int = 0  # optimizer steps done
+    bad_steps: int = 0  # not-finite steps in a row
+    best: float | None = None
+    saved_step: int = -1
+    notes: list[str] = field(default_factory=list)
+
+
+def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
+    """Build the run; nothing is written before recipe, data and weights have been found good.
+
+    Raises:
+        UsageError: the run folder is in use and `resume` is false.
+        RecipeError: the run cannot go on under this recipe.
+        ShardError, CheckpointError, DataError: what is needed is missing or damaged.
+    """
+    world.share(recipe.train.batch_clips)
+    folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
+    notes: list[str] = []
+    resumed = _find_resumed(folder, recipe, world, resume, notes)
+    sources = open_sources(recipe)
+    vocabulary = _vocabulary(recipe, sources, resumed, world, notes)
+    data = TrainingData(recipe, sources, vocabulary)
+    state = _resumed_state(resumed, data)
+
+    weights = loss_weights(recipe.loss)
+    config = with_heads(recipe.model, weights)
+    torch.manual_seed(recipe.train.seed)  # the same first weights on every process
+    with torch.device(world.device):
+        model = Mirasol(config, recipe.clip, vocabulary.size)
+    if resumed is not None:
+        _load(model, resumed)
+    else:
+        notes += initialise(model, recipe)
+    notes += freeze_parts(model, recipe)
+    bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and world.device.type == "cuda")
+    prepare_blocks(model, checkpoint_activations=recipe.train.checkpoint_activations, compile=recipe.train.compile)
+    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16)
+    optimizer = build_optimizer(model, recipe.train)
+    averages = AveragedWeights(model, recipe.train.ema) if recipe.train.ema > 0 else None
+    if resumed is not None:
+        load_optimizer_tensors(optimizer, ck.read_tensors(resumed, "optimizer") or {}, str(resumed / "optimizer.safetensors"))
+        if averages is not None:
+            averages.load(ck.read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
+    run = Run(
+        recipe, stage, world, folder, data, vocabulary, config, weights, model, runner, optimizer, averages, bf16,
+        step=state["step"], bad_steps=state["bad_steps"], saved_step=state["step"] if resumed else -1, notes=notes,
+    )  # fmt: skip
+    best = ck.best_of(ck.checkpoints_in(folder.checkpoints))
+    run.best = ck.score_of(best) if best else None
+    world.on_main(lambda: folder.begin(dump_recipe(recipe), run.step))
+    return run
+
+
+def loss_weights(loss: LossRecipe) -> LossWeights:
+    return LossWeights(
+        text=loss.text, latent=loss.latent, video=loss.video, audio=loss.audio, contrastive=loss.contrastive,
+        label_smoothing=loss.label_smoothing,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- resuming
+
+
+def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool, notes: list[str]) -> Path | None:
+    """The verified checkpoint to go on from, the same on every process."""
+
+    def find() -> Path | None:
+        if not resume:
+            folder.check_unused()
+            return None
+        for name in ck.remove_unfinished(folder.checkpoints):
+            notes.append(f"removed '{name}', which a killed process left unfinished")
+        newest = ck.newest_valid(folder.checkpoints)
+        if newest is not None:
+            path = newest / "recipe.yaml"
+            check_resumable(parse_recipe(path.read_text(encoding="utf-8"), str(path)), recipe)
+            stage = read_json(newest / "state.json").get("stage")
+            if stage != folder.stage:
+                raise CheckpointError(f"'{folder.path}' is a {stage} run", f"go on with `mirasol {stage}`, or choose another run.dir")
+        return newest
+
+    newest = world.on_main(find)
+    number = int(newest.name.removeprefix("step-")) if newest else -1
+    number = int(world.sum([number if world.is_main else 0])[0])
+    if number < 0:
+        if resume:
+            notes.append(f"no checkpoint in '{folder.checkpoints}' yet: starting from the first step")
+        return None
+    notes.append(f"going on after step {number}")
+    return folder.checkpoints / ck.step_name(number)
+
+
+def _resumed_state(resumed: Path | None, data: TrainingData) -> dict[str, Any]:
+    if resumed is None:
+        return {"step": 0, "bad_steps": 0}
+    state: dict[str, Any] = read_json(resumed / "state.json")
+    if state.get("schema") != STATE_SCHEMA:
+        raise CheckpointError(f"'{resumed / 'state.json'}' has schema {state.get('schema')!r}", "use a matching mirasol")
+    if state["data"] != data.fingerprint:
+        raise CheckpointError(
+            f"the clips or texts of the shards are not those that '{resumed}' was trained on, so the order of the data would change",
+            "restore the shards, or start another run with init.checkpoint set to this one",
+        )
+    return state
+
+
+def _load(model: Mirasol, checkpoint: Path) -> None:
+    tensors = ck.read_tensors(checkpoint, "model")
+    if tensors is None:
+        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    ck.load_weights(model, tensors, str(checkpoint))
+
+
+# --------------------------------------------------------------------------------------------------------- a fresh start
+
+
+def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None, world: World, notes: list[str]) -> Vocabulary:
+    """The checkpoint's own; else `init.tokenizer`, `init.checkpoint`'s, `init.text_decoder`'s, else trained on the training texts."""
+    if resumed is not None:
+        return Vocabulary.from_file(resumed / TOKENIZER)
+    given = given_tokenizer(recipe)
+    if given is not None:
+        return Vocabulary.from_file(given)
+
+    # Trained once and handed out, since nothing may depend on every machine having the same SentencePiece.
+    made = world.on_main(lambda: train_vocabulary(training_lines(sources), recipe.init.vocabulary))
+    vocabulary = Vocabulary(world.from_main(made))
+    notes.append(f"trained a vocabulary of {vocabulary.size} pieces on the training texts")
+    return vocabulary
+
+
+def given_tokenizer(recipe: Recipe) -> Path | None:
+    """The SentencePiece file that the recipe's `init` leads to, or None. Raises DataError if it is named but missing."""
+    init = recipe.init
+    if init.tokenizer is not None:
+        path, key = Path(init.tokenizer), "init.tokenizer"
+    elif init.checkpoint is not None:
+        path, key = ck.find_checkpoint(Path(init.checkpoint), init.checkpoint) / TOKENIZER, "init.checkpoint"
+    elif init.text_decoder is not None:
+        path, key = Path(init.text_decoder) / TOKENIZER, "init.text_decoder"
+    else:
+        return None
+    if not path.is_file():
+        raise DataError(f"{key}: there is no tokenizer '{path}'", "give a SentencePiece model file with init.tokenizer")
+    return path
+
+
+def initialise(model: Mirasol, recipe: Recipe) -> list[str]:
+    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
+    init, notes = recipe.init, []
+    if init.checkpoint is not None:
+        notes.append(load_fitting(model, ck.find_checkpoint(Path(init.checkpoint), init.checkpoint)))
+    if init.video_encoder or init.audio_encoder or init.text_decoder:
+        from mirasol_cli.model import pretrained
+
+        if init.video_encoder is not None:
+            notes.append(str(pretrained.load_video_encoder(model, Path(init.video_encoder))))
+        if init.audio_encoder is not None:
+            notes.append(str(pretrained.load_audio_encoder(model, Path(init.audio_encoder))))
+        if init.text_decoder is not None:
+            notes.append(str(pretrained.load_text_decoder(model, Path(init.text_decoder))))
+    return notes
+
+
+def load_fitting(model: Mirasol, checkpoint: Path) -> str:
+    """Copy every tensor of the same name and shape (averaged weights where there are any); says what stayed random.
+
+    Raises:
+        CheckpointError: it is damaged, or nothing of it fits.
+    """
+    ck.verify(checkpoint)
+    tensors = {**(ck.read_tensors(checkpoint, "model") or {}), **(ck.read_tensors(checkpoint, "ema") or {})}
+    own = ck.model_tensors(model)
+    fitting = {name for name in own if name in tensors and tensors[name].shape == own[name].shape}
+    learned = {name for name, _ in model.named_parameters()}
+    if not fitting & learned:
+        raise CheckpointError(f"init.checkpoint: no tensor of '{checkpoint}' fits this model", "use the model section of its recipe")
+    with torch.no_grad():
+        for name in fitting:
+            own[name].copy_(tensors[name])
+    fresh, unused = sorted(own.keys() - fitting), sorted(tensors.keys() - fitting)
+    return (
+        f"{len(fitting)} tensors from '{checkpoint}'"
+        + (f"; new here: {_some(fresh)}" if fresh else "")
+        + (f"; not used: {_some(unused)}" if unused else "")
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
+    """Apply `freeze`, and freeze what no loss reaches, so that every trainable parameter gets a gradient on every process."""
+    notes = []
+    if recipe.freeze:
+        from mirasol_cli.model.freezing import freeze
+
+        notes.append(str(freeze(model, recipe.freeze)))
+    if recipe.loss.text == 0:
+        unreached = ("text.",) if recipe.loss.contrastive == 0 else ("text.cross_layers.", "text.memory.", "text.lm_head.")
+        names = [name for name, _ in model.named_parameters() if name.startswith(unreached)]
+        for name, parameter in model.named_parameters():
+            if name in set(names):
+                parameter.requires_grad_(False)
+        notes.append(f"{len(names)} tensors of the text decoder are not trained, since loss.text is 0")
+    return notes
+
+
+# --------------------------------------------------------------------------------------------------------------- saving
+
+
+def save_run(run: Run, validation: Mapping[str, float] | None = None, score: float | None = None) -> None:
+    """A checkpoint of the step just done, then rotation. All processes call this together."""
+    model_state = whole(ck.model_tensors(run.model), run.world)
+    optimizer_state = whole(optimizer_tensors(run.optimizer), run.world)
+    averages = whole(run.averages.values, run.world) if run.averages is not None else None
+
+    def write() -> None:
+        tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
+        if averages is not None:
+            tensors["ema"] = averages
+        ck.write_checkpoint(run.folder.checkpoints, run.step, ck.Contents(small_files(run, validation, score), tensors))
+        ck.rotate(run.folder.checkpoints, run.recipe.train.keep)
+
+    run.world.on_main(write)
+    run.saved_step = run.step
+
+
+def small_files(run: Run, validation: Mapping[str, float] | None, score: float | None) -> dict[str, bytes]:
+    """The files beside the tensors; no clock time in them, so that equal runs write equal bytes."""
+    config = {
+        "schema": ck.SCHEMA,
+        "clip": run.recipe.clip.to_plain(),
+        "model": replace(run.recipe, model=run.config).to_plain()["model"],
+        "vocab_size": run.vocabulary.size,
+    }
+    state = {
+        "schema": STATE_SCHEMA, "stage": run.stage, "step": run.step, "bad_steps": run.bad_steps, "data": run.data.fingerprint,
+        "score": score, "validation": dict(validation) if validation else None,
+    }  # fmt: skip
+    return {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "recipe.yaml": dump_recipe(run.recipe).encode(),
+        TOKENIZER: run.vocabulary.model_bytes,
+        "state.json": (json.dumps(state, indent=2) + "\n").encode(),
+    }

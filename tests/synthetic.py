@@ -1,0 +1,135 @@
+"""Shards that no video was decoded for, and a model small enough to train in a test.
+
+What a clip shows is a brightness, what it sounds like is a loudness; the texts ask for both, so that a model can learn them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mirasol_cli.datasets.example import ClipSpan
+from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
+from mirasol_cli.recipe import parse_recipe
+from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.shards.format import INDEX, SplitIndex, TaskEntry, clips_per_shard, field_shapes, texts_name, views_of, write_lines
+from mirasol_cli.shards.writer import ShardDraft, ShardSlot
+
+GEOMETRY = ClipGeometry(
+    frames=12,
+    chunks=3,
+    size=32,
+    tubes=(Tube(kernel=(2, 8, 8), stride=(4, 16, 16), space_to_depth=(2, 1, 1)), Tube(kernel=(1, 16, 16), stride=(4, 16, 16))),
+    audio=AudioGeometry(bins=16, columns=16),
+)
+COLOURS, SOUNDS = ("black", "grey", "white"), ("quiet", "loud")
+
+CLIP_YAML = """
+clip:
+  frames: 12
+  chunks: 3
+  size: 32
+  tubes: [{kernel: [2, 8, 8], stride: [4, 16, 16], space_to_depth: [2, 1, 1]}, {kernel: [1, 16, 16], stride: [4, 16, 16]}]
+  audio: {bins: 16, columns: 16}
+"""
+
+MODEL_YAML = """
+model:
+  preset: demo
+  encoder: {width: 24, layers: 1, heads: 2, mlp: 32}
+  combiner: {width: 24, layers: 1, heads: 2, mlp: 32, outputs: 2, memory: 4}
+  latent: {width: 24, layers: 1, heads: 2, mlp: 32}
+  reconstruction: {width: 12, layers: 1, heads: 2, mlp: 16}
+  text: {width: 24, layers: 2, heads: 2, kv_heads: 2, mlp: 32, cross_every: 1}
+"""
+
+
+def sample(key: str, *, colour: int, sound: int | None, geometry: ClipGeometry = GEOMETRY, view: int = 0) -> dict[str, np.ndarray]:
+    """All fields of a clip: pixels around the colour's brightness, a spectrogram around the sound's level (None: no sound stream)."""
+    generator = np.random.default_rng(zlib.crc32(f"{key}/{view}".encode()))
+    fields: dict[str, np.ndarray] = {}
+    for name, (dtype, shape) in field_shapes(geometry).items():
+        if name == "thumbnails" or name.startswith("tubes."):
+            noise = generator.integers(-20, 21, shape)
+            fields[name] = np.clip((30, 128, 225)[colour] + noise, 0, 255).astype(dtype)
+        elif name == "mel":
+            level = 0.0 if sound is None else (-1.0, 1.0)[sound]
+            fields[name] = (level + 0.1 * generator.standard_normal(shape)).astype(dtype)
+        elif name == "mel_valid":
+            fields[name] = np.full(shape, sound is not None, dtype)
+        elif name == "audio_state":
+            fields[name] = np.array(0 if sound is None else 2, dtype)
+        elif name == "span":
+            fields[name] = np.array([0.0, 10.0])
+        elif name == "frame_times":
+            fields[name] = np.linspace(0, 10, int(np.prod(shape))).reshape(shape)
+        else:
+            fields[name] = np.ones(shape, dtype)
+    return fields
+
+
+def write_split(
+    folder: Path,
+    clips: int,
+    *,
+    geometry: ClipGeometry = GEOMETRY,
+    silent_clips: Sequence[int] = (),
+    questions: int = 2,
+    not_finite: Sequence[int] = (),
+    first: int = 0,
+) -> None:
+    """A finished split `folder` (its name is the split's) with task `qa`.
+
+    Args:
+        silent_clips: numbers of clips without a sound stream.
+        questions: texts per clip: the colour, then the sound, then repetitions with another wording.
+        not_finite: numbers of clips whose spectrogram holds a NaN.
+        first: number that colours and names start from, for splits of different clips.
+    """
+    folder.mkdir(parents=True)
+    spans = [ClipSpan(video=f"clip{first + number}.mp4") for number in range(clips)]
+    n, views, records, texts = clips_per_shard(geometry), views_of(folder.name, geometry), [], []
+    for shard in range(-(-clips // n)):
+        slot = ShardSlot(folder=folder, number=shard, clips=tuple(spans[shard * n : (shard + 1) * n]), geometry=geometry, views=views)
+        draft = ShardDraft(slot)
+        for position, clip in enumerate(slot.clips):
+            number = shard * n + position
+            colour, sound = (first + number) % 3, None if number in silent_clips else (first + number) // 3 % 2
+            rows = [sample(clip.key, colour=colour, sound=sound, geometry=geometry, view=view) for view in range(views)]
+            if number in not_finite:
+                rows[0]["mel"][0, 0, 0] = np.nan
+            draft.add(position, rows)
+            answers = [("what colour is it?", COLOURS[colour]), ("what do you hear?", "nothing" if sound is None else SOUNDS[sound])]
+            for k in range(questions):
+                question, answer = answers[k % 2]
+                texts.append(
+                    {"id": f"{first + number}-{k}", "clip": number, "question": question + " again" * (k // 2), "answer": answer,
+                     "references": [], "choices": [], "type": ("colour", "sound")[k % 2], "context": ""}
+                )  # fmt: skip
+        records.append(draft.write())
+        slot.record_path.unlink()
+    rows_of_clips = [{"key": clip.key, "video": clip.video, "start_s": None, "end_s": None} for clip in spans]
+    files = {"clips.jsonl": write_lines(folder / "clips.jsonl", rows_of_clips)}
+    entry = TaskEntry(dataset="synthetic", licence="none", texts=len(texts), sha256=write_lines(folder / texts_name("qa"), texts))
+    SplitIndex(
+        split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={"qa": entry},
+        files=files, shards=records,
+    ).write(folder / INDEX)  # fmt: skip
+
+
+def recipe(run: Path, shards: Path, *overrides: str) -> Recipe:
+    """A recipe for these shards that trains in a second."""
+    text = f"""
+schema: 1
+name: synthetic
+data: {{dataset: synthetic, shards: "{shards}", questions_per_clip: 2}}
+{CLIP_YAML}{MODEL_YAML}
+init: {{vocabulary: 300}}
+loss: {{text: 10, latent: 1, video: 1}}
+train: {{steps: 6, batch_clips: 4, lr: 1e-3, checkpoint_every: 100, log_every: 1, keep: 10}}
+run: {{dir: "{run}"}}
+"""
+    return parse_recipe(text, "synthetic.yaml", list(overrides))
