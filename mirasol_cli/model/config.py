@@ -52,7 +52,7 @@ class LatentConfig:
     """The block-causal Transformer over chunks."""
 
     width: int = setting(768, minimum=6)
-    layers: int = setting(8, "0 leaves the autoregression out (an ablation)", minimum=0)
+    layers: int = setting(14, "0 leaves the autoregression out (an ablation)", minimum=0)
     heads: int = setting(12, minimum=1)
     mlp: int = setting(3072, minimum=1)
     window: int = setting(0, "chunks a chunk may look back on; 0 = all", minimum=0)
@@ -83,11 +83,11 @@ class ReconstructionConfig:
 class TextConfig:
     """The text decoder, in the layout of Llama-format checkpoints, with cross-attention every k-th layer."""
 
-    width: int = setting(768, minimum=6)
+    width: int = setting(1024, minimum=6)
     layers: int = setting(12, minimum=1)
-    heads: int = setting(12, minimum=1)
-    kv_heads: int = setting(12, "grouped-query attention: key/value heads", minimum=1)
-    mlp: int = setting(2048, minimum=1)
+    heads: int = setting(16, minimum=1)
+    kv_heads: int = setting(16, "grouped-query attention: key/value heads", minimum=1)
+    mlp: int = setting(2816, minimum=1)
     cross_every: int = setting(2, "cross-attention after every k-th layer", minimum=1)
     rope_theta: float = setting(10000.0, above=0)
     norm_eps: float = setting(1e-5, above=0)
@@ -155,11 +155,11 @@ def _divides(width: int, heads: int) -> None:
 # (only "3B" and the share of the audio-video part), so all sizes here are OURS.
 PRESETS: dict[str, dict[str, dict]] = {
     "demo": {
-        "encoder": {"width": 192, "layers": 3, "heads": 3, "mlp": 768},
-        "combiner": {"width": 192, "layers": 2, "heads": 3, "mlp": 768, "outputs": 16, "memory": 32},
-        "latent": {"width": 192, "layers": 2, "heads": 3, "mlp": 768},
-        "reconstruction": {"width": 96, "layers": 1, "heads": 3, "mlp": 384},
-        "text": {"width": 192, "layers": 3, "heads": 3, "kv_heads": 3, "mlp": 512, "cross_every": 1},
+        "encoder": {"width": 128, "layers": 3, "heads": 4, "mlp": 512},
+        "combiner": {"width": 128, "layers": 2, "heads": 4, "mlp": 512, "outputs": 16, "memory": 32},
+        "latent": {"width": 128, "layers": 2, "heads": 4, "mlp": 512},
+        "reconstruction": {"width": 64, "layers": 1, "heads": 2, "mlp": 256},
+        "text": {"width": 128, "layers": 3, "heads": 4, "kv_heads": 4, "mlp": 384, "cross_every": 1},
     },
     "small": {
         "encoder": {"width": 512, "layers": 8, "heads": 8, "mlp": 2048},
@@ -173,7 +173,7 @@ PRESETS: dict[str, dict[str, dict]] = {
     "mirasol3b": {
         "encoder": {"width": 1280, "layers": 32, "heads": 16, "mlp": 5120},
         "combiner": {"width": 2048, "layers": 8, "heads": 16, "mlp": 8192},
-        "latent": {"width": 2048, "layers": 12, "heads": 16, "mlp": 8192},
+        "latent": {"width": 2048, "layers": 14, "heads": 16, "mlp": 8192},
         "reconstruction": {"width": 1024, "layers": 6, "heads": 16, "mlp": 4096},
         "text": {
             "width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "mlp": 5632, "cross_every": 4, "tie_embeddings": False,

@@ -97,7 +97,7 @@ def set_checkpointing(module: nn.Module, on: bool) -> None:
     """Switch activation checkpointing of every block in `module` that knows it."""
     for part in module.modules():
         if hasattr(part, "checkpoint"):
-            part.checkpoint = on
+            part.checkpoint = on  # type: ignore[assignment]
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

@@ -30,8 +30,10 @@ DIAGNOSED_ROWS = 4096  # latents looked at for the effective rank
 
 
 class LossPart(NamedTuple):
+    """A loss of one batch before the division: mean = sum / count."""
+
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +95,12 @@ class Losses:
 
     @cached_property
     def diagnostics(self) -> dict[str, float]:
-        """`rank`: effective rank of the centred latents. `cosine`: mean cosine between latents of different clips.
+        """`rank`: effective rank of the centred latents. `cosine`: mean cosine between latents of different chunks.
         `r2`: share of the next Combiner output's variance that is predicted (0: no better than the slot's mean)."""
         found: dict[str, float] = {}
         if self.latents_BTMD is not None and self.present_BT is not None:
             found["rank"] = float(effective_rank(self.latents_BTMD, self.present_BT))
-            if self.latents_BTMD.shape[0] > 1:
-                found["cosine"] = float(cosine_between_clips(self.latents_BTMD, self.present_BT))
+            found["cosine"] = float(mean_cosine(self.latents_BTMD, self.present_BT))
         if self.prediction is not None and int(self.prediction.pairs_BT.sum()) > 1:
             found["r2"] = float(r2(self.prediction))
         return found
@@ -166,13 +167,12 @@ def effective_rank(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def cosine_between_clips(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
-    """Mean cosine between the mean latents of different clips; near 1 after a collapse."""
-    weight = present_BT[..., None].float()
-    pooled = (x_BTMD.float().mean(2) * weight).sum(1) / weight.sum(1).clamp(min=1)
-    unit = F.normalize(pooled, dim=-1)
-    clips = unit.shape[0]
-    return ((unit @ unit.T).sum() - unit.square().sum()) / (clips * (clips - 1))
+def mean_cosine(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
+    """Mean cosine between latents of the same slot in different chunks of all clips; near 1 after a collapse."""
+    unit = torch.where(present_BT[..., None, None], F.normalize(x_BTMD.float(), dim=-1), 0.0)
+    rows = present_BT.sum()
+    pairs = unit.sum((0, 1)).square().sum(-1).mean() - rows
+    return pairs / (rows * (rows - 1)).clamp(min=1)
 
 
 @torch.no_grad()

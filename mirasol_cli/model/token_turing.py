@@ -139,7 +139,8 @@ class TokenTuringMachine(nn.Module):
 
     def _read(self, memory: Tensor, prepared: list[Tensor], valid_BN: Tensor | None) -> Tensor:
         parts = [self.read.prepare(self._placed(memory, "read_memory_position")), prepared]
-        return self.read.summarise(*_joined(parts), _joined_valid(valid_BN, before=memory.shape[1], after=0))
+        first, second = _joined(parts)
+        return self.read.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], 0))
 
     def _process(self, x_BMD: Tensor) -> Tensor:
         x = F.dropout(x_BMD + self.process_position, self.dropout, self.training)
@@ -154,8 +155,8 @@ class TokenTuringMachine(nn.Module):
             prepared,
             write.prepare(self._placed(output, "write_output_position")),  # type: ignore[operator]
         ]
-        valid = _joined_valid(valid_BN, before=memory.shape[1], after=output.shape[1])
-        return write.summarise(*_joined(parts), valid)  # type: ignore[operator]
+        first, second = _joined(parts)
+        return write.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], output.shape[1]))  # type: ignore[operator]
 
     def _placed(self, x: Tensor, position: str) -> Tensor:
         return x + getattr(self, position) if self.positions else x
@@ -172,5 +173,5 @@ def _joined(parts: list) -> list[Tensor]:
     return [torch.cat(list(same), dim=1) for same in zip(*parts, strict=True)]
 
 
-def _joined_valid(valid_BN: Tensor | None, *, before: int, after: int) -> Tensor | None:
+def _joined_valid(valid_BN: Tensor | None, before: int, after: int) -> Tensor | None:
     return None if valid_BN is None else F.pad(valid_BN, (before, after), value=True)
