@@ -194,7 +194,8 @@ def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.
     settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
     for block in blocks_of(model):
         fully_shard(block, **settings)  # type: ignore[call-overload]
-    return fully_shard(model, **settings)  # type: ignore[call-overload,no-any-return]
+    fully_shard(model, **settings)  # type: ignore[call-overload]
+    return model
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -101,7 +102,7 @@ def sparkline(values: list[float], width: int = 40) -> str:
         return ""
     if len(values) > width:
         edges = [len(values) * i // width for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(values), max(values)
     return "".join(_BARS[int((value - low) / (high - low) * 7.999)] if high > low else _BARS[0] for value in values)
 
