@@ -96,19 +96,21 @@ class VideoIndex:
         return None
 
     def _fitting(self, name: str) -> tuple[str, ...]:
-        """The relative paths that a name fits, best first: nearest to the root, then by suffix, then by name."""
+        """The relative paths that a name fits (one alone if it is named in full), best first: nearest to the root, then by suffix, then by name."""
         name = str(PurePosixPath(name))
         folders, _, last = name.rpartition("/")
         stem, suffix = split_suffix(last)
         fits = []
         for path in self._by_stem.get(stem, ()):
+            if path == name:
+                return (path,)
             its_folders, _, its_last = path.rpartition("/")
             its_suffix = split_suffix(its_last)[1]
-            if suffix and its_suffix.lower() != suffix.lower():
+            if suffix and suffix.lower() not in (its_suffix.lower(), os.path.splitext(its_last)[1].lower()):
                 continue
             if folders and its_folders != folders and not its_folders.endswith("/" + folders):
                 continue
-            fits.append((its_suffix != suffix, path.count("/"), VIDEO_SUFFIXES.index(its_suffix.lower()), path))
+            fits.append((its_suffix != suffix, path.count("/"), VIDEO_SUFFIXES.index(os.path.splitext(its_last)[1].lower()), path))
         return tuple(path for *_, path in sorted(fits))
 
     def _plain_file(self, name: str) -> Path | None:
@@ -129,9 +131,14 @@ class VideoIndex:
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """(stem, video suffix as written); the suffix is empty where it is no video's: `abc_30.000` is all stem."""
-    stem, suffix = os.path.splitext(name)
-    return (stem, suffix) if suffix.lower() in VIDEO_SUFFIXES else (name, "")
+    """(stem, video suffix as written); the suffix is empty where it is no video's: `abc_30.000` is all stem.
+
+    Downloaders that were told `abc.mp4` and got another container write `abc.mp4.webm`: stem `abc`, suffix `.mp4.webm`.
+    """
+    stem = name
+    while (parts := os.path.splitext(stem))[1].lower() in VIDEO_SUFFIXES:
+        stem = parts[0]
+    return stem, name[len(stem) :]
 
 
 def is_hostile(name: str) -> bool:

@@ -97,7 +97,7 @@ def json_value(path: Path) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"'{path}'{line} is not valid JSON: {error}") from None
 
@@ -116,7 +116,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"'{path}' line {number} is not valid JSON: {error}") from None
 
 

@@ -1,0 +1,199 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mirasol_cli.datasets.example import CAPTION_PROMPT, ClipSpan, Text
+from mirasol_cli.datasets.manifest import candidates, read_manifest
+from mirasol_cli.errors import DataError
+from tests.excerpts import write
+from tests.paths import SHARED
+
+
+def jsonl(root: Path, *rows: object) -> Path:
+    write(root, {"m.jsonl": "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)})
+    return root / "m.jsonl"
+
+
+def texts(root: Path, *rows: object) -> tuple[Text, ...]:
+    (split,) = read_manifest(jsonl(root, *rows))
+    assert (split.name, split.task) == ("train", "qa")
+    return split.texts
+
+
+def faults(path: Path) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    assert str(path) in caught.value.message
+    return [line.strip() for line in caught.value.message.splitlines()[1:]]
+
+
+def test_a_line_with_caption_and_question_gives_two_texts(tmp_path: Path) -> None:
+    both = texts(
+        tmp_path, {"video": "a.mp4", "caption": "a dog", "question": "what?", "answer": "dog", "context": "home video", "type": "x"}
+    )
+    assert [(text.id, text.question, text.answer, text.type) for text in both] == [
+        ("1/caption", CAPTION_PROMPT, "a dog", ""),
+        ("1/question", "what?", "dog", "x"),
+    ]
+    assert {text.clip for text in both} == {ClipSpan(video="a.mp4")}
+    assert {text.context for text in both} == {"home video"}
+
+
+def test_ids_spans_splits_and_unknown_keys(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path,
+        {"video": "a.mp4", "start": "00:01:02.5", "end": 70, "caption": "x", "id": "mine", "split": "validation", "has_audio": True},
+        "",
+        {"video": "a.mp4", "end": "4", "caption": "y", "transcript": ["ignored"]},
+    )
+    first, second = read_manifest(path)
+    assert (first.name, first.texts[0].id, first.clips) == ("validation", "mine", (ClipSpan(video="a.mp4", start_s=62.5, end_s=70.0),))
+    assert (second.name, second.texts[0].id, second.clips) == ("train", "3", (ClipSpan(video="a.mp4", start_s=0.0, end_s=4.0),))
+    assert [c.whole for c in candidates(first.clips[0])] == [False]
+    assert [c.whole for c in candidates(ClipSpan(video="a.mp4"))] == [True]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2, "2"), (2.5, "2.5"), (True, "true"), ("none", "none"), ("null", "null"), ("NA", "NA"), (" a ", "a")]
+)
+def test_answers_are_text(tmp_path: Path, value: object, text: str) -> None:
+    assert texts(tmp_path, {"video": "a.mp4", "question": "q", "answer": value})[0].answer == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "expected"),
+    [(1, ["red", "blue"], "blue"), ("red", ["red", "blue"], "red"), (2, [1, 2, 3], "2"), ("b c", "a|b c", "b c")],
+)
+def test_choices(tmp_path: Path, answer: object, choices: object, expected: str) -> None:
+    (text,) = texts(tmp_path, {"video": "a.mp4", "question": "q", "answer": answer, "choices": choices})
+    assert text.answer == expected
+    assert expected in text.choices
+
+
+def test_csv_with_bom_crlf_quoted_commas_and_empty_cells(tmp_path: Path) -> None:
+    table = '\ufeffVideo,start,caption,question,answer,extra\r\n-a b.mp4,1,"one, two",,,\r\n\r\n012.mp4,,,q?,NA,\r\n'
+    write(tmp_path, {"m.csv": table})
+    (split,) = read_manifest(tmp_path / "m.csv")
+    assert [(text.id, text.clip.video, text.clip.start_s, text.answer) for text in split.texts] == [
+        ("2", "-a b.mp4", 1.0, "one, two"),
+        ("4", "012.mp4", None, "NA"),
+    ]
+
+
+def test_a_json_list_and_bom_and_crlf_lines_are_read(tmp_path: Path) -> None:
+    row = {"video": "a.mp4", "caption": "x"}
+    write(tmp_path, {"m.json": json.dumps([row]), "m.jsonl": "\ufeff" + json.dumps(row) + "\r\n\r\n"})
+    assert read_manifest(tmp_path / "m.json") == read_manifest(tmp_path / "m.jsonl")
+
+
+FAULTY = [
+    ({"caption": "x"}, "'video' is missing"),
+    ({"video": 7, "caption": "x"}, "'video' is not text: 7"),
+    ({"video": "a.mp4"}, "neither 'caption' nor 'question' and 'answer'"),
+    ({"video": "a.mp4", "question": "q"}, "'question' without 'answer'"),
+    ({"video": "a.mp4", "question": "q", "answer": ""}, "'question' without 'answer'"),
+    ({"video": "a.mp4", "answer": "a"}, "'answer' without 'question'"),
+    ({"video": "/etc/passwd", "caption": "x"}, "'/etc/passwd' leads out of the video folder; give a path inside it"),
+    ({"video": "a/../../b.mp4", "caption": "x"}, "'a/../../b.mp4' leads out of the video folder; give a path inside it"),
+    ({"video": "a.mp4", "caption": "x", "start": 5, "end": 5}, "the span ends at 5 s, before or where it starts (5 s)"),
+    ({"video": "a.mp4", "caption": "x", "start": -1}, "'start': -1 is not a time of 0 s or more"),
+    ({"video": "a.mp4", "caption": "x", "end": "soon"}, "'end': 'soon' is not a time"),
+    ('{"video": "a.mp4", "caption": "x", "start": NaN}', "'start': nan is not a time of 0 s or more"),
+    ({"video": "a.mp4", "caption": ["x"]}, "'caption' is not text"),
+    ({"video": "a.mp4", "question": "q", "answer": "c", "choices": ["a", "b"]}, "the answer 'c' is not one of the choices"),
+    ({"video": "a.mp4", "question": "q", "answer": 2, "choices": ["a", "b"]}, "the answer '2' is not one of the choices"),
+    ({"video": "a.mp4", "question": "q", "answer": "a", "choices": ["a", "a"]}, "'choices' needs two or more different choices"),
+    ({"video": "a.mp4", "caption": "x", "choices": ["a", "b"]}, "'choices' without 'question'"),
+    ({"video": "a.mp4", "caption": "x", "split": "../x"}, "'../x' cannot be the name of a split"),
+    ('{"video": "a.mp4", "caption": "\\ud800"}', "'caption' is not valid Unicode"),
+    ("[1]", "not a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("row", "fault"), FAULTY)
+def test_a_fault_is_named_with_its_line(tmp_path: Path, row: object, fault: str) -> None:
+    assert faults(jsonl(tmp_path, {"video": "ok.mp4", "caption": "x"}, row)) == [f"line 2: {fault}"]
+
+
+def test_all_faults_come_at_once_and_at_most_twenty_are_shown(tmp_path: Path) -> None:
+    lines = faults(jsonl(tmp_path, *["{"] * 3, *[{"video": "../x", "caption": "x"}] * 30))
+    assert len(lines) == 21
+    assert lines[0].startswith("line 1: not valid JSON")
+    assert lines[3] == "line 4: '../x' leads out of the video folder; give a path inside it"
+    assert lines[-1] == "and 13 more"
+
+
+def test_repeated_ids_name_both_lines(tmp_path: Path) -> None:
+    row = {"video": "a.mp4", "caption": "x", "id": "a"}
+    assert faults(jsonl(tmp_path, row, {"video": "b.mp4", "caption": "y"}, row)) == ["line 3: id 'a' is that of line 1 already"]
+
+
+def test_csv_faults_have_line_numbers(tmp_path: Path) -> None:
+    write(tmp_path, {"m.csv": 'video,caption\na.mp4,"two\nlines"\nb.mp4,x,y,z\n,x\n'})
+    assert faults(tmp_path / "m.csv") == ["line 4: 4 cells, the header has 2 (quote cells that hold commas)", "line 5: 'video' is missing"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.jsonl", "", "holds no lines"),
+        ("m.txt", "x", "is no manifest"),
+        ("m.csv", "clip,caption\na,b\n", "line 1: there is no column 'video'"),
+        ("m.json", "[{]", "line 1 is not valid JSON"),
+        ("m.jsonl", b"\xff\xfe\x00", "is not UTF-8 text"),
+        ("gone.jsonl", None, "is missing"),
+    ],
+)
+def test_files_that_are_no_manifest(tmp_path: Path, name: str, content: str | bytes | None, message: str) -> None:
+    if content is not None:
+        write(tmp_path, {name: content})
+    with pytest.raises(DataError, match=message) as caught:
+        read_manifest(tmp_path / name)
+    assert name in caught.value.message
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3), max_leaves=4
+)
+KEYS = ("video", "start", "end", "context", "caption", "question", "answer", "choices", "type", "split", "id", "other")
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8), min_size=1, max_size=5))
+def test_any_rows_give_good_texts_or_one_clear_error(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> None:
+    path = jsonl(tmp_path_factory.mktemp("m"), *rows)
+    try:
+        splits = read_manifest(path)
+    except DataError as error:
+        assert "line" in error.message
+        return
+    ids = [text.id for split in splits for text in split.texts]
+    assert len(ids) == len(set(ids)) >= len(rows)
+    for split in splits:
+        assert {text.clip for text in split.texts} == set(split.clips)
+        for text in split.texts:
+            assert text.answer
+            assert ".." not in text.clip.video.split("/")
+            json.dumps(text.to_json(0), ensure_ascii=False).encode()
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=st.binary(max_size=200), suffix=st.sampled_from([".csv", ".json", ".jsonl"]))
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str) -> None:
+    path = tmp_path_factory.mktemp("m") / f"m{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError):
+        read_manifest(path)
+
+
+@pytest.mark.real
+def test_the_real_clips() -> None:
+    assert SHARED is not None
+    (split,) = read_manifest(SHARED / "clips" / "annotations.jsonl")
+    assert (len(split.clips), len(split.texts)) == (19, 38)
+    assert sum(text.question == CAPTION_PROMPT for text in split.texts) == 19
+    question = next(text for text in split.texts if text.clip.video == "awesome movie.mov" and text.question != CAPTION_PROMPT)
+    assert question.answer == "paper"
