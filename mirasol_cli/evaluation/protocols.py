@@ -122,7 +122,10 @@ _BY_TASK = {
     "qa": _OPEN,
     "oe": _OPEN,
     "caption": _CAPTION,
-    "mc": Protocol(name="multiple choice", kind=CHOICE, statement="The choice of highest likelihood as answer, per token. A missing clip counts as wrong."),
+    "mc": Protocol(
+        name="multiple choice", kind=CHOICE,
+        statement="The choice of highest likelihood as answer, per token. A missing clip counts as wrong.",
+    ),
     "label": Protocol(name="class names", kind=LABEL, per_class=True, statement=f"{_CLASSES} (top-1, top-5, mAP)."),
 }  # fmt: skip
 
@@ -189,11 +192,13 @@ def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (
     }
     intervals: dict = {"method": METHOD, "videos": len(set(videos))}
     intervals |= {name: bootstrap(values, videos, seed) for name, values in columns.items()}
-    for section, parts in (("by_type", {name: (name,) for name in by_type}), ("groups", {name: protocol.groups[name] for name in groups})):
+    members_of = {"by_type": {name: (name,) for name in by_type}, "groups": {name: protocol.groups[name] for name in groups}}
+    for section, parts in members_of.items():
         intervals[section] = {
-            name: bootstrap(*zip(*((c, v) for c, v, t in zip(columns["exact_match"], videos, types, strict=True) if t in members), strict=True), seed)
+            name: bootstrap([columns["exact_match"][i] for i in part], [videos[i] for i in part], seed)
             for name, members in parts.items()
-        }  # fmt: skip
+            if (part := [i for i, t in enumerate(types) if t in members])
+        }
     return Scored(overall, by_type, groups, intervals, notes)
 
 

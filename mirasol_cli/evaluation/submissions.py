@@ -57,7 +57,9 @@ def read_predictions(path: Path, questions: Sequence[dict] = ()) -> list[dict]:
         return rows
     answers = _official_answers(path, {row["id"]: row for row in questions})
     if not questions:
-        raise UsageError(f"'{path}' is in an official format, which holds only ids and answers", "prepare the split, so that its questions are known")
+        raise UsageError(
+            f"'{path}' is in an official format, which holds only ids and answers", "prepare the split, so that its questions are known"
+        )
     unknown = sorted(answers.keys() - {row["id"] for row in questions})
     if unknown:
         raise DataError(f"'{path}' answers {len(unknown)} questions that the split does not have, such as '{unknown[0]}'")

@@ -36,9 +36,13 @@ def test_paired_comparison():
     videos = [str(i // 2) for i in range(200)]
     base = (rng.random(200) < 0.5).astype(float)
     same = compare(base, base, videos, seed=0)
-    assert same.difference == 0 and same.interval == (0, 0) and same.p == 1.0
+    assert same.difference == 0
+    assert same.interval == (0, 0)
+    assert same.p == 1.0
     better = np.where(np.arange(200) % 5 == 0, 1.0, base)
     result = compare(better, base, videos, seed=0)
-    assert result.won == int(((better - base) > 0).sum()) and result.lost == 0
+    assert result.won == int(((better - base) > 0).sum())
+    assert result.lost == 0
     assert result.difference == pytest.approx(better.mean() - base.mean())
-    assert result.interval[0] > 0 and result.p < 0.01
+    assert result.interval[0] > 0
+    assert result.p < 0.01

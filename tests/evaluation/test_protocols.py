@@ -87,7 +87,8 @@ def test_perfect_and_majority_answers_on_the_published_excerpts(folder, dataset,
         rows.append(row(number, answer["answer"], None, type=str(answer.get("type", "")), video=video, question=entry["question"]))
     protocol = protocol_of(dataset, "qa")
     perfect = score([{**r, "prediction": r["answer"]} for r in rows], protocol)
-    assert set(perfect.metrics.values()) - {0.0} == {1.0} and perfect.metrics["empty"] == 0.0
+    assert set(perfect.metrics.values()) - {0.0} == {1.0}
+    assert perfect.metrics["empty"] == 0.0
     assert all(part["exact_match"] == 1.0 for part in (*perfect.by_type.values(), *perfect.groups.values()))
     assert sum(part["n"] for part in perfect.by_type.values()) == len(rows) == 200
 
@@ -198,29 +199,36 @@ def test_types_by_first_word():
 def test_missing_clips_count_as_wrong_with_the_present_ones_beside():
     rows = [row(i, "yes", "yes", video=str(i)) for i in range(8)] + [row(9, "yes", "", missing=True), row(10, "yes", "", missing=True)]
     figures = score(rows, protocol_of("manifest", "qa")).metrics
-    assert figures["exact_match"] == 0.8 and figures["exact_match_present"] == 1.0
+    assert figures["exact_match"] == 0.8
+    assert figures["exact_match_present"] == 1.0
 
 
 def test_a_missing_clip_cannot_be_among_the_best_classes():
     rows = [row(0, "x", "", missing=True), row(1, "x", "x", scores=[0.0, -1.0])]
     figures = score(rows, protocol_of("vggsound", "label"), ["x", "y"]).metrics
-    assert figures["closed_top1"] == 0.5 and figures["closed_top5"] == 0.5
+    assert figures["closed_top1"] == 0.5
+    assert figures["closed_top5"] == 0.5
 
 
 def test_without_labels_nothing_is_scored_and_it_says_so():
     scored = score([row(0, None, "yes"), row(1, None, "no")], protocol_of("epic-sounds", "label"), ["yes", "no"])
-    assert scored.metrics == {} and "without labels" in scored.notes[-1]
+    assert scored.metrics == {}
+    assert "without labels" in scored.notes[-1]
     assert judge(row(0, None, "yes"))["correct"] is None
 
 
 def test_captions_have_token_f1_and_manifest_choices_are_compared_as_text():
     figures = score([row(0, "a dog runs", "dog sits", references=["the dog"])], protocol_of("anything", "caption")).metrics
-    assert figures["token_f1"] == pytest.approx(2 * 1 / (2 + 1)) and figures["exact_match"] == 0.0
+    assert figures["token_f1"] == pytest.approx(2 * 1 / (2 + 1))
+    assert figures["exact_match"] == 0.0
 
 
 def test_intervals_stand_beside_every_figure_and_need_ten_videos():
     few = score([row(i, "a", "a", type="t") for i in range(9)], protocol_of("m", "qa")).intervals
-    assert few["exact_match"] is None and few["by_type"] == {"t": None} and "under 10 videos" in few["method"]
+    assert few["exact_match"] is None
+    assert few["by_type"] == {"t": None}
+    assert "under 10 videos" in few["method"]
     many = score([row(i, "a", "ab"[i % 2], type="t") for i in range(40)], protocol_of("m", "qa")).intervals
     low, high = many["exact_match"]
-    assert 0.3 < low < 0.5 < high < 0.7 and many["by_type"]["t"] == (low, high)
+    assert 0.3 < low < 0.5 < high < 0.7
+    assert many["by_type"]["t"] == (low, high)

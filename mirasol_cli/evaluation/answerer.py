@@ -1,0 +1,129 @@
+"""A loaded model put to use: media encoded once, then any number of questions answered from that."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mirasol_cli.batches import media_batch
+from mirasol_cli.model import decoding
+from mirasol_cli.prompts import encode_prompt
+from mirasol_cli.recipe_schema import EvalRecipe
+
+if TYPE_CHECKING:
+    from mirasol_cli.model.mirasol import Mirasol
+    from mirasol_cli.model.text_decoder import CrossMemory
+    from mirasol_cli.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a clip. `id` only seeds sampling."""
+
+    text: str
+    context: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    logprob: float  # natural log-probability of the answer and its end
+    cut: int = 0  # tokens of the prompt that did not fit
+
+
+class Answerer:
+    """Model, vocabulary and decoding settings. Puts the model into evaluation mode on `device`.
+
+    Answers depend on the clip and the question alone, not on what else is in the batch.
+    """
+
+    def __init__(
+        self, model: Mirasol, vocabulary: Vocabulary, settings: EvalRecipe, device: torch.device | str = "cpu",
+        *, sound: bool = True, precision: str = "auto",
+    ):  # fmt: skip
+        self.model, self.vocabulary, self.settings, self.sound = model.to(device).eval(), vocabulary, settings, sound
+        self.device = torch.device(device)
+        half = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        self._autocast = half
+
+    @property
+    def geometry(self):  # type: ignore[no-untyped-def]
+        return self.model.geometry
+
+    def precision(self) -> AbstractContextManager:
+        """bf16 where asked for (`auto`: on GPUs), else float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast else nullcontext()
+
+    @torch.inference_mode()
+    def encode(self, samples: Sequence[dict[str, Any]]) -> CrossMemory:
+        """The clips' keys and values for the text decoder; `samples` have the fields of a shard."""
+        media = media_batch(list(samples), self.geometry, sound=self.sound).to(self.device)
+        with self.precision():
+            return self.model.answer_memory(self.model.encode(media))
+
+    def answers(self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]]) -> list[list[Answer]]:
+        """One answer per question, `questions[b]` being those about clip b. The same question about a clip is decoded once."""
+        distinct = [list(dict.fromkeys((q.text, q.context) for q in row)) for row in questions]
+        ids = {(q.text, q.context): q.id for row in reversed(questions) for q in reversed(row)}
+        encoded = [[self.prompt(Question(text, context)) for text, context in row] for row in distinct]
+        prompts = [[ids for ids, _ in row] for row in encoded]
+        decoded = self._decode(memory, prompts, [[_seed(self.settings.seed, ids[key]) for key in row] for row in distinct])
+        result = []
+        for row, keys, found, lengths in zip(questions, distinct, decoded, encoded, strict=True):
+            by_key = {
+                key: Answer(self.vocabulary.decode(answer.ids), answer.logprob, cut)
+                for key, answer, (_, cut) in zip(keys, found, lengths, strict=True)
+            }
+            result.append([by_key[q.text, q.context] for q in row])
+        return result
+
+    def _decode(self, memory: CrossMemory | None, prompts: decoding.Prompts, seeds: list[list[int]]) -> list[list[decoding.Decoded]]:
+        decoder, eos, settings = self.model.text, self.vocabulary.eos, self.settings
+        with self.precision():
+            if settings.decode == "greedy":
+                return decoding.greedy(decoder, memory, prompts, eos, settings.max_tokens)
+            if settings.decode == "sample":
+                return decoding.sample(
+                    decoder, memory, prompts, eos, settings.max_tokens, seeds=seeds, temperature=settings.temperature, top_p=settings.top_p
+                )
+            found = decoding.beam(decoder, memory, prompts, eos, settings.max_tokens, beams=settings.beams)
+            return [[best[0] for best in row] for row in found]
+
+    def stream(self, memory: CrossMemory | None, question: Question) -> Iterator[decoding.Decoded]:
+        """Greedy decoding token by token, about the one clip of `memory`."""
+        ids, _ = self.prompt(question)
+        with self.precision():
+            yield from decoding.stream_greedy(self.model.text, memory, ids, self.vocabulary.eos, self.settings.max_tokens)
+
+    def likelihoods(
+        self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]], candidates: Sequence[Sequence[Sequence[str]]],
+        *, per_token: bool = False,
+    ) -> list[list[list[float]]]:  # fmt: skip
+        """Log-likelihood of every candidate answer (its end included) to every question; `per_token` divides by its tokens."""
+        prompts = [[self.prompt(q)[0] for q in row] for row in questions]
+        encoded: dict[int, list[list[int]]] = {}  # a list that several questions share is encoded, and later scored, as one
+        for texts in (texts for row in candidates for texts in row):
+            encoded.setdefault(id(texts), [self.vocabulary.encode(text) for text in texts])
+        tokens = [[encoded[id(texts)] for texts in row] for row in candidates]
+        with self.precision():
+            scores = decoding.score_candidates(self.model.text, memory, prompts, tokens, self.vocabulary.eos)
+        if per_token:
+            return [
+                [[value / (len(ids) + 1) for value, ids in zip(values, texts, strict=True)] for values, texts in zip(*rows, strict=True)]
+                for rows in zip(scores, tokens, strict=True)
+            ]
+        return scores
+
+    def prompt(self, question: Question) -> tuple[list[int], int]:
+        """Token ids of context and question, and how many tokens had to be left out."""
+        return encode_prompt(self.vocabulary, question.text, question.context, self.model.config.text)
+
+
+def _seed(seed: int, question_id: str) -> int:
+    return zlib.crc32(f"{seed}/{question_id}".encode("utf-8", "surrogatepass"))

@@ -1,0 +1,220 @@
+"""What `mirasol eval` does: predictions of a checkpoint (or of a file), scored by the benchmark's protocol, with controls and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirasol_cli.errors import CheckpointError, DataError, UsageError
+from mirasol_cli.evaluation.controls import CONTROLS
+from mirasol_cli.evaluation.generate import ORIGIN, PREDICTIONS, Plan, Progress, merge_parts, write_predictions
+from mirasol_cli.evaluation.protocols import judge
+from mirasol_cli.evaluation.results import completed, control_line, results_of
+from mirasol_cli.evaluation.setting import Options, Setting
+from mirasol_cli.evaluation.submissions import read_predictions, write_submission
+from mirasol_cli.files import read_json, read_jsonl, sha256_of, write_json, write_jsonl
+from mirasol_cli.recipe_schema import Recipe
+
+if TYPE_CHECKING:
+    from mirasol_cli.model.mirasol import Mirasol
+    from mirasol_cli.shards.reader import ShardSplit
+    from mirasol_cli.training.checkpoint import LoadedModel
+
+Say = Callable[[str], None]
+DEMO_CHECKPOINT = Path(__file__).parents[1] / "assets" / "demo"
+
+
+def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluate and write `<run>/eval/<split>/` = results.json, predictions.jsonl, report.html (and submission.json).
+
+    Each control gets its own subfolder with results.json and predictions.jsonl. Returns what results.json holds.
+
+    Raises:
+        UsageError: an unknown control.
+        ShardError, CheckpointError, DataError: shards, checkpoint or predictions are missing, damaged or do not fit the recipe.
+    """
+    unknown = [control for control in options.controls if control not in (*CONTROLS, "all")]
+    if unknown:
+        raise UsageError(f"unknown control '{unknown[0]}'", f"use one of {', '.join(CONTROLS)}, or all")
+    setting = Setting.of(recipe, options)
+    if options.predictions:
+        return _rescore(setting, options, say)
+    return _run(setting, options, say, progress)
+
+
+# ------------------------------------------------------------------------------------------------------------ with a model
+
+
+def _run(setting: Setting, options: Options, say: Say, progress: Progress | None) -> dict[str, Any]:
+    from mirasol_cli.evaluation.answerer import Answerer
+    from mirasol_cli.training.checkpoint import load_model
+    from mirasol_cli.training.distributed import World, joined_world, resolve_device
+
+    recipe = setting.recipe
+    split = setting.open_split()
+    path = checkpoint_folder(recipe, options.checkpoint)
+    with joined_world(resolve_device(options.device), recipe.run.process_group_timeout_s) as world:
+        loaded = load_model(path)
+        model = for_geometry(loaded, recipe)
+        answerer = Answerer(
+            model, loaded.vocabulary, recipe.eval, world.device, sound=recipe.data.sound, precision=recipe.train.precision
+        )
+        say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'; {len(split.kept)} clips with media")
+
+        def predictions(control: str | None, folder: Path, world: World) -> tuple[Plan, list[dict]]:
+            plan = Plan.of(split, setting.task, setting.protocol, limit=options.limit, control=control, seed=recipe.eval.seed)
+            origin = _origin(setting, split, path, plan, options)
+            if world.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+            world.sum([0.0])  # all processes meet here
+            finished = folder / PREDICTIONS
+            if world.size == 1 or not _is_finished(folder, plan, origin):
+                show = progress if world.is_main else None
+                write_predictions(folder, plan, answerer, origin, rank=world.rank, size=world.size, progress=show)
+                world.sum([0.0])
+                if world.size > 1 and world.is_main:
+                    merge_parts(folder, plan, recipe.eval.batch_clips, world.size, origin)
+                world.sum([0.0])
+            return plan, read_jsonl(finished)
+
+        plan, rows = predictions(None, setting.folder, world)
+        shown = {}
+        for control in CONTROLS if "all" in options.controls else options.controls:
+            say(f"control {control}")
+            shown[control] = predictions(control, setting.folder / control, world)[1]
+        if not world.is_main:
+            return {}
+
+    how = {
+        "checkpoint": str(path), "step": loaded.step, "averaged_weights": loaded.averaged, "limit": options.limit,
+        "decode": _decoding_words(recipe), "frames": recipe.clip.frames, "chunks": recipe.clip.chunks, "size": recipe.clip.size,
+        "sound": recipe.data.sound,
+    }  # fmt: skip
+    results = results_of(setting, rows, plan.labels, options, how)
+    if shown:
+        results["controls"] = {"none": control_line(rows, None, rows)}
+        for control, control_rows in shown.items():
+            control_results = results_of(setting, control_rows, plan.labels, replace(options, baseline=None), {**how, "control": control})
+            results["controls"][control] = control_results["control"] = control_line(control_rows, control, rows)
+            write_json(setting.folder / control / "results.json", control_results)
+    return _finish(setting, results, rows, options, split, say)
+
+
+def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
+    """The checkpoint's model for the recipe's clips: other numbers of frames and chunks need no other parameters.
+
+    Raises CheckpointError where the weights belong to other tubes or spectrograms.
+    """
+    from mirasol_cli.model.mirasol import Mirasol
+
+    if loaded.geometry == recipe.clip:
+        return loaded.model
+    differences = "; ".join(loaded.geometry.differences(recipe.clip))
+    if loaded.geometry.tubes != recipe.clip.tubes or loaded.geometry.audio != recipe.clip.audio:
+        raise CheckpointError(
+            f"the checkpoint '{loaded.path}' was trained on other clips than the recipe describes: {differences} "
+            "(checkpoint here, recipe there)",
+            "evaluate with the recipe it was trained with",
+        )
+    model = Mirasol(loaded.model.config, recipe.clip, loaded.vocabulary.size)
+    try:
+        model.load_state_dict(loaded.model.state_dict())
+    except RuntimeError:
+        raise CheckpointError(
+            f"the checkpoint '{loaded.path}' does not fit the recipe: {differences}", "use the recipe it was trained with"
+        ) from None
+    return model.eval()
+
+
+def checkpoint_folder(recipe: Recipe, which: str) -> Path:
+    """The folder of `best`, `latest` (of the recipe's run), `demo` (in the package), or the folder that `which` names."""
+    from mirasol_cli.training.checkpoint import find_checkpoint
+
+    if which == "demo" and not Path("demo").is_dir():
+        return demo_checkpoint()
+    return find_checkpoint(Path(recipe.run_dir), which)
+
+
+def demo_checkpoint() -> Path:
+    """Raises CheckpointError, which says how to train one, where the package carries none."""
+    if not DEMO_CHECKPOINT.is_dir():
+        raise CheckpointError(
+            "this installation carries no demo checkpoint",
+            "train one on the demo world: `mirasol prepare demo && mirasol finetune demo`, or name another with --checkpoint",
+        )
+    return DEMO_CHECKPOINT
+
+
+def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, plan: Plan, options: Options) -> dict[str, Any]:
+    """What the predictions depend on: a changed entry makes them anew."""
+    return {
+        "checkpoint": sha256_of(checkpoint / "manifest.json"), "split": sha256_of(split.path / "index.json"), "task": setting.task,
+        "eval": dataclasses.asdict(setting.recipe.eval), "clip": setting.recipe.clip.to_plain(), "sound": setting.recipe.data.sound,
+        "precision": setting.recipe.train.precision, "device": options.device, "control": plan.control, "limit": options.limit,
+    }  # fmt: skip
+
+
+def _is_finished(folder: Path, plan: Plan, origin: dict) -> bool:
+    if not (folder / ORIGIN).is_file() or read_json(folder / ORIGIN) != {**origin, "processes": 1}:
+        return False
+    content = (folder / PREDICTIONS).read_bytes() if (folder / PREDICTIONS).is_file() else b""
+    return content.endswith(b"\n") and content.count(b"\n") == sum(len(texts) for _, texts in plan.clips)
+
+
+def _decoding_words(recipe: Recipe) -> str:
+    settings = recipe.eval
+    extra = {
+        "greedy": "",
+        "sample": f", temperature {settings.temperature}, top-p {settings.top_p}, seed {settings.seed}",
+        "beam": f", {settings.beams} beams",
+    }[settings.decode]
+    return f"{settings.decode}{extra}, at most {settings.max_tokens} tokens"
+
+
+# -------------------------------------------------------------------------------------------------- scoring, with or without
+
+
+def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
+    """Score a predictions file again. The split's shards, where they are at hand, say what was asked and what is missing."""
+    assert options.predictions is not None
+    if options.controls:
+        raise UsageError("--control needs a model, --predictions scores a file", "leave one of the two out")
+    try:
+        split = setting.open_split()
+        plan = Plan.of(split, setting.task, setting.protocol, limit=options.limit, seed=setting.recipe.eval.seed)
+    except DataError as error:
+        say(f"scored without the split itself: {error.message}")
+        split, questions, labels = None, [], ()
+    else:
+        questions, labels = plan.questions(), plan.labels
+    rows = read_predictions(options.predictions, questions)
+    if questions:
+        rows = completed(rows, questions, options.predictions)
+    else:
+        rows = [judge(row) for row in rows]
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    own = setting.folder / PREDICTIONS
+    if options.predictions.resolve() != own.resolve():
+        setting = replace(setting, folder=setting.folder / "rescored")
+        setting.folder.mkdir(exist_ok=True)
+        write_jsonl(setting.folder / PREDICTIONS, rows)
+    results = results_of(setting, rows, labels, options, {"predictions": str(options.predictions), "limit": options.limit})
+    return _finish(setting, results, rows, options, split, say)
+
+
+def _finish(setting: Setting, results: dict, rows: list[dict], options: Options, split: ShardSplit | None, say: Say) -> dict[str, Any]:
+    folder = setting.folder
+    write_submission(folder, setting.dataset, setting.task, rows)
+    write_json(folder / "results.json", results)
+    if options.report:
+        from mirasol_cli.evaluation.report import write_report
+
+        write_report(folder / "report.html", results, rows, run_dir=Path(setting.recipe.run_dir), split=split)
+    for note in results["notes"]:
+        say(note)
+    if results["missing"]:
+        say(f"{results['missing']} of {results['n']} questions are about missing clips and count as wrong")
+    return results

@@ -1,0 +1,102 @@
+"""Rows of predictions to the figures of results.json: scores, comparison with a baseline, the table of controls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mirasol_cli.errors import DataError
+from mirasol_cli.evaluation.intervals import compare
+from mirasol_cli.evaluation.protocols import accepted, judge, official_figures, score
+from mirasol_cli.evaluation.setting import Options, Setting
+from mirasol_cli.evaluation.submissions import read_predictions
+
+MISSING_LISTED = 1000
+"""Missing videos named in results.json; all of them are rows of predictions.jsonl."""
+
+
+def completed(rows: list[dict], questions: Sequence[dict], source: Path) -> list[dict]:
+    """Every expected question once, in order: what the file does not answer counts as missing."""
+    given = {row["id"]: row for row in rows}
+    unknown = given.keys() - {question["id"] for question in questions}
+    if unknown:
+        raise DataError(
+            f"'{source}' answers {len(unknown)} questions that the split does not have, such as '{min(unknown, key=str)}'",
+            "give the recipe and the split that the predictions were made with",
+        )
+    taken = ("prediction", "logprob", "scores", "missing", "shown")
+    absent = {"prediction": "", "missing": True}
+    rows = []
+    for question in questions:
+        answer = given.get(question["id"], absent)
+        rows.append(judge({**question, **{key: answer[key] for key in taken if key in answer}}))
+    return rows
+
+
+def results_of(setting: Setting, rows: list[dict], labels: Sequence[str], options: Options, how: dict[str, Any]) -> dict[str, Any]:
+    scored = score(rows, setting.protocol, labels, seed=setting.recipe.eval.seed)
+    missing = sorted({str(row["video"]) for row in rows if row.get("missing")})
+    protocol = setting.protocol
+    results: dict[str, Any] = {
+        "dataset": setting.dataset, "task": setting.task, "split": setting.split, "n": len(rows),
+        "missing": sum(bool(row.get("missing")) for row in rows), "limited": how.get("limit") is not None,
+        "metrics": scored.metrics, "by_type": scored.by_type, "groups": scored.groups, "intervals": scored.intervals,
+        "protocol": {"name": protocol.name, "statement": protocol.statement, "paper": protocol.paper or None, **how},
+        "notes": scored.notes, "missing_videos": missing[:MISSING_LISTED],
+    }  # fmt: skip
+    if setting.recipe.eval.official and (official := official_figures(rows, setting.protocol)):
+        results["official"] = official
+    if options.wordnet_dir:
+        from mirasol_cli.evaluation.wups import wups_figures
+
+        results["metrics"] |= wups_figures(rows, options.wordnet_dir)
+    if options.baseline:
+        results["comparison"] = comparison(rows, options.baseline, setting)
+    return results
+
+
+def comparison(rows: list[dict], baseline: Path, setting: Setting) -> dict[str, Any]:
+    """Paired with the baseline's predictions for the same questions, by video."""
+    questions = [{**row, "prediction": None} for row in rows]
+    theirs = {row["id"]: judge(row) for row in read_predictions(baseline, questions)}
+    both = [(row, theirs[row["id"]]) for row in rows if row["id"] in theirs and accepted(row)]
+    if not both:
+        raise DataError(f"'{baseline}' shares no labelled question with these predictions", "compare predictions of the same split")
+    result: dict[str, Any] = {"baseline": str(baseline), "left_out": len(rows) - len(both)}
+    for name, key in (("exact_match", "correct"), ("exact_match_normalised", "correct_normalised")):
+        mine = [float(row[key]) for row, _ in both]
+        other = [float(judge({**row, "prediction": their["prediction"]})[key]) for row, their in both]
+        result[name] = dataclasses.asdict(compare(mine, other, [str(a["video"]) for a, _ in both], setting.recipe.eval.seed))
+    return result
+
+
+def control_line(rows: list[dict], control: str | None, plain: list[dict]) -> dict[str, Any]:
+    """One line of the controls table."""
+    judged = [row for row in rows if row["correct"] is not None]
+    line: dict[str, Any] = {"n": len(judged)}
+    if judged:
+        line |= {"exact_match": sum(row["correct"] for row in judged) / len(judged)}
+        line |= {"exact_match_normalised": sum(row["correct_normalised"] for row in judged) / len(judged)}
+    before = {row["id"]: row["prediction"] for row in plain}
+    line["changed_answers"] = sum(row["prediction"] != before.get(row["id"]) for row in rows) / max(len(rows), 1)
+    if control == "swap-media":
+        line["follows_media"] = follows_media(rows)
+    return line
+
+
+def follows_media(rows: list[dict]) -> dict[str, Any]:
+    """How often the answer is one that belongs to the clip that was shown, over questions which that clip is asked as well."""
+    asked: dict[tuple[int, str, str], list[dict]] = {}
+    for row in rows:
+        asked.setdefault((row["clip"], row["question"], row.get("context") or ""), []).append(row)
+    follows = keeps = n = 0
+    for row in rows:
+        same_question = asked.get((row.get("shown", -1), row["question"], row.get("context") or ""), [])
+        answers = [answer for other in same_question for answer in accepted(other)]
+        if answers:
+            n += 1
+            follows += bool(judge({**row, "answer": None, "references": answers})["correct"])
+            keeps += bool(row["correct"])
+    return {"n": n, "follows": follows, "keeps": keeps, "share": follows / n if n else None}

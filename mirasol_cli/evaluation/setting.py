@@ -1,0 +1,66 @@
+"""What is evaluated on what, and how: the options of `mirasol eval` and what follows from them and the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mirasol_cli.errors import ShardError, UsageError
+from mirasol_cli.evaluation.protocols import Protocol, protocol_of
+from mirasol_cli.recipe import default_shards
+from mirasol_cli.recipe_schema import Recipe
+
+if TYPE_CHECKING:
+    from mirasol_cli.shards.reader import ShardSplit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `mirasol eval` beside the recipe."""
+
+    checkpoint: str = "best"  # best, latest, demo, or a folder
+    split: str | None = None  # the recipe's eval.split by default
+    controls: tuple[str, ...] = ()
+    predictions: Path | None = None  # score this file; no model is loaded
+    baseline: Path | None = None  # predictions to compare with
+    limit: int | None = None  # only the first clips
+    device: str = "auto"
+    wordnet_dir: Path | None = None  # NLTK data, for NExT-QA's WUPS
+    report: bool = True
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is evaluated on what."""
+
+    recipe: Recipe
+    dataset: str
+    task: str
+    split: str
+    protocol: Protocol
+    folder: Path  # <run>/eval/<split>
+    shards: Path
+
+    @staticmethod
+    def of(recipe: Recipe, options: Options) -> Setting:
+        source = recipe.data.training_sources()[0]
+        split = options.split or recipe.eval.split
+        if not split or Path(split).name != split or split in (".", ".."):
+            raise UsageError(f"'{split}' is no name of a split")
+        shards = Path(source.shards) if source.shards else default_shards(source.dataset, recipe.clip)
+        folder = Path(recipe.run_dir) / "eval" / split
+        return Setting(recipe, source.dataset, source.task, split, protocol_of(source.dataset, source.task), folder, shards)
+
+    def open_split(self) -> ShardSplit:
+        """Raises ShardError where the shards were made with another geometry than the recipe's."""
+        from mirasol_cli.shards.reader import ShardFolder
+
+        split = ShardFolder(self.shards).split(self.split)
+        differences = self.recipe.clip.differences(split.geometry)
+        if differences:
+            raise ShardError(
+                f"the recipe and the shards at '{self.shards}' differ: {'; '.join(differences)} (recipe here, shards there)",
+                "prepare the data with this recipe, or set its clip section to that of the shards",
+            )
+        return split

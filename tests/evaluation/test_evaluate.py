@@ -1,0 +1,352 @@
+"""The whole of `mirasol eval` on made-up shards and a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mirasol_cli.errors import CheckpointError, DataError, ShardError, UsageError
+from mirasol_cli.evaluation import generate
+from mirasol_cli.evaluation.evaluate import checkpoint_folder, evaluate
+from mirasol_cli.evaluation.generate import Plan, write_predictions
+from mirasol_cli.evaluation.protocols import protocol_of
+from mirasol_cli.evaluation.results import follows_media
+from mirasol_cli.evaluation.setting import Options
+from mirasol_cli.evaluation.validation import validate, validation_figures
+from mirasol_cli.files import read_jsonl, write_jsonl
+from mirasol_cli.shards.reader import ShardFolder
+from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_texts_split, write_tiny_checkpoint
+
+VIDEOS = [f"v{clip}.mp4" for clip in range(11)]
+MISSING = (4,)
+
+
+def texts(answers=("yes", "no")):
+    """Two or three questions per clip; the annotation interleaves the clips."""
+    return [
+        {"id": f"{clip}-{q}", "clip": clip, "question": question, "answer": answers[(clip + q) % 2], "type": f"t{q}"}
+        for q, question in enumerate(("what is it", "who plays", "describe the clip"))
+        for clip in range(11)
+        if q < 2 or clip % 2
+    ]
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A recipe with its shards and its one checkpoint."""
+    recipe = tiny_recipe(tmp_path)
+    write_texts_split(tmp_path / "shards" / "test", texts(), VIDEOS, missing=MISSING)
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    return recipe
+
+
+def run_folder(recipe):
+    return Path(recipe.run.dir) / "eval" / "test"
+
+
+def test_predictions_hold_every_question_once_in_clip_order_and_missing_clips_count_as_wrong(world):
+    results = evaluate(world, Options(report=False))
+    rows = read_jsonl(run_folder(world) / "predictions.jsonl")
+    assert [row["id"] for row in rows] == [t["id"] for t in sorted(texts(), key=lambda t: t["clip"])]
+    assert [row["clip"] for row in rows if row.get("missing")] == [4, 4]
+    assert results["n"] == len(rows) == 27
+    assert results["missing"] == 2
+    assert results["missing_videos"] == ["v4.mp4"]
+    share = sum(row["correct"] for row in rows) / 27
+    assert results["metrics"]["exact_match"] == pytest.approx(share)
+    assert {"dataset", "split", "by_type", "intervals", "protocol"} <= results.keys()
+    assert json.loads(json.dumps(results)) == json.loads((run_folder(world) / "results.json").read_text())
+    assert {"id", "clip", "video", "question", "type", "answer", "prediction", "correct", "correct_normalised", "logprob"} <= rows[0].keys()
+
+
+def test_gold_answers_that_the_model_gives_are_counted_as_right(world, tmp_path):
+    evaluate(world, Options(report=False))
+    given = read_jsonl(run_folder(world) / "predictions.jsonl")
+    relabelled = tiny_recipe(tmp_path / "b")
+    as_answered = [{"id": r["id"], "clip": r["clip"], "question": r["question"], "answer": r["prediction"] or "x"} for r in given]
+    write_texts_split(tmp_path / "b" / "shards" / "test", as_answered, VIDEOS, missing=MISSING)
+    write_tiny_checkpoint(tmp_path / "b" / "run" / "checkpoints", relabelled)
+    figures = evaluate(relabelled, Options(report=False))["metrics"]
+    answered = sum(bool(r["prediction"].strip()) for r in given)
+    assert answered > 20  # the random model does say something
+    assert figures["exact_match"] == pytest.approx(answered / 27)
+    assert figures["exact_match_present"] == pytest.approx(answered / 25)
+
+
+def test_two_evaluations_and_an_interrupted_one_make_the_same_bytes(world, tmp_path):
+    evaluate(world, Options(report=False))
+    path = run_folder(world) / "predictions.jsonl"
+    whole = path.read_bytes()
+    path.unlink()
+    evaluate(world, Options(report=False))
+    assert path.read_bytes() == whole
+
+    for kept in (0, 100, len(whole) // 2, len(whole) - 3, len(whole)):  # killed anywhere, also in the middle of a line
+        path.write_bytes(whole[:kept])
+        evaluate(world, Options(report=False))
+        assert path.read_bytes() == whole
+
+
+def test_an_interrupted_evaluation_does_not_answer_again_what_it_has(world, monkeypatch):
+    evaluate(world, Options(report=False))
+    path = run_folder(world) / "predictions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    done = []
+    original = generate._predict_batch
+
+    def counted(plan, answerer, clips, shown):
+        done.append(len(clips))
+        return original(plan, answerer, clips, shown)
+
+    monkeypatch.setattr(generate, "_predict_batch", counted)
+    evaluate(world, Options(report=False))
+    assert done == [2]  # the last of four batches: clips 9 and 10
+
+
+def test_other_settings_replace_the_predictions(world):
+    evaluate(world, Options(report=False))
+    before = (run_folder(world) / "predictions.jsonl").read_bytes()
+    short = replace(world, eval=replace(world.eval, max_tokens=1))
+    evaluate(short, Options(report=False))
+    assert (run_folder(world) / "predictions.jsonl").read_bytes() != before
+
+
+@pytest.mark.parametrize("decode", ["sample", "beam"])
+def test_sampling_and_beam_search_repeat_exactly(world, decode):
+    recipe = replace(world, eval=replace(world.eval, decode=decode, beams=2))
+    evaluate(recipe, Options(report=False))
+    first = (run_folder(world) / "predictions.jsonl").read_bytes()
+    (run_folder(world) / "predictions.jsonl").unlink()
+    evaluate(recipe, Options(report=False))
+    assert (run_folder(world) / "predictions.jsonl").read_bytes() == first
+
+
+def test_the_batch_size_changes_no_answer(world):
+    evaluate(world, Options(report=False))
+    rows = read_jsonl(run_folder(world) / "predictions.jsonl")
+    evaluate(replace(world, eval=replace(world.eval, batch_clips=1)), Options(report=False))
+    alone = read_jsonl(run_folder(world) / "predictions.jsonl")
+    assert [r["prediction"] for r in rows] == [r["prediction"] for r in alone]
+    logprobs, logprobs_alone = ([row["logprob"] for row in some if not row.get("missing")] for some in (rows, alone))
+    assert logprobs == pytest.approx(logprobs_alone, abs=1e-3)
+
+
+def test_several_processes_make_the_file_of_one(world, tmp_path):
+    evaluate(world, Options(report=False))
+    whole = (run_folder(world) / "predictions.jsonl").read_bytes()
+    split = ShardFolder(tmp_path / "shards").split("test")
+    plan = Plan.of(split, "qa", protocol_of("manifest", "qa"))
+    from mirasol_cli.evaluation.answerer import Answerer
+
+    answerer = Answerer(tiny_model(), tiny_vocabulary(), world.eval)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for rank in range(3):
+        write_predictions(folder, plan, answerer, {}, rank=rank, size=3)
+    generate.merge_parts(folder, plan, world.eval.batch_clips, 3, {})
+    assert (folder / "predictions.jsonl").read_bytes() == whole
+    assert sorted(entry.name for entry in folder.iterdir()) == ["predictions.jsonl", "predictions.origin.json"]
+
+
+@pytest.mark.slow
+def test_two_real_processes_give_the_figures_of_one(world, tmp_path):
+    evaluate(world, Options(report=False))
+    whole = (run_folder(world) / "predictions.jsonl").read_bytes()
+    figures = json.loads((run_folder(world) / "results.json").read_text())
+    (run_folder(world) / "predictions.jsonl").unlink()
+    code = (
+        "import sys; from pathlib import Path; from tests.evaluation.tiny import tiny_recipe\n"
+        "from mirasol_cli.evaluation.evaluate import evaluate; from mirasol_cli.evaluation.setting import Options\n"
+        "evaluate(tiny_recipe(Path(sys.argv[1])), Options(report=False, device='auto', controls=('no-sound',)))\n"
+    )
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641", "PYTHONPATH": "."}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert (run_folder(world) / "predictions.jsonl").read_bytes() == whole
+    again = json.loads((run_folder(world) / "results.json").read_text())
+    assert again["metrics"] == figures["metrics"]
+    assert (run_folder(world) / "no-sound" / "results.json").is_file()
+
+
+def test_limit_takes_the_first_clips_and_is_marked(world):
+    results = evaluate(world, Options(limit=3, report=False))
+    assert results["limited"] is True
+    assert results["n"] == 7
+    assert {row["clip"] for row in read_jsonl(run_folder(world) / "predictions.jsonl")} == {0, 1, 2}
+
+
+def test_every_control_has_its_folder_and_one_line_of_the_table(world):
+    results = evaluate(world, Options(controls=("all",), report=False))
+    names = {"no-sound", "no-picture", "text-only", "shuffle-chunks", "swap-media"}
+    assert results["controls"].keys() == names | {"none"}
+    for name in names:
+        own = json.loads((run_folder(world) / name / "results.json").read_text())
+        assert own["protocol"]["control"] == name
+    changed = {name: results["controls"][name]["changed_answers"] for name in names}
+    assert changed["text-only"] > 0.3
+    assert changed["swap-media"] > 0.3
+    assert results["controls"]["none"]["changed_answers"] == 0.0
+    # with neither sound nor picture, all clips look alike: the same question gets the same answer
+    blind = [row for row in read_jsonl(run_folder(world) / "text-only" / "predictions.jsonl") if not row.get("missing")]
+    assert len({row["prediction"] for row in blind if row["question"] == "what is it"}) == 1
+    swapped = read_jsonl(run_folder(world) / "swap-media" / "predictions.jsonl")
+    plain = {(row["clip"], row["question"]): row["prediction"] for row in read_jsonl(run_folder(world) / "predictions.jsonl")}
+    for row in swapped:
+        if not row.get("missing"):
+            assert row["shown"] != row["clip"]
+            if row["question"] == "what is it":
+                assert row["prediction"] == plain[row["shown"], row["question"]]
+
+
+def test_follows_media_counts_answers_of_the_clip_that_was_shown():
+    rows = [
+        {"clip": 0, "shown": 1, "question": "describe the clip", "answer": "a dog", "prediction": "a cat", "correct": False},
+        {"clip": 1, "shown": 2, "question": "describe the clip", "answer": "a cat", "prediction": "a cat", "correct": True},
+        {"clip": 2, "shown": 0, "question": "describe the clip", "answer": "a cow", "prediction": "a dog", "correct": False},
+        {"clip": 2, "shown": 0, "question": "how many", "answer": "two", "prediction": "two", "correct": True},  # clip 0 is not asked this
+    ]
+    assert follows_media(rows) == {"n": 3, "follows": 2, "keeps": 1, "share": pytest.approx(2 / 3)}
+
+
+def test_multiple_choice_picks_the_likeliest_choice(tmp_path):
+    recipe = tiny_recipe(tmp_path, dataset="nextqa", task="mc")
+    choices = ["yes", "no", "a red drum", "a blue bell", "who"]
+    rows = [
+        {"id": f"{100 + c}_{q}", "clip": c, "question": "what is it", "answer": choices[c % 5], "type": ("CW", "TP")[q], "choices": choices}
+        for c in range(11)
+        for q in range(2)
+    ]
+    write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS, task="mc", missing=MISSING)
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    results = evaluate(recipe, Options(report=False))
+    predictions = read_jsonl(run_folder(recipe) / "predictions.jsonl")
+    for row in predictions:
+        if not row.get("missing"):
+            assert len(row["scores"]) == 5
+            assert row["prediction"] == choices[row["scores"].index(max(row["scores"]))]
+    assert results["by_type"].keys() == {"CW", "TN"}
+    assert results["groups"].keys() == {"C", "T"}
+    submitted = json.loads((run_folder(recipe) / "submission.json").read_text())
+    assert submitted["100_0"] == {"prediction": choices.index(predictions[0]["prediction"]), "answer": 0}
+    assert submitted["104_1"]["prediction"] == -1  # the clip is missing
+
+
+def test_class_sets_generate_names_and_rank_all_of_them(tmp_path):
+    recipe = tiny_recipe(tmp_path, dataset="vggsound", task="label")
+    labels = ("class one", "class two", "yes")
+    rows = [{"id": f"c{c}", "clip": c, "question": "what is it", "answer": labels[c % 3]} for c in range(11)]
+    write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS, task="label", missing=MISSING, labels=labels)
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    figures = evaluate(recipe, Options(report=False))["metrics"]
+    assert {"valid_class", "closed_top1", "closed_top5", "mAP", "mAUC", "mean_per_class"} <= figures.keys()
+    predictions = read_jsonl(run_folder(recipe) / "predictions.jsonl")
+    best = [labels[row["scores"].index(max(row["scores"]))] for row in predictions if not row.get("missing")]
+    gold = [row["answer"] for row in predictions if not row.get("missing")]
+    assert figures["closed_top1"] == pytest.approx(sum(b == g for b, g in zip(best, gold, strict=True)) / 11)
+    # a stored file gives the same figures without the model
+    again = evaluate(recipe, Options(predictions=run_folder(recipe) / "predictions.jsonl", report=False))
+    assert again["metrics"] == pytest.approx(figures)
+
+
+def test_a_split_without_labels_is_predicted_but_not_scored(tmp_path):
+    recipe = tiny_recipe(tmp_path, dataset="activitynet")
+    rows = [{"id": f"v_{c}_1", "clip": c, "question": "what is it", "answer": None} for c in range(11)]
+    write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS)
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    results = evaluate(recipe, Options(controls=("no-sound",)))
+    assert results["metrics"] == {}
+    assert any("without labels" in note for note in results["notes"])
+    submitted = json.loads((run_folder(recipe) / "submission.json").read_text())
+    assert submitted[0]["question_id"] == "v_0_1"
+    assert len(submitted) == 11
+
+
+def test_scoring_a_file_needs_neither_model_nor_shards(tmp_path):
+    rows = [
+        {"id": str(i), "clip": i, "video": f"v{i}", "question": "q", "type": "t", "answer": "yes", "prediction": ("no", "yes")[i % 2]}
+        for i in range(20)
+    ]
+    write_jsonl(tmp_path / "given.jsonl", rows)
+    recipe = tiny_recipe(tmp_path)
+    results = evaluate(recipe, Options(predictions=tmp_path / "given.jsonl", report=False))
+    assert results["metrics"]["exact_match"] == 0.5
+    rows[0]["prediction"] = "yes"
+    write_jsonl(tmp_path / "other.jsonl", rows)
+    compared = evaluate(recipe, Options(predictions=tmp_path / "other.jsonl", baseline=tmp_path / "given.jsonl", report=False))
+    assert compared["comparison"]["exact_match"]["won"] == 1
+    assert compared["comparison"]["exact_match"]["difference"] == pytest.approx(0.05)
+
+
+def test_a_file_that_leaves_questions_out_or_invents_them(world, tmp_path):
+    evaluate(world, Options(report=False))
+    rows = read_jsonl(run_folder(world) / "predictions.jsonl")
+    write_jsonl(tmp_path / "part.jsonl", rows[:10])
+    results = evaluate(world, Options(predictions=tmp_path / "part.jsonl", report=False))
+    assert results["n"] == 27
+    assert results["missing"] == 17
+    write_jsonl(tmp_path / "alien.jsonl", [{**rows[0], "id": "alien"}])
+    with pytest.raises(DataError, match="'alien'"):
+        evaluate(world, Options(predictions=tmp_path / "alien.jsonl", report=False))
+
+
+def test_the_official_activitynet_figure_on_request(tmp_path):
+    recipe = tiny_recipe(tmp_path, dataset="activitynet", official=True)
+    rows = [
+        {"id": str(i), "clip": i, "video": f"v{i}", "question": "q", "type": str(i % 9), "answer": "yes", "prediction": "yes"}
+        for i in range(90)
+    ]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    results = evaluate(recipe, Options(predictions=tmp_path / "p.jsonl", report=False))
+    assert results["groups"]["free"]["exact_match"] == 1.0
+    assert results["official"] == {"free_as_printed_by_the_official_script": 1.0}  # here the types appear in the order of their numbers
+
+
+def test_a_recipe_that_disagrees_with_the_shards_stops_before_any_work(world):
+    other = replace(world, clip=replace(world.clip, frames=16))
+    with pytest.raises(ShardError, match=r"clip\.frames: 16 here, 8 there"):
+        evaluate(other, Options())
+
+
+def test_more_chunks_at_evaluation_load_the_same_weights(world, tmp_path):
+    longer = replace(world, clip=replace(world.clip, frames=16, chunks=4), data=replace(world.data, shards=str(tmp_path / "long")))
+    write_texts_split(tmp_path / "long" / "test", texts(), VIDEOS, geometry=longer.clip)
+    assert evaluate(longer, Options(report=False))["protocol"]["chunks"] == 4
+    tubes = replace(world.clip, size=48)
+    other = replace(world, clip=replace(tubes, tubes=tubes.tubes[:1]), data=replace(world.data, shards=str(tmp_path / "tubes")))
+    write_texts_split(tmp_path / "tubes" / "test", texts(), VIDEOS, geometry=other.clip)
+    with pytest.raises(CheckpointError, match="trained on other clips"):
+        evaluate(other, Options(report=False))
+
+
+def test_what_cannot_be_evaluated_says_so(world, tmp_path):
+    with pytest.raises(UsageError, match="unknown control 'mute'"):
+        evaluate(world, Options(controls=("mute",)))
+    with pytest.raises(ShardError, match="no split 'val'"):
+        evaluate(world, Options(split="val"))
+    with pytest.raises(UsageError, match="no name of a split"):
+        evaluate(world, Options(split="../../x"))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        checkpoint_folder(world, str(tmp_path / "nowhere"))
+
+
+def test_validation_leaves_the_model_in_training_and_shares_add_up(world, tmp_path):
+    split = ShardFolder(tmp_path / "shards").split("test")
+    model = tiny_model().train()
+    whole = validate(model, tiny_vocabulary(), split, world, task="qa")
+    assert model.training
+    assert whole["n"] == 25
+    parts = [validate(model, tiny_vocabulary(), split, world, task="qa", rank=rank, size=2) for rank in range(2)]
+    assert {name: parts[0][name] + parts[1][name] for name in whole} == whole
+    assert validation_figures({"n": 4, "exact_match": 1, "exact_match_normalised": 2}) == {
+        "n": 4, "exact_match": 0.25, "exact_match_normalised": 0.5,
+    }  # fmt: skip

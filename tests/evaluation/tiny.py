@@ -1,0 +1,105 @@
+"""A tiny random model with its checkpoint, and made-up splits with any texts, for tests of evaluation and `ask`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from mirasol_cli.datasets.example import ClipSpan
+from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.recipe import dump_recipe
+from mirasol_cli.recipe_schema import DataRecipe, EvalRecipe, Recipe, RunRecipe
+from mirasol_cli.shards.format import INDEX, SplitIndex, TaskEntry, clips_per_shard, texts_name, views_of, write_lines
+from mirasol_cli.shards.writer import ShardDraft, ShardSlot
+from mirasol_cli.training.checkpoint import Contents, model_tensors, write_checkpoint
+from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+from tests.shards.samples import SMALL, made_up_sample
+
+WORDS = ["what is it", "a red drum", "a blue bell", "yes", "no", "who plays", "describe the clip", "class one", "class two"]
+
+
+def tiny_config(combiner: str = "transformer") -> ModelConfig:
+    return ModelConfig(
+        preset="demo",
+        encoder=EncoderConfig(width=24, layers=1, heads=2, mlp=32),
+        combiner=CombinerConfig(kind=combiner, width=24, layers=1, heads=2, mlp=32, outputs=4, memory=6),
+        latent=LatentConfig(width=24, layers=1, heads=2, mlp=32),
+        reconstruction=ReconstructionConfig(width=24, layers=1, heads=2, mlp=32),
+        text=TextConfig(width=24, layers=2, heads=2, kv_heads=2, mlp=32, cross_every=1, max_context=24),
+    )
+
+
+def tiny_vocabulary() -> Vocabulary:
+    return Vocabulary(train_vocabulary(WORDS * 3, 300))
+
+
+def tiny_model(seed: int = 0, geometry=SMALL, combiner: str = "transformer") -> Mirasol:
+    torch.manual_seed(seed)
+    model = Mirasol(tiny_config(combiner), geometry, tiny_vocabulary().size)
+    with torch.no_grad():  # far from uniform, so that answers differ between clips and questions
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and name.startswith("text"):
+                parameter.mul_(4.0)
+    return model.eval()
+
+
+def tiny_recipe(folder: Path, dataset: str = "manifest", task: str = "qa", **eval_keys) -> Recipe:
+    return Recipe(
+        name="tiny",
+        data=DataRecipe(dataset=dataset, task=task, shards=str(folder / "shards")),
+        clip=SMALL,
+        model=tiny_config(),
+        eval=EvalRecipe(**{"split": "test", "max_tokens": 6, "batch_clips": 3, **eval_keys}),
+        run=RunRecipe(dir=str(folder / "run")),
+    )
+
+
+def write_tiny_checkpoint(folder: Path, recipe: Recipe, seed: int = 0, combiner: str = "transformer") -> Path:
+    """`<folder>/step-00000007`, complete."""
+    vocabulary, model = tiny_vocabulary(), tiny_model(seed, recipe.clip, combiner)
+    config = {"schema": 1, "clip": recipe.clip.to_plain(), "model": tiny_plain(combiner), "vocab_size": vocabulary.size}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "recipe.yaml": dump_recipe(recipe).encode(),
+        "state.json": json.dumps({"step": 7}).encode(),
+        "tokenizer.model": vocabulary.model_bytes,
+    }
+    return write_checkpoint(folder, 7, Contents(files, {"model": model_tensors(model)}))
+
+
+def tiny_plain(combiner: str) -> dict:
+    from mirasol_cli.settings import to_plain
+
+    return to_plain(tiny_config(combiner))
+
+
+def write_texts_split(
+    folder: Path, texts: list[dict], videos: list[str], *, task: str = "qa", missing: tuple[int, ...] = (), labels: tuple[str, ...] = (),
+    geometry=SMALL,
+) -> None:  # fmt: skip
+    """A finished split of made-up media with the given texts (each with at least id, clip, question and answer)."""
+    folder.mkdir(parents=True)
+    spans = [ClipSpan(video=video) for video in videos]
+    n, views, records = clips_per_shard(geometry), views_of(folder.name, geometry), []
+    for shard in range(-(-len(spans) // n)):
+        slot = ShardSlot(folder=folder, number=shard, clips=tuple(spans[shard * n : (shard + 1) * n]), geometry=geometry, views=views)
+        draft = ShardDraft(slot)
+        for position, clip in enumerate(slot.clips):
+            if shard * n + position in missing:
+                draft.miss(position)
+            else:
+                draft.add(position, [made_up_sample(clip.key, geometry, view) for view in range(views)])
+        records.append(draft.write())
+        slot.record_path.unlink()
+    filled = [{"references": [], "choices": [], "type": "", "context": "", **text} for text in texts]
+    rows = [{"key": clip.key, "video": clip.video, "start_s": None, "end_s": None} for clip in spans]
+    files = {"clips.jsonl": write_lines(folder / "clips.jsonl", rows)}
+    sha256 = write_lines(folder / texts_name(task), filled)
+    entry = TaskEntry(dataset="made-up", licence="none", texts=len(filled), sha256=sha256, labels=list(labels))
+    SplitIndex(
+        split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={task: entry},
+        files=files, shards=records,
+    ).write(folder / INDEX)  # fmt: skip
