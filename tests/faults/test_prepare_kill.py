@@ -1,0 +1,128 @@
+"""`kill -9` in the middle of `prepare`: the next run goes on, and ends with the bytes of an undisturbed one."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirasol_cli import files, prepare_engines
+from mirasol_cli.prepare import prepare
+from mirasol_cli.shards import format as shard_format
+from tests.fake_decoding import FakePool, tree, write_recipe, write_world
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+PAUSE_S = 0.01
+"""Decoding a file and each side of a rename take this long, so that a kill can hit them."""
+
+
+class World:
+    """Many small shards, and the bytes an undisturbed run leaves."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        write_world(folder, 20, bad=(4, 11), missing=(7,), test_clips=4)
+        write_recipe(folder)
+        self.sources = self.prepare(folder / "undisturbed")
+        self.undisturbed = tree(folder / "undisturbed")
+
+    def prepare(self, out: Path, **options: Any) -> int:
+        """One run to its end; how many sources were decoded."""
+        FakePool.submitted = []
+        settings = {"root": self.folder / "videos", "out": out, "recipe": str(self.folder / "small.yaml"), "workers": 2} | options
+        prepare(str(self.folder / "annotations.jsonl"), max_failed=50, say=lambda line: None, **settings)
+        return len(FakePool.submitted)
+
+    def start(self, out: Path, before_rename: Callable[[], None], pause_s: float = 0.0, **options: Any) -> int:
+        """The same in a process of its own; its id."""
+        child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            real_replace = os.replace
+
+            def replace(source: Any, target: Any) -> None:
+                before_rename()
+                real_replace(source, target)
+                time.sleep(pause_s)
+
+            files.os.replace = replace
+            prepare_engines.open_pool = lambda options, geometry: FakePool(geometry, pause_s)  # type: ignore[assignment,return-value]
+            self.prepare(out, **options)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def killed_after(self, out: Path, seconds: float, **options: Any) -> None:
+        child = self.start(out, lambda: time.sleep(PAUSE_S), PAUSE_S, **options)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_engines, "open_pool", lambda options, geometry: FakePool(geometry))
+        patch.setattr(shard_format, "LARGEST_SHARD", 3)
+        yield World(tmp_path_factory.mktemp("world"))
+
+
+def check_kills(world: World, tmp_path: Path, kills: int, seed: int) -> None:
+    generator, longest = random.Random(seed), 24 * PAUSE_S + 28 * 2 * PAUSE_S
+    decoded = []
+    for number in range(kills):
+        out = tmp_path / str(number)
+        after = generator.uniform(0, longest)
+        world.killed_after(out, after)
+        decoded.append(world.prepare(out))
+        assert tree(out) == world.undisturbed, f"killed after {after:.3f} s"
+    assert min(decoded) < world.sources, "no kill hit a moment at which whole shards were there"
+
+
+def test_killed_at_random_moments(world: World, tmp_path: Path) -> None:
+    check_kills(world, tmp_path, kills=3, seed=1)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(world: World, tmp_path: Path) -> None:
+    check_kills(world, tmp_path, kills=20, seed=2)
+
+
+def test_killed_again_and_again(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for _ in range(4):
+        world.killed_after(out, 0.25)
+    world.prepare(out)
+    assert tree(out) == world.undisturbed
+
+
+@pytest.mark.parametrize("renames", range(28))
+def test_killed_between_any_two_writes(world: World, tmp_path: Path, renames: int) -> None:
+    """Just before each rename: shards, records, texts, lists and the index in turn."""
+    out, left = tmp_path / "out", [renames]
+
+    def die() -> None:
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+
+    _, status = os.waitpid(world.start(out, die), 0)
+    assert os.WIFSIGNALED(status), "the run has fewer writes than that"
+    assert list(out.rglob(".*.partial"))
+    world.prepare(out)
+    assert tree(out) == world.undisturbed
+
+
+def test_killed_parts_merge_to_the_same_bytes(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    world.killed_after(out, 0.2, part="1/2")
+    parts = [world.start(out, lambda: None, part=part) for part in ("0/2", "1/2")]  # at the same time, in one folder
+    assert [os.waitpid(child, 0)[1] for child in parts] == [0, 0]
+    assert world.prepare(out, merge=True) == 0
+    assert tree(out) == world.undisturbed
