@@ -57,23 +57,25 @@ def open_media(path: Path | str) -> Any:
     except (MemoryError, av.error.MemoryError):
         raise MemoryError from None
     except (FFmpegError, ValueError, OSError) as error:
-        raise MediaError(*_why_unreadable(full, error), stage="open") from None
+        if isinstance(error, PermissionError):
+            raise MediaError("permission denied", "check the file's permissions", stage="open") from None
+        raise unreadable(full) from None
     if any(name in PLAYLISTS for name in container.format.name.split(",")):
         container.close()
         raise MediaError("not a media file", "it is a playlist or a text", stage="open")
     return container
 
 
-def _why_unreadable(path: str, error: Exception) -> tuple[str, str]:
-    if isinstance(error, PermissionError):
-        return "permission denied", "check the file's permissions"
+def unreadable(path: Path | str) -> MediaError:
+    """Why FFmpeg finds nothing in this file, by a look at its first bytes."""
     with open(path, "rb") as file:
         boxes = _mp4_boxes(file, os.path.getsize(path))
-    if boxes and boxes[0] in MP4_BOXES:
-        if b"moov" not in boxes:
-            return "moov atom not found (truncated?)", "the file's index is missing; download it again"
-        return "damaged file", "download it again"
-    return "not a media file", "the file's content is no known media format; an error page saved as a video, perhaps?"
+    if not boxes or boxes[0] not in MP4_BOXES:
+        hint = "the file's content is no known media format; an error page saved as a video, perhaps?"
+        return MediaError("not a media file", hint, stage="open")
+    if b"moov" not in boxes:
+        return MediaError("moov atom not found (truncated?)", "the file's index is missing; download it again", stage="open")
+    return MediaError("damaged file", "download it again", stage="open")
 
 
 def _mp4_boxes(file: Any, length: int) -> list[bytes]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol_cli.errors import MediaError
-from mirasol_cli.media.container import decoded_frames, open_media
+from mirasol_cli.media.container import decoded_frames, open_media, unreadable
 
 STILL_FORMATS = re.compile(r"(^|,)(image2|[a-z0-9]+_pipe|ico)($|,)")
 STILL_CODECS = ("png", "mjpeg", "webp", "gif", "bmp", "tiff", "jpeg2000", "apng", "jpegxl")
@@ -58,8 +58,8 @@ def probe(path: Path | str, *, allow_audio_only: bool = False) -> MediaInfo:
             return _describe_video(container, pictures, sounds)
         if sounds and allow_audio_only:
             return _describe_sound(container, container.streams.best("audio") or sounds[0])
-        if not sounds and not container.streams.video and len(container.streams) == 0:
-            raise MediaError("not a media file", "no stream was found in it", stage="probe")
+        if len(container.streams) == 0:
+            raise unreadable(path)
         hint = "only sound was found; --allow-audio-only keeps such files" if sounds else None
         raise MediaError("no video stream", hint, stage="probe")
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.media.probe import MediaInfo
+
+if TYPE_CHECKING:  # the parent of the decoding processes needs requests, not decoders
+    from mirasol_cli.media.probe import MediaInfo
 
 LEAST_VIEW = 0.8
 """OURS: a training view keeps at least this share of its span, so that most answers stay visible."""
@@ -84,7 +87,7 @@ def sample_times(span: tuple[float, float], frames: int) -> np.ndarray:
 
 def framing(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> Framing:
     """Short side to `size` px, then the centre square; other views take another square along the long side."""
-    size, short = geometry.size, min(info.width, info.height)
+    size, short = geometry.size, max(1, min(info.width, info.height))  # 0 px: there is no picture to frame
     width = max(size, round(info.width * size / short))
     height = max(size, round(info.height * size / short))
     place = 0.5 if request.view == 0 else _draws(request)[2]
