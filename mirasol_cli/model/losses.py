@@ -117,16 +117,17 @@ def masked_error(predicted: Tensor, target: Tensor, valid: Tensor) -> LossPart:
     return LossPart(torch.where(valid, error, 0.0).sum(), valid.sum())
 
 
-def latent_loss(predicted_BTMD: Tensor, combined_BTMD: Tensor, present_BT: Tensor) -> LossPart:
-    """Next-chunk prediction in units of the target's variance, and the spread that forbids a constant target.
+def latent_loss(predicted_BTMD: Tensor, combined_BTMD: Tensor, latents_BTMD: Tensor, present_BT: Tensor) -> LossPart:
+    """Next-chunk prediction in units of the target's variance, and the spread of Combiner outputs and latents that
+    forbids both to become constant.
 
-    The statistics are those of the local batch. Counts pairs of consecutive chunks.
+    The statistics are those of all clips that are in memory at once, over all processes. Counts pairs of consecutive chunks.
     """
-    pairs = consecutive(present_BT)
     target = combined_BTMD[:, 1:].detach()
-    error = masked_error(predicted_BTMD, target, pairs)
+    error = masked_error(predicted_BTMD, target, consecutive(present_BT))
     variance = slot_variance(combined_BTMD.detach(), present_BT).mean().clamp(min=LEAST_VARIANCE)
-    return LossPart(error.sum / variance + error.count * spread_loss(combined_BTMD, present_BT), error.count)
+    spread = (spread_loss(combined_BTMD, present_BT) + spread_loss(latents_BTMD, present_BT)) / 2
+    return LossPart(error.sum / variance + error.count * spread, error.count)
 
 
 def spread_loss(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ def spread_loss(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
     centred = centre_slots(x_BTMD.float(), present_BT)
     rows = degrees_of_freedom(present_BT) * x_BTMD.shape[2]
     flat = centred.flatten(0, 2)
-    covariance = flat.T @ flat / rows
+    covariance = over_processes(flat.T @ flat) / rows
     deviation = (covariance.diagonal() + 1e-4).sqrt()
     off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
     return SPREAD * F.relu(1 - deviation).mean() + DECORRELATION * off_diagonal / x_BTMD.shape[-1]
@@ -143,17 +144,17 @@ def spread_loss(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
 def centre_slots(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
     """x minus its slot's mean over real chunks; zero where a chunk is not real."""
     weight = present_BT[..., None, None].to(x_BTMD.dtype)
-    mean = (x_BTMD * weight).sum((0, 1)) / weight.sum().clamp(min=1)
+    mean = over_processes((x_BTMD * weight).sum((0, 1))) / over_processes(weight.sum()).clamp(min=1)
     return torch.where(present_BT[..., None, None], x_BTMD - mean, 0.0)
 
 
 def slot_variance(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
     """Unbiased variance [M, D] over real chunks."""
-    return centre_slots(x_BTMD.float(), present_BT).square().sum((0, 1)) / degrees_of_freedom(present_BT)
+    return over_processes(centre_slots(x_BTMD.float(), present_BT).square().sum((0, 1))) / degrees_of_freedom(present_BT)
 
 
 def degrees_of_freedom(present_BT: Tensor) -> Tensor:
-    return (present_BT.sum() - 1).clamp(min=1)
+    return (over_processes(present_BT.sum()) - 1).clamp(min=1)
 
 
 @torch.no_grad()
@@ -202,7 +203,7 @@ class ContrastiveHead(nn.Module):
         clips = F.normalize(self.clip(clips_BD).float(), dim=-1)
         texts = F.normalize(self.text(texts_BD).float(), dim=-1)
         all_clips, all_texts, all_valid = gather(clips), gather(texts), gather(valid_B)
-        first = dist.get_rank() * len(valid_B) if _distributed() else 0
+        first = dist.get_rank() * len(valid_B) if len(all_valid) > len(valid_B) else 0
         label = torch.arange(first, first + len(valid_B), device=clips.device)
         scale = self.log_scale.exp().clamp(max=100.0)
         error = self._error(clips, all_texts, all_valid, label, scale) + self._error(texts, all_clips, all_valid, label, scale)
@@ -214,9 +215,19 @@ class ContrastiveHead(nn.Module):
         return F.cross_entropy(scores, label, reduction="none")
 
 
+def over_processes(x: Tensor) -> Tensor:
+    """Sum over the processes of a training step, through which gradients flow back to all of them. Without gradients
+    (evaluation, diagnostics) a process computes for itself, since it may be the only one to do so."""
+    if not _distributed() or not torch.is_grad_enabled():
+        return x
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x)
+
+
 def gather(x: Tensor) -> Tensor:
     """x of all processes, joined on dimension 0; gradients flow back to the process that x came from."""
-    if not _distributed():
+    if not _distributed() or not torch.is_grad_enabled():
         return x
     if x.requires_grad:
         from torch.distributed.nn.functional import all_gather

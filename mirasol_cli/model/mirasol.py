@@ -127,7 +127,7 @@ class Mirasol(nn.Module):
     def _latent_loss(self, encoded: Encoded, losses: Losses) -> None:
         assert self.latent.next_chunk is not None
         predicted = self.latent.next_chunk(encoded.latents_BTMD[:, :-1])
-        losses.parts["latent"] = latent_loss(predicted, encoded.combined_BTMD, encoded.present_BT)
+        losses.parts["latent"] = latent_loss(predicted, encoded.combined_BTMD, encoded.latents_BTMD, encoded.present_BT)
         target = encoded.combined_BTMD[:, 1:].detach()
         losses.prediction = Prediction(predicted.detach(), target, consecutive(encoded.present_BT))
 

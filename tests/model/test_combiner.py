@@ -35,7 +35,7 @@ def test_exactly_m_tokens_leave_a_chunk(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 def test_more_outputs_than_tokens_are_refused_with_the_numbers(kind: str) -> None:
-    with pytest.raises(SettingError, match="M = 12 .* N = 11"):
+    with pytest.raises(SettingError, match=r"M = 12 .* N = 11"):
         combiner(kind, outputs=12)
 
 

@@ -105,10 +105,13 @@ def test_mirrored_tubes_are_the_tubes_of_the_mirrored_video(tube: Tube) -> None:
 def test_flip_of_one_clip_mirrors_its_pixels_and_its_positions_only() -> None:
     shape = geometry(2)
     tokens = TubeTokens(shape, 24)
-    tubes = [torch.randint(0, 256, (2, 2, n, t.numbers_per_token), dtype=torch.uint8) for n, t in zip(shape.tube_tokens, shape.tubes)]
+    tubes = [
+        torch.randint(0, 256, (2, 2, n, t.numbers_per_token), dtype=torch.uint8)
+        for n, t in zip(shape.tube_tokens, shape.tubes, strict=True)
+    ]
     plain, flipped = tokens(tubes), tokens(tubes, torch.tensor([False, True]))
     assert torch.equal(plain[0], flipped[0])
-    mirrored = tokens([mirror_tubes(x, t) for x, t in zip(tubes, shape.tubes)])
+    mirrored = tokens([mirror_tubes(x, t) for x, t in zip(tubes, shape.tubes, strict=True)])
     torch.testing.assert_close(flipped[1] - mirrored[1], (tokens.mirrored_position_ND - tokens.position_ND).expand(2, -1, -1))
     centres = [(t, y, 32 - x) for tube in shape.tubes for t, y, x in tube.centres(*shape.chunk_shape)]
     assert torch.equal(tokens.mirrored_position_ND, tube_positions(centres, 24))
@@ -117,7 +120,10 @@ def test_flip_of_one_clip_mirrors_its_pixels_and_its_positions_only() -> None:
 def test_content_and_position_are_of_comparable_scale_at_the_start() -> None:
     shape = ClipGeometry(frames=8, chunks=1, size=64)
     tokens, sound = TubeTokens(shape, 192), SpectrogramTokens(shape.audio, 192)
-    tubes = [torch.randint(0, 256, (4, 1, n, t.numbers_per_token), dtype=torch.uint8) for n, t in zip(shape.tube_tokens, shape.tubes)]
+    tubes = [
+        torch.randint(0, 256, (4, 1, n, t.numbers_per_token), dtype=torch.uint8)
+        for n, t in zip(shape.tube_tokens, shape.tubes, strict=True)
+    ]
     for content, position in (
         (tokens(tubes) - tokens.position_ND, tokens.position_ND),
         (sound(torch.randn(4, 1, 128, 256)) - sound.position_ND, sound.position_ND),

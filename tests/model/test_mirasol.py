@@ -1,0 +1,209 @@
+"""The whole model: wiring, losses of a batch, streaming, precision, compilation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mirasol_cli.model.config import HEADS, EncoderConfig, LatentConfig
+from mirasol_cli.model.inputs import MediaBatch, TextBatch
+from mirasol_cli.model.layers import set_checkpointing
+from mirasol_cli.model.losses import LossWeights
+from mirasol_cli.model.mirasol import StreamState
+from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patches
+from tests.small_model import KINDS, all_valid, media, model, text
+
+EVERYTHING = LossWeights(audio=1, contrastive=1)
+
+
+def between(batch: MediaBatch, start: int, end: int) -> MediaBatch:
+    """The chunks start .. end - 1."""
+
+    def part(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[:, start:end]
+
+    return MediaBatch(
+        tubes=tuple(x[:, start:end] for x in batch.tubes),
+        mel_BTZS=batch.mel_BTZS[:, start:end],
+        thumbnails=batch.thumbnails[:, start:end],
+        video_valid_BTN=part(batch.video_valid_BTN),
+        audio_valid_BTN=part(batch.audio_valid_BTN),
+        chunk_valid_BT=part(batch.chunk_valid_BT),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learns_random_data_by_heart(kind: str) -> None:
+    network, batch, words = model(kind, heads=HEADS).train(), media(), text()
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    losses = []
+    for _ in range(25):
+        total = network(batch, words, EVERYTHING).total(EVERYTHING)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(total.item())
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_losses_of_zero_weight_are_not_computed() -> None:
+    network = model(heads=HEADS)
+    for name in ("text", "latent", "video", "audio", "contrastive"):
+        weights = replace(LossWeights(text=0, latent=0, video=0), **{name: 1.0})
+        assert set(network(media(), text(), weights).parts) == {name}
+    assert set(network(media(), None, EVERYTHING).parts) == {"latent", "video", "audio"}
+
+
+def test_sums_and_counts_add_up_over_micro_batches() -> None:
+    network, words = model(heads=HEADS), text(4)
+    batch = replace(media(4), **{key: value.clone() for key, value in all_valid(4).items()})
+    assert batch.thumbnail_valid_BT is not None
+    assert batch.audio_valid_BTN is not None
+    batch.thumbnail_valid_BT[1, 2] = False
+    batch.audio_valid_BTN[2, 1:] = False
+    whole = network(batch, words, EVERYTHING).parts
+
+    def rows(x, part: slice):
+        taken = {name: value[part] for name, value in vars(x).items() if isinstance(value, Tensor)}
+        if isinstance(x, MediaBatch):
+            taken["tubes"] = tuple(tube[part] for tube in x.tubes)
+        return type(x)(**taken)
+
+    halves = [network(rows(batch, part), rows(words, part), EVERYTHING).parts for part in (slice(0, 2), slice(2, 4))]
+    for name in ("text", "video", "audio"):
+        torch.testing.assert_close(halves[0][name].sum + halves[1][name].sum, whole[name].sum)
+        assert halves[0][name].count + halves[1][name].count == whole[name].count
+    assert whole["video"].count == 4 * 3 - 1
+    assert whole["audio"].count == (4 * 3 - 3) * 4
+    assert whole["latent"].count == 4 * 3
+
+
+def test_questions_grouped_by_clip_give_the_same_gradient_as_one_by_one() -> None:
+    weights, words, batch = LossWeights(latent=0, video=0), text(2, 3), media()
+    gradients = []
+    for grouped in (True, False):
+        network = model(heads=())
+        if grouped:
+            part = network(batch, words, weights)
+        else:
+            single = TextBatch(**{name: value.flatten(0, 1)[:, None] for name, value in vars(words).items()})
+            copies = replace(
+                batch,
+                tubes=tuple(x.repeat_interleave(3, 0) for x in batch.tubes),
+                mel_BTZS=batch.mel_BTZS.repeat_interleave(3, 0),
+                thumbnails=batch.thumbnails.repeat_interleave(3, 0),
+            )
+            part = network(copies, single, weights)
+        part.total(weights).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_text_loss_is_the_cross_entropy_of_target_tokens() -> None:
+    network, batch, words = model(), media(), text()
+    part = network(batch, words, LossWeights(latent=0, video=0)).parts["text"]
+    logits = network.text(words.tokens_BQL, words.valid_BQL, network.answer_memory(network.encode(batch)))
+    expected = F.cross_entropy(logits[:, :, 4:8].flatten(0, 2), words.tokens_BQL[:, :, 5:].flatten(), reduction="sum")
+    torch.testing.assert_close(part.sum, expected)
+    assert part.count == 2 * 3 * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_stream_equals_all_at_once(kind: str, window: int) -> None:
+    network = model(kind, chunks=6, latent=LatentConfig(width=40, layers=2, heads=2, mlp=64, window=window))
+    batch = replace(media(2, 6), **all_valid(2, 6))
+    assert batch.audio_valid_BTN is not None
+    batch.audio_valid_BTN[0, 2:4] = False
+    whole = network.encode(batch)
+    state: StreamState | None = None
+    pieces = []
+    for start, end in ((0, 2), (2, 3), (3, 6)):
+        piece, state = network.encode_stream(between(batch, start, end), state)
+        pieces.append(piece)
+    torch.testing.assert_close(torch.cat([p.latents_BTMD for p in pieces], 1), whole.latents_BTMD)
+    torch.testing.assert_close(torch.cat([p.combined_BTMD for p in pieces], 1), whole.combined_BTMD)
+
+
+def test_a_windowed_ttm_stream_keeps_a_state_of_constant_size() -> None:
+    network = model("ttm", latent=LatentConfig(width=40, layers=2, heads=2, mlp=64, window=3))
+
+    def size(state: StreamState) -> int:
+        assert isinstance(state.combiner, Tensor)
+        return state.combiner.numel() + sum(k.numel() + v.numel() for k, v in state.latent.layers) + state.latent.valid_BSN.numel()
+
+    state, sizes = None, []
+    with torch.no_grad():
+        for step in range(8):
+            _, state = network.encode_stream(media(1, 1, seed=step), state)
+            sizes.append(size(state))
+    assert len(set(sizes[2:])) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_autocast_stays_close_to_float32(kind: str) -> None:
+    network = model(kind, heads=HEADS)
+    batch = replace(media(), **all_valid(), latent_masked_BT=torch.tensor([[True, False] * 2] * 2), flip_B=torch.tensor([True, False]))
+    exact = network(batch, text(), EVERYTHING).total(EVERYTHING)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = network(batch, text(), EVERYTHING).total(EVERYTHING)
+    rough.backward()
+    assert rough.isfinite()
+    assert abs(rough - exact) < 0.05 * exact
+
+
+@pytest.mark.parametrize("kind", ["transformer", "history", "ttm"])
+def test_activation_checkpointing_changes_no_gradient(kind: str) -> None:
+    gradients = []
+    for on in (False, True):
+        network = model(kind, heads=HEADS).train()
+        set_checkpointing(network, on)
+        network(media(), text(), EVERYTHING).total(EVERYTHING).backward()
+        gradients.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["transformer", "history", "ttm"])
+def test_encode_compiles_into_one_graph(kind: str) -> None:
+    network, batch = model(kind), media()
+    compiled = torch.compile(lambda b: network.encode(b).latents_BTMD, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch), network.encode(batch).latents_BTMD)
+
+
+def test_two_encoders_when_asked_for() -> None:
+    shared = model()
+    apart = model(encoder=EncoderConfig(width=24, layers=2, heads=2, mlp=48, share=False))
+    names = {name.split(".")[0] for name, _ in apart.named_parameters()}
+    assert {"video_encoder", "audio_encoder"} <= names
+    assert "encoder" not in names
+    count = sum(p.numel() for p in shared.encoder.parameters())
+    assert sum(p.numel() for p in apart.parameters()) == sum(p.numel() for p in shared.parameters()) + count
+
+
+def test_thumbnail_patches_hold_one_square_through_time() -> None:
+    thumbnails = torch.randint(0, 256, (1, 2, 4, 32, 32, 3), dtype=torch.uint8)
+    patches = thumbnail_patches(thumbnails)
+    assert patches.shape == (1, 2, 16, THUMBNAIL_NUMBERS)
+    square = thumbnails[0, 1, :, 8:16, 24:32].float()  # row 1, column 3
+    torch.testing.assert_close(patches[0, 1, 7].reshape(4, 8, 8, 3), (square / 255 - 0.5) / 0.25)
+
+
+def test_reconstruction_looks_at_the_next_chunk_only() -> None:
+    """The thumbnails of the first chunk are never a target; those of the last are."""
+    network, batch = model(), media()
+    weights = LossWeights(text=0, latent=0)
+    before = network(batch, None, weights).parts["video"].sum
+    for chunk, changes in ((0, False), (3, True)):
+        thumbnails = batch.thumbnails.clone()
+        thumbnails[:, chunk] = 255 - thumbnails[:, chunk]
+        assert bool(network(replace(batch, thumbnails=thumbnails), None, weights).parts["video"].sum != before) == changes
+
+
+def test_diagnostics_are_there_for_every_batch_with_two_chunks() -> None:
+    assert set(model()(media(), text(), LossWeights()).diagnostics) == {"rank", "cosine", "r2"}
+    assert "r2" not in model(chunks=1)(media(2, 1), text(), LossWeights()).diagnostics
