@@ -96,7 +96,7 @@ class VideoIndex:
         return None
 
     def _fitting(self, name: str) -> tuple[str, ...]:
-        """The relative paths that a name fits (one alone if it is named in full), best first: nearest to the root, then by suffix, then by name."""
+        """The relative paths that a name fits (one alone if it is named in full), best first: nearest to the root, then by suffix."""
         name = str(PurePosixPath(name))
         folders, _, last = name.rpartition("/")
         stem, suffix = split_suffix(last)

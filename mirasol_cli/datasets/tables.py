@@ -49,12 +49,13 @@ def csv_rows(path: Path, *, comments: bool = False, spaces: bool = False) -> Ite
     csv.field_size_limit(LONGEST_CELL)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=spaces)
+            # a comment may hold a lone quote, so it must not reach the csv module; a blank line in its place keeps the count
+            lines = ("\n" if line.lstrip().startswith("#") else line for line in file) if comments else file
+            reader = csv.reader(lines, skipinitialspace=spaces)
             try:
                 for cells in reader:
-                    if not any(cell.strip() for cell in cells) or (comments and cells[0].lstrip().startswith("#")):
-                        continue
-                    yield reader.line_num, cells
+                    if any(cell.strip() for cell in cells):
+                        yield reader.line_num, cells
             except csv.Error as error:
                 raise DataError(f"'{path}' line {reader.line_num} is not valid CSV: {error}") from None
     except FileNotFoundError:

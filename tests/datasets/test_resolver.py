@@ -132,7 +132,7 @@ def test_a_root_that_is_a_link_works(tmp_path: Path) -> None:
 
 
 def test_a_missing_root_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere.*does not exist"):
+    with pytest.raises(DataError, match=r"nowhere.*does not exist"):
         VideoIndex(tmp_path / "nowhere")
 
 
