@@ -54,14 +54,18 @@ def launch(arguments: Sequence[str], processes: int, *, grace_s: float = GRACE_S
 def _wait(copies: list[subprocess.Popen[bytes]], grace_s: float) -> int:
     """Wait for all copies; once one has failed, only for `grace_s`. Returns the code of the first that failed."""
     failed_at, code = 0.0, 0
-    while any(copy.poll() is None for copy in copies):
+    while None in [copy.poll() for copy in copies]:
         if code == 0:
-            code = next((_exit_code(copy) for copy in copies if copy.returncode), 0)
-            failed_at = time.monotonic()
+            code, failed_at = _first_failure(copies), time.monotonic()
         elif time.monotonic() - failed_at > grace_s:
             break
         time.sleep(POLL_S)
-    return code or next((_exit_code(copy) for copy in copies if copy.returncode), 0)
+    return code or _first_failure(copies)
+
+
+def _first_failure(copies: list[subprocess.Popen[bytes]]) -> int:
+    """The exit code of a copy that has failed by now, else 0."""
+    return next((_exit_code(copy) for copy in copies if copy.returncode), 0)
 
 
 def _exit_code(copy: subprocess.Popen[bytes]) -> int:

@@ -1,0 +1,51 @@
+"""Arguments and options that several commands share, and the completion of names. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mirasol_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mirasol_cli.recipe_schema import Recipe
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    from mirasol_cli.recipe import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    from mirasol_cli.datasets.catalogue import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.", autocompletion=complete_recipe)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as train.lr=1e-4; they win over the recipe.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; talk goes to stderr.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N clips.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute; auto takes a GPU if there is one.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads of torch on the CPU.")]
+Processes = Annotated[
+    int | None, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine, one per GPU; exit codes are passed on.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's newest complete checkpoint; start if there is none.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Sizes, parameters, memory and steps; trains nothing and needs no data.")]
+
+
+def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
+    """The recipe of a command line, whose first word is the name."""
+    from mirasol_cli import recipe
+
+    if "=" in name and not Path(name).exists():
+        raise UsageError(f"'{name}' stands where the recipe's name belongs", "the recipe comes first, then key=value")
+    return recipe.load_recipe(name, overrides or [])

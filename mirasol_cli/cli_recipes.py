@@ -1,0 +1,115 @@
+"""`mirasol recipes`: list, show, copy and check recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirasol_cli import console
+from mirasol_cli.cli_arguments import Json, Overrides, RecipeName, load_recipe
+from mirasol_cli.errors import UsageError
+
+recipes_app = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None, no_args_is_help=True)
+
+
+@recipes_app.command("ls")
+def recipes_ls(json: Json = False) -> None:
+    """List the shipped recipes.
+
+    \b
+    Examples:
+      mirasol recipes ls
+      mirasol recipes ls --json
+    """
+    from mirasol_cli.recipe import recipe_header, shipped_recipes
+
+    titles = {name: recipe_header(path).partition("\n")[0] for name, path in shipped_recipes().items()}
+    if json:
+        console.print_json({"recipes": [{"name": name, "title": title} for name, title in titles.items()]})
+    else:
+        width = max(map(len, titles))
+        console.print_result("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeName, overrides: Overrides = None, json: Json = False) -> None:
+    """Print a recipe with every key explained.
+
+    What is printed is a recipe again: values of the preset and defaults included.
+
+    \b
+    Examples:
+      mirasol recipes show activitynet
+      mirasol recipes show activitynet model.preset=mirasol3b
+    """
+    from mirasol_cli.recipe import dump_recipe, find_recipe, recipe_header
+
+    loaded = load_recipe(recipe, overrides)
+    if json:
+        console.print_json(loaded.to_plain())
+    else:
+        header = "".join(f"# {line}".rstrip() + "\n" for line in recipe_header(find_recipe(recipe)).splitlines())
+        console.print_result(f"{header}\n{dump_recipe(loaded, explain=True)}".strip())
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    recipe: RecipeName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it: a file, or a folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    json: Json = False,
+) -> None:
+    """Copy a recipe, with its comments, to change it.
+
+    \b
+    Examples:
+      mirasol recipes cp msrvtt my-msrvtt.yaml
+    """
+    from mirasol_cli.files import write_atomic
+    from mirasol_cli.recipe import find_recipe
+
+    source = find_recipe(recipe)
+    target = file / source.name if file.is_dir() else file
+    if target.exists() and not force:
+        raise UsageError(f"'{target}' exists already", "add --force to overwrite it")
+    write_atomic(target, source.read_bytes())
+    if json:
+        console.print_json({"file": str(target)})
+    else:
+        console.print_result(f"written: {target}\nnext: mirasol recipes validate {target}")
+
+
+@recipes_app.command("validate")
+def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json = False) -> None:
+    """Check a recipe, without any data.
+
+    Every fault is told at once, with its line and the fix.
+
+    \b
+    Examples:
+      mirasol recipes validate my-recipe.yaml
+      mirasol recipes validate msrvtt clip.frames=64 clip.chunks=8
+    """
+    from mirasol_cli.recipe import default_shards
+
+    loaded = load_recipe(recipe, overrides)
+    clip = loaded.clip
+    shards = [source.shards or str(default_shards(source.dataset, clip)) for source in loaded.data.training_sources()]
+    facts = {
+        "ok": True,
+        "name": loaded.name,
+        "tokens_per_chunk": {"video": clip.video_tokens, "audio": clip.audio_tokens},
+        "bytes_per_clip": clip.bytes_per_clip,
+        "shards": shards,
+        "run": loaded.run_dir,
+    }
+    if json:
+        console.print_json(facts)
+        return
+    console.print_result(
+        f"{recipe} is right: {clip.chunks} chunks of {clip.frames_per_chunk} frames, "
+        f"{clip.video_tokens} + {clip.audio_tokens} tokens each, {clip.bytes_per_clip / 1e6:.1f} MB a clip\n"
+        f"reads {', '.join(shards)}; writes {loaded.run_dir}"
+    )

@@ -1,0 +1,124 @@
+"""What every command says and how it ends: talk on stderr, one result on stdout, errors in one form, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from mirasol_cli.errors import MirasolError
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, /) -> None: ...
+
+
+def is_first_process() -> bool:
+    """False in the further processes of a distributed run, which keep quiet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """Talk: to stderr, so that stdout holds only the result."""
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+def print_result(text: str) -> None:
+    """The result of a command, in words."""
+    if is_first_process():
+        print(text, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """The result of a command as the one JSON object on stdout."""
+    if is_first_process():
+        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Progress]:
+    """A callback for (done, total): a bar on a terminal, a plain line now and then elsewhere."""
+    bar: Any = None
+    said = time.monotonic()
+
+    def show(done: int, total: int, /) -> None:
+        nonlocal bar, said
+        if sys.stderr.isatty() and is_first_process():
+            if bar is None:
+                from tqdm import tqdm
+
+                bar = tqdm(total=total, unit=unit, file=sys.stderr, dynamic_ncols=True)
+            bar.update(done - bar.n)
+        elif time.monotonic() - said >= PLAIN_EVERY_S:
+            said = time.monotonic()
+            say(f"{done} of {total} {unit}s")
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def report_error(kind: str, message: str, hint: str | None, *, as_json: bool, summary: dict[str, Any] | None = None) -> None:
+    """One error in its one form: a line (and a hint) on stderr, or a JSON object on stdout, after what was reached before it."""
+    if as_json:
+        print_json({**(summary or {}), "error": {"kind": kind, "message": message, "hint": hint}})
+        return
+    print(f"error: {message}" + (f"\nhint:  {hint}" if hint else ""), file=sys.stderr, flush=True)
+
+
+def report_expected(error: MirasolError, *, as_json: bool) -> int:
+    """Report a failure that has a class of its own; returns its exit code."""
+    if error.kind != "stopped":  # in the further processes of a run: the first one has told why
+        report_error(error.kind, error.message, error.hint, as_json=as_json, summary=getattr(error, "summary", None))
+    return error.exit_code
+
+
+def report_bug(error: Exception, *, as_json: bool) -> int:
+    """Report a failure nobody foresaw: the traceback goes to a file that one line names. Returns exit code 1."""
+    text = "".join(traceback.format_exception(error))
+    where = f"the traceback is in '{_save_traceback(text)}'"
+    message = f"{type(error).__name__}: {error}".splitlines()[0]
+    report_error("bug", f"unexpected {message}; {where}", "this is a bug of ours: please report it with that file", as_json=as_json)
+    return 1
+
+
+def _save_traceback(text: str) -> Path:
+    handle, name = tempfile.mkstemp(prefix=time.strftime("mirasol-%Y%m%d-%H%M%S-"), suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    return Path(name)
+
+
+# ------------------------------------------------------------------------------------------------ results in words
+
+
+def metrics_table(results: dict[str, Any]) -> str:
+    """The result of `eval` for a reader: one line per metric, with its interval where there is one, and per type."""
+    intervals = results.get("intervals") or {}
+    lines = [f"{results['dataset']} {results['split']}: {results['n']} questions, {results['missing']} about missing clips"]
+    for name, value in results["metrics"].items():
+        if isinstance(value, (int, float)):
+            between = intervals.get(name)
+            text = f"  [{between[0]:.4f}, {between[1]:.4f}]" if isinstance(between, (list, tuple)) and len(between) == 2 else ""
+            lines.append(f"  {name:28} {value:.4f}{text}")
+    for kind, scores in (results.get("by_type") or {}).items():
+        exact = scores.get("exact_match")
+        if isinstance(exact, (int, float)):
+            lines.append(f"  {'type ' + kind:28} {exact:.4f}  of {scores['n']}")
+    return "\n".join(lines)
