@@ -45,7 +45,7 @@ class Candidate:
 class DatasetOptions:
     """Choices that some readers offer; every other reader ignores them."""
 
-    classes: int = 32  # kinetics-sounds: the class list of 31, 32 or 34 names
+    classes: str = "32"  # kinetics-sounds: which class list, "31", "32" or "34"
     held_out: float = 0.02  # vggsound: share of the YouTube ids of train that becomes val
 
 

@@ -16,7 +16,7 @@ LICENCE = "Kinetics: annotations CC BY 4.0; the videos stay with their YouTube u
 SOURCE = "GitHub repository activitynet/ActivityNet, Crawler/Kinetics/data/ (kinetics-400_train.csv, kinetics-400_val.csv)"
 TASKS = ("label",)
 
-# Names of Kinetics-400. 32: every class of "Look, Listen and Learn" (arXiv 1705.08168, A.1) that Kinetics-400 has.
+# Names of Kinetics-400. "32": every class of "Look, Listen and Learn" (arXiv 1705.08168, A.1) that Kinetics-400 has.
 CLASSES_32 = (
     "blowing nose", "blowing out candles", "bowling", "chopping wood", "dribbling basketball", "laughing", "mowing lawn",
     "playing accordion", "playing bagpipes", "playing bass guitar", "playing clarinet", "playing drums", "playing guitar",
@@ -26,9 +26,9 @@ CLASSES_32 = (
     "tapping pen", "tickling",
 )  # fmt: skip
 CLASS_LISTS = {
-    31: tuple(name for name in CLASSES_32 if name != "strumming guitar"),  # AdaMML's choice
-    32: CLASSES_32,
-    34: tuple(sorted((*CLASSES_32, "typing", "patting"))),  # the paper's: two classes that Kinetics-400 lacks
+    "31": tuple(name for name in CLASSES_32 if name != "strumming guitar"),  # AdaMML's choice
+    "32": CLASSES_32,
+    "34": tuple(sorted((*CLASSES_32, "typing", "patting"))),  # the paper's: two classes that Kinetics-400 lacks
 }
 EARLY_NAMES = {
     "blowing out": "blowing out candles", "dribbling ball": "dribbling basketball", "stomping": "stomping grapes",
@@ -55,7 +55,7 @@ def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:
         raise UsageError(f"Kinetics-Sounds has no class list of {options.classes} names", "choose 31, 32 or 34")
     labels = CLASS_LISTS[options.classes]
     files = AnnotationFiles(root, prefer="kinetics")
-    files.notes.append(f"class list of {len(labels)}: the classes of Kinetics-Sounds by their Kinetics-400 names")
+    files.notes.append(f"class list of {len(labels)} names of Kinetics-400")
     splits, unlabelled = [], []
     for split, word in FILE_WORDS.items():
         path = files.first(rf"kinetics[-_]?sounds[-_]{word}\.csv", rf"kinetics[-_]?(400)?[-_]{word}\.csv", rf"(.+[-_])?{word}\.csv")

@@ -141,12 +141,12 @@ def test_llava_turns_placeholders_and_tasks(tmp_path: Path) -> None:
     ]
     write(tmp_path, {
         "0_30_s_academic_oe_v0_1_qa_processed.json": json.dumps(rows),
-        "0_30_s_academic_v0_1_cap_processed.json": json.dumps([{**rows[0], "conversations": conversation("<image>\nDescribe it.", "A cat sits.")}]),
+        "0_30_s_academic_v0_1_cap_processed.json": json.dumps([rows[0] | {"conversations": conversation("<image>\nDescribe.", "A cat.")}]),
         f"videos/{video}": "",
     })  # fmt: skip
     splits = {split.task: split for split in read(tmp_path, None, OPTIONS)}
     assert [(t.id, t.question, t.answer) for t in splits["qa"].texts] == [("s/0", "What is it?", "A cat."), ("s/0/2", "Why?", "It sits.")]
-    assert [(t.question, t.answer) for t in splits["caption"].texts] == [("Describe it.", "A cat sits.")]
+    assert [(t.question, t.answer) for t in splits["caption"].texts] == [("Describe.", "A cat.")]
     assert splits["qa"].clips == splits["caption"].clips
     assert VideoIndex(tmp_path).find(candidates(splits["qa"].clips[0])) == tmp_path / "videos" / video
 
@@ -208,7 +208,7 @@ def test_real_samples(tmp_path: Path, files: dict[str, str], clips: int, texts: 
 @pytest.mark.real
 def test_real_lists_without_captions(tmp_path: Path) -> None:
     place(tmp_path, {"captions/howto100m/HowTo100M_v1.head4.csv": "HowTo100M_v1.csv"})
-    with pytest.raises(DataError, match="HowTo100M besides its list of videos.*'caption.json'"):
+    with pytest.raises(DataError, match=r"HowTo100M besides its list of videos.*'caption.json'"):
         read(tmp_path, None, OPTIONS)
 
 

@@ -26,7 +26,7 @@ def test_every_reader_keeps_the_interface_and_says_what_is_missing(name: str, tm
 
 
 def test_a_misspelt_name_gets_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no data set 'vggsund'; did you mean 'vggsound'?"):
+    with pytest.raises(UsageError, match=r"no data set 'vggsund'; did you mean 'vggsound'"):
         open_dataset("vggsund")
 
 

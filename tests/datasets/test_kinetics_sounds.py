@@ -31,19 +31,19 @@ def test_only_clips_of_the_classes_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "labels"), [(31, ["singing"]), (32, ["singing", "strumming guitar"]), (34, ["singing", "strumming guitar", "typing"])]
+    ("classes", "labels"), [("31", ["singing"]), ("32", ["singing", "strumming guitar"]), ("34", ["singing", "strumming guitar", "typing"])]
 )
-def test_the_class_list_can_be_chosen(tmp_path: Path, classes: int, labels: list[str]) -> None:
+def test_the_class_list_can_be_chosen(tmp_path: Path, classes: str, labels: list[str]) -> None:
     rows = "singing,a,0,10,train,0\nstrumming_guitar,b,0,10,train,0\ntyping,c,0,10,train,0\nyoga,d,0,10,train,0\n"
     write(tmp_path, {"train.csv": HEADER + rows})
     (split,) = read(tmp_path, None, DatasetOptions(classes=classes))
     assert [text.answer for text in split.texts] == labels
-    assert len(split.labels) == classes == len(set(CLASS_LISTS[classes]))
+    assert len(split.labels) == int(classes) == len(set(CLASS_LISTS[classes]))
 
 
 def test_other_class_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no class list of 33"):
-        read(tmp_path, None, DatasetOptions(classes=33))
+        read(tmp_path, None, DatasetOptions(classes="33"))
 
 
 def test_early_names_become_those_of_kinetics_400(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_list_without_labels_gives_no_split(tmp_path: Path) -> None:
 
 def test_impossible_spans_are_named(tmp_path: Path) -> None:
     write(tmp_path, {"val.csv": HEADER + "singing,a,10,10,val,0\n"})
-    with pytest.raises(DataError, match="val.csv' line 2: the span ends"):
+    with pytest.raises(DataError, match=r"val.csv' line 2: the span ends"):
         read(tmp_path, None, OPTIONS)
 
 
@@ -96,8 +96,8 @@ def test_real_validation_rows(tmp_path: Path) -> None:
     place(tmp_path, {"kinetics-sounds/kinetics-sounds_val.6_per_class.csv": "kinetics-400_val.csv"})
     place(tmp_path, {"kinetics-sounds/kinetics-400_test.head50.csv": "kinetics-400_test.csv"})
     (split,) = read(tmp_path, None, OPTIONS)
-    assert Counter(text.answer for text in split.texts) == dict.fromkeys(CLASS_LISTS[32], 6)
-    (split,) = read(tmp_path, None, DatasetOptions(classes=31))
+    assert Counter(text.answer for text in split.texts) == dict.fromkeys(CLASS_LISTS["32"], 6)
+    (split,) = read(tmp_path, None, DatasetOptions(classes="31"))
     assert len(split.texts) == 31 * 6
 
 
@@ -111,9 +111,9 @@ def test_real_rows_of_other_classes_are_left_out(tmp_path: Path) -> None:
 def test_class_lists_are_those_in_print() -> None:
     assert SHARED is not None
     folder = SHARED / "annotations" / "kinetics-sounds"
-    assert sorted(CLASS_LISTS[32]) == sorted((folder / "classes_32_k400.txt").read_text().split("\n")[:32])
-    assert sorted(CLASS_LISTS[31]) == sorted((folder / "classes_31_k400.txt").read_text().split("\n")[:31])
+    assert sorted(CLASS_LISTS["32"]) == sorted((folder / "classes_32_k400.txt").read_text().split("\n")[:32])
+    assert sorted(CLASS_LISTS["31"]) == sorted((folder / "classes_31_k400.txt").read_text().split("\n")[:31])
     from mirasol_cli.datasets.kinetics_sounds import EARLY_NAMES
 
     paper = (folder / "classes_34_paper.txt").read_text().split("\n")[:34]
-    assert sorted(EARLY_NAMES.get(name, name) for name in paper) == sorted(CLASS_LISTS[34])
+    assert sorted(EARLY_NAMES.get(name, name) for name in paper) == sorted(CLASS_LISTS["34"])

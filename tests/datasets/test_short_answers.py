@@ -89,13 +89,13 @@ def test_msvd_files_go_by_number_or_by_youtube_name(tmp_path: Path) -> None:
 
 def test_a_damaged_mapping_is_named(tmp_path: Path) -> None:
     write(tmp_path, {"train_qa.json": json.dumps([question(1)]), "youtube_mapping.txt": "a vid1\nb\n"})
-    with pytest.raises(DataError, match="youtube_mapping.txt' line 2 is not"):
+    with pytest.raises(DataError, match=r"youtube_mapping.txt' line 2 is not"):
         msvd.read(tmp_path, None, OPTIONS)
 
 
 def test_a_null_answer_is_an_error_not_a_word(tmp_path: Path) -> None:
     write(tmp_path, {"train_qa.json": json.dumps([question(1, answer=None)])})
-    with pytest.raises(DataError, match="train_qa.json' row 1: 'answer' is missing"):
+    with pytest.raises(DataError, match=r"train_qa.json' row 1: 'answer' is missing"):
         msvd.read(tmp_path, None, OPTIONS)
 
 

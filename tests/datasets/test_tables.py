@@ -65,7 +65,8 @@ def test_no_times(value: object) -> None:
 def test_spans_and_texts_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"t.csv' line 7: the span ends at 1.0 s, before or where it starts \(2.0 s\)"):
         span_at(tmp_path / "t.csv", 7, "2", "1")
-    for value in (None, "", "  ", [1], {}):
+    values: tuple[object, ...] = (None, "", "  ", [1], {})
+    for value in values:
         with pytest.raises(DataError, match="row 3: 'a' is missing or is not text"):
             text_of(tmp_path, 3, {"a": value}, "a")
     assert text_of(tmp_path, 3, {"b": 7010}, "a", "b") == "7010"
