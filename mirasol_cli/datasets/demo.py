@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 from mirasol_cli.datasets.demo_world import Scene, questions, scenes
+from mirasol_cli.datasets.example import Candidate, ClipSpan, DatasetOptions, Split
+from mirasol_cli.datasets.manifest import read_manifest
+from mirasol_cli.datasets.splits import finish
+from mirasol_cli.errors import DataError
 from mirasol_cli.files import write_jsonl
 
+NAME, TITLE = "demo", "the demo world"
+LICENCE = "the demo world is rendered here and free to use (CC0)"
+SOURCE = "`mirasol prepare demo`, which renders it"
+TASKS = ("qa", "caption")
+SPLITS = ("train", "val", "test")
 DEFAULT_CLIPS = 2000
 """Training clips, unless the recipe says otherwise (`data.clips`)."""
 
@@ -39,15 +48,31 @@ def render(root: Path, *, seed: int, clips: int, workers: int, progress: Callabl
         progress: called with (videos done, videos in all).
     """
     size = WorldSize.of(clips)
-    worlds = {split: scenes(seed, split, getattr(size, split)) for split in ("train", "val", "test")}
+    worlds = {split: scenes(seed, split, getattr(size, split)) for split in SPLITS}
     videos = root / "videos"
     videos.mkdir(parents=True, exist_ok=True)
     missing = [scene for world in worlds.values() for scene in world if not (videos / f"{scene.name}.mp4").exists()]
     _render_all(missing, videos, workers, progress)
     for split, world in worlds.items():
         write_jsonl(root / f"{split}.jsonl", _question_rows(seed, split, world))
-        captions = ({"video": f"videos/{scene.name}.mp4", "split": split, "id": f"{scene.name}-caption", "caption": scene.caption()} for scene in world)
-        write_jsonl(root / f"{split}-captions.jsonl", captions)
+        write_jsonl(root / f"{split}-captions.jsonl", (_caption_row(split, scene) for scene in world))
+
+
+def candidates(clip: ClipSpan) -> list[Candidate]:
+    """The file as rendered."""
+    return [Candidate(clip.video, whole=True)]
+
+
+def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:
+    """Questions (`qa`) and captions (`caption`) of train, val and test, as `render` wrote them."""
+    splits = []
+    for name in SPLITS:
+        for kind, suffix in (("qa", ""), ("caption", "-captions")):
+            path = root / f"{name}{suffix}.jsonl"
+            if not path.is_file():
+                raise DataError(f"'{path}' is missing", "`mirasol prepare demo` renders it")
+            splits += [replace(split, task=kind) for split in read_manifest(path)]
+    return finish(splits, task, TITLE)
 
 
 def _render_all(missing: list[Scene], videos: Path, workers: int, progress: Callable[[int, int], None] | None) -> None:
@@ -68,6 +93,10 @@ def _render_one(scene: Scene, videos: Path) -> None:
     from mirasol_cli.datasets.demo_render import render as render_scene
 
     render_scene(scene, videos / f"{scene.name}.mp4")
+
+
+def _caption_row(split: str, scene: Scene) -> dict:
+    return {"video": f"videos/{scene.name}.mp4", "split": split, "id": f"{scene.name}-caption", "caption": scene.caption()}
 
 
 def _question_rows(seed: int, split: str, world: list[Scene]) -> list[dict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -55,9 +54,9 @@ def draw(scene: Scene) -> np.ndarray:
     ground = numbers.uniform(20, 90, size=3).astype(np.float32)
     slope = numbers.uniform(-25, 25)
     greys = [(numbers.uniform(0.1, 0.9), numbers.uniform(0.05, 0.95), numbers.uniform(0.02, 0.05)) for _ in range(scene.distractors)]
-    homes = {sight.slot: (0.2 + 0.3 * sight.slot + numbers.uniform(-0.03, 0.03), numbers.uniform(0.35, 0.65)) for sight in scene.sights}
+    homes = {sight.slot: (0.2 + 0.3 * sight.slot + numbers.uniform(-0.03, 0.03), numbers.uniform(0.44, 0.56)) for sight in scene.sights}
     beats = {sight.slot: (numbers.uniform(0.5, 1.5), numbers.uniform(0, 6.28)) for sight in scene.sights}
-    sizes = {sight.slot: numbers.uniform(0.13, 0.17) for sight in scene.sights}
+    sizes = {sight.slot: numbers.uniform(0.16, 0.19) for sight in scene.sights}
 
     frames = np.empty((count, SIZE_PX, SIZE_PX, 3), np.float32)
     frames[:] = ground + slope * _ROWS[..., None]
@@ -70,7 +69,7 @@ def draw(scene: Scene) -> np.ndarray:
                 x, y = homes[sight.slot]
                 rate, phase = beats[sight.slot]
                 # It bobs whether it plays or not: what is seen must not tell what is heard.
-                y += 0.03 * np.sin(6.28 * rate * moment * scene.seconds + phase)
+                y += 0.02 * np.sin(6.28 * rate * moment * scene.seconds + phase)
                 _paint(frames[index], sight, x, y, sizes[sight.slot])
     frames += numbers.normal(0, 1 + 5 * scene.noise, size=frames.shape).astype(np.float32)
     return frames.clip(0, 255).astype(np.uint8)
@@ -93,7 +92,8 @@ def _disc(across: np.ndarray, down: np.ndarray, radius: float) -> np.ndarray:
 
 _SHAPES = {
     "drum": lambda x, y: _box(x, y, 0.95, 0.7),  # a wide box
-    "bell": lambda x, y: (y > -0.9) & (y < 0.7) & (abs(x) < 0.15 + 0.5 * (y + 0.9)) | _disc(x, y - 0.85, 0.22),  # a triangle and its clapper
+    # a triangle and its clapper
+    "bell": lambda x, y: (y > -0.9) & (y < 0.7) & (abs(x) < 0.15 + 0.5 * (y + 0.9)) | _disc(x, y - 0.85, 0.22),
     "flute": lambda x, y: _box(x, y, 0.16, 1.1),  # a thin upright bar
     "horn": lambda x, y: (abs(x) < 1.0) & (abs(y) < 0.12 + 0.4 * (x + 1.0)),  # a cone that opens to the right
     "guitar": lambda x, y: _disc(x, y - 0.5, 0.6) | _disc(x, y + 0.25, 0.42) | _box(x, y + 0.85, 0.12, 0.5),  # two discs and a neck
@@ -142,7 +142,8 @@ def _flute(time: np.ndarray, pitch: float, numbers: np.random.Generator) -> np.n
 
 
 def _horn(time: np.ndarray, pitch: float, numbers: np.random.Generator) -> np.ndarray:
-    return sum(np.sin(6.283 * 180 * k * pitch * time) / k for k in range(1, 12)) / 1.8
+    harmonics = np.arange(1, 12)[:, None]
+    return (np.sin(6.283 * 180 * harmonics * pitch * time) / harmonics).sum(0) / 1.8
 
 
 def _guitar(time: np.ndarray, pitch: float, numbers: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 INSTRUMENTS = ("drum", "bell", "flute", "horn", "guitar", "whistle")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -146,7 +147,7 @@ def _order(rng: random.Random, turns: int, *, distinct: int, held_out: bool) -> 
     while True:
         pool = rng.sample(INSTRUMENTS, distinct)
         order = [rng.choice(pool) for _ in range(turns)]
-        pairs = {(a, b) for a, b in zip(order, order[1:], strict=False) if a != b}
+        pairs = {(a, b) for a, b in pairwise(order) if a != b}
         if len(set(order)) == distinct and (held_out or not HELD_OUT_ORDERS & pairs):
             return order
 
@@ -205,7 +206,7 @@ def _ask(scene: Scene, rng: random.Random) -> Iterator[Question]:
         order = [sound.instrument for sound in scene.sounds]
         yield ask("heard-first", "order", "what plays first?", order[0])
         yield ask("heard-last", "order", "what plays last?", order[-1])
-        handovers = [(a, b) for a, b in zip(order, order[1:], strict=False) if a != b]
+        handovers = [(a, b) for a, b in pairwise(order) if a != b]
         unique = [(a, b) for a, b in handovers if Counter(x for x, _ in handovers)[a] == 1]
         if unique:
             before, after = rng.choice(unique)
