@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
 from mirasol_cli.errors import DataError, UsageError
 
 BYTES = 256  # pieces of the byte fallback
+MOST_LINES = 2_000_000
+"""More lines than this are sampled: SentencePiece holds all of them in memory."""
+LONGEST_LINE = 200_000
+"""Characters; longer lines are cut, since SentencePiece leaves out what exceeds its own limit."""
 
 
-def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
+def train_vocabulary(lines: Iterable[str], size: int, *, most_lines: int = MOST_LINES) -> bytes:
     """A SentencePiece model of at most `size` pieces, as the content of its file.
 
     OURS: byte-pair pieces in Llama's layout (unk 0, bos 1, eos 2, 256 byte pieces, single digits) without any
@@ -24,7 +29,7 @@ def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
     """
     import sentencepiece
 
-    texts = [line for line in lines if line.strip()]
+    texts = _sample((_valid(line[:LONGEST_LINE]) for line in lines if line.strip()), most_lines)
     if not texts:
         raise DataError("there is no text to train a vocabulary on", "give texts with questions or captions, or set init.tokenizer")
     model = io.BytesIO()
@@ -40,7 +45,7 @@ def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
             split_digits=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            max_sentence_length=1 << 20,  # longer ones would be left out in silence
+            max_sentence_length=LONGEST_LINE * 4,  # bytes
             unk_id=0,
             bos_id=1,
             eos_id=2,
@@ -101,8 +106,8 @@ class Vocabulary:
             raise DataError(f"the vocabulary '{path}' cannot be read: {error.strerror}") from None
 
     def encode(self, text: str) -> list[int]:
-        """Ids without start and end."""
-        return self._processor.EncodeAsIds(text)
+        """Ids without start and end. Half a surrogate pair, which no UTF-8 can hold, counts as U+FFFD."""
+        return self._processor.EncodeAsIds(_valid(text))
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; control pieces add nothing, incomplete characters become U+FFFD.
@@ -111,6 +116,26 @@ class Vocabulary:
         own mark for a space), which comes back as a space.
         """
         return self._processor.DecodeIds(ids)
+
+
+def _valid(text: str) -> str:
+    """The text with halves of surrogate pairs, as JSON escapes may hold them, joined or replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _sample(lines: Iterable[str], most: int) -> list[str]:
+    """All lines, or `most` of them drawn evenly; the same draw every time."""
+    draws, kept = random.Random(0), []
+    for number, line in enumerate(lines):
+        if number < most:
+            kept.append(line)
+        elif (place := draws.randrange(number + 1)) < most:
+            kept[place] = line
+    return kept
 
 
 class StreamDecoder:

@@ -45,9 +45,24 @@ def test_equal_lines_give_equal_bytes_and_other_lines_do_not() -> None:
     assert Vocabulary(OWN.model_bytes).encode("the red guitar") == OWN.encode("the red guitar")
 
 
-def test_a_long_line_is_not_left_out() -> None:
-    vocabulary = Vocabulary(train_vocabulary(["xylophone " * 2000], 300))
+@pytest.mark.parametrize("words", [2000, 500_000])
+def test_a_long_line_is_not_left_out(words: int) -> None:
+    vocabulary = Vocabulary(train_vocabulary(["xylophone " * words], 300))
     assert len(vocabulary.encode("xylophone")) == 1
+
+
+def test_of_many_lines_a_fixed_share_is_taken_from_all_over() -> None:
+    lines = [f"{word} {word}" for word in ("aaaa", "bbbb", "cccc", "dddd") for _ in range(50)]
+    some = train_vocabulary(iter(lines), 300, most_lines=40)
+    assert some == train_vocabulary(iter(lines), 300, most_lines=40)
+    assert some != train_vocabulary(iter(lines[:40]), 300)
+    assert all(len(Vocabulary(some).encode(word)) == 1 for word in ("aaaa", "bbbb", "cccc", "dddd"))
+
+
+def test_half_a_surrogate_pair_does_no_harm() -> None:
+    broken = "a \ud83d b \ud83d\ude00"
+    assert OWN.decode(OWN.encode(broken)) == "a \ufffd b 😀"
+    assert train_vocabulary([*LINES, broken], 500)
 
 
 def test_no_text_and_too_small_a_size_are_refused() -> None:

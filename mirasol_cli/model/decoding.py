@@ -7,7 +7,7 @@ cross-attention's keys and values, projected once per clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -240,7 +240,9 @@ def _read_prompts(decoder: TextDecoder, memory: CrossMemory | None, prompts: Pro
     return cache, decoder.step(tokens.to(device), cache, memory, valid.to(device))
 
 
-def _roll_out(decoder, memory, prompts: Prompts, eos: int, max_tokens: int, choose) -> list[list[Decoded]]:  # type: ignore[no-untyped-def]
+def _roll_out(
+    decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, eos: int, max_tokens: int, choose: Callable[[Tensor], Tensor]
+) -> list[list[Decoded]]:
     """Decode all rows side by side; `choose` picks the next token of each from its log-probabilities [R, V]."""
     if not any(prompts) or max_tokens < 1:
         return [[Decoded([], 0.0) for _ in row] for row in prompts]
