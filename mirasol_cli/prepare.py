@@ -14,7 +14,7 @@ from mirasol_cli.datasets.catalogue import DATASETS, open_dataset
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
-from mirasol_cli.files import sha256_of
+from mirasol_cli.files import disk_problem, sha256_of
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.prepare_plan import (
     DecodeOptions,
@@ -28,13 +28,13 @@ from mirasol_cli.prepare_plan import (
     together,
 )
 from mirasol_cli.prepare_report import ProgressLine, Say, finish_split, say_table, split_summary
-from mirasol_cli.recipe import data_root, default_shards, load_recipe
+from mirasol_cli.recipe import data_root, default_shards, load_recipe, shipped_recipes
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.format import INDEX, SplitIndex, check_geometry
 from mirasol_cli.shards.reader import verify_split
 from mirasol_cli.shards.writer import remove_partials
 
-MANIFEST_SUFFIXES = (".jsonl", ".csv", ".tsv", ".json")
+MANIFEST_SUFFIXES = (".jsonl", ".csv", ".json")
 MANIFEST_RECIPE = "memorise"
 """The recipe whose geometry a manifest gets, unless another is named."""
 
@@ -98,18 +98,22 @@ def prepare(
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     mine = part_of(part)
     check_options(engine, mine, merge, dry_run, limit, max_failed, inspect)
-    chosen = load_recipe(recipe or (dataset if dataset in DATASETS else MANIFEST_RECIPE), overrides)
+    chosen = load_recipe(recipe or recipe_of(dataset, task), overrides)
     manifest = manifest_path(dataset)
     if manifest is None:
         open_dataset(dataset)  # a misspelt name is told before anything else
     root = root or (manifest.parent if manifest else data_root(dataset))
     out = out or default_out(chosen, dataset, manifest)
+    if engine == "ray":  # its workers have current folders of their own
+        root, out = root.absolute(), out.absolute()
     if verify and not retry_failed:
         return verify_shards(out, splits, say)
     geometry = chosen.clip
     check_existing(out, geometry, repair=verify)
 
-    source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions(), chosen, workers or default_workers(), say)
+    if dataset == "demo" and not dry_run:
+        render_demo(root, chosen, limit, workers or default_workers(), say)
+    source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
     videos = VideoIndex(root)
     plans = [
         plan_split(out / name, limited(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
@@ -121,13 +125,16 @@ def prepare(
     decode = DecodeOptions(workers=workers or default_workers(), keep_truncated=keep_truncated, allow_audio_only=allow_audio_only)
     if dry_run:
         return estimate(plans, decode, retry_failed, out, say)
-    if merge:
-        check_parts(plans)
-    else:
-        fill(plans, decode, engine, mine, retry_failed, out, say)
-    if mine is None:
-        for plan in plans:
-            finish_split(plan, source)
+    try:
+        if merge:
+            check_parts(plans)
+        else:
+            fill(plans, decode, engine, mine, retry_failed, out, say)
+        if mine is None:
+            for plan in plans:
+                finish_split(plan, source)
+    except OSError as error:
+        raise disk_problem(error, Path(error.filename or out)) from error
     summary: dict[str, Any] = {"splits": {plan.name: split_summary(plan) for plan in plans}, "out": str(out), "licence": source.LICENCE}
     say_table(summary["splits"], say)
     if mine is not None:
@@ -175,6 +182,16 @@ def manifest_path(dataset: str) -> Path | None:
     return None
 
 
+def recipe_of(dataset: str, task: str | None) -> str:
+    """The shipped recipe of a data set's name; where its tasks have one each (nextqa-mc, nextqa-oe), the task's, else the first."""
+    if dataset not in DATASETS:
+        return MANIFEST_RECIPE
+    shipped = shipped_recipes()
+    of_tasks = [name for name in shipped if name.startswith(f"{dataset}-")]
+    candidates = [f"{dataset}-{task}", dataset, *of_tasks]
+    return next((name for name in candidates if name in shipped), dataset)
+
+
 def default_out(recipe: Recipe, dataset: str, manifest: Path | None) -> Path:
     """Where training with the same recipe will look."""
     name = recipe.data.dataset if manifest else dataset
@@ -184,7 +201,7 @@ def default_out(recipe: Recipe, dataset: str, manifest: Path | None) -> Path:
 
 
 def read_dataset(
-    dataset: str, manifest: Path | None, root: Path, task: str | None, options: DatasetOptions, recipe: Recipe, workers: int, say: Say
+    dataset: str, manifest: Path | None, root: Path, task: str | None, options: DatasetOptions
 ) -> tuple[ModuleType, list[Split]]:
     """The reader's module and the splits it reads, of one task or all."""
     if manifest is not None:
@@ -192,8 +209,6 @@ def read_dataset(
 
         return reader, [split for split in reader.read_manifest(manifest) if task in (None, split.task)]
     source = open_dataset(dataset)
-    if hasattr(source, "render"):
-        source.render(root, seed=recipe.data.seed, clips=recipe.data.clips, workers=workers)
     if task is not None and task not in source.TASKS:
         raise UsageError(f"{dataset} has no task '{task}'", f"its tasks are {', '.join(source.TASKS)}")
     if not root.is_dir():
@@ -202,6 +217,28 @@ def read_dataset(
             f"give it with --root; the annotations are published at {source.SOURCE}",
         )
     return source, list(source.read(root, task, options))
+
+
+def render_demo(root: Path, recipe: Recipe, limit: int | None, workers: int, say: Say) -> None:
+    """Draw the demo world's videos and write its annotations; what is there already stays."""
+    from mirasol_cli.datasets import demo
+
+    clips = recipe.data.clips or demo.DEFAULT_CLIPS
+    bars: list[ProgressLine] = []
+
+    def progress(done: int, videos: int) -> None:
+        if not bars:
+            say(f"rendering {videos} videos of the demo world in '{root}'")
+            bars.append(ProgressLine(videos, say))
+        bars[0](1, 0.0)
+
+    try:
+        demo.render(root, seed=recipe.data.seed, clips=min(clips, limit or clips), workers=workers, progress=progress)
+    except OSError as error:
+        raise disk_problem(error, root) from error
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def check_existing(out: Path, geometry: ClipGeometry, *, repair: bool) -> None:
@@ -258,6 +295,7 @@ def fill(
         with closing(prepare_engines.run(engine, works, progress)) as finished:
             for folder, record in finished:
                 by_folder[folder].records[record.number] = record
+                by_folder[folder].written = True
                 done += 1
     except EnvironmentProblem as problem:
         going_on = f"{done} of {len(works)} shards are finished and stay; the same command goes on from there"

@@ -5,6 +5,7 @@ A source is opened once per shard for all of its spans there. While a shard is w
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 from mirasol_cli.datasets.resolver import Found, span_to_read, unpack
 from mirasol_cli.errors import DataError, MediaError
+from mirasol_cli.files import disk_problem
 from mirasol_cli.media.sampling import ClipRequest
 from mirasol_cli.media.workers import DecodePool
 from mirasol_cli.prepare_plan import ShardWork
@@ -115,6 +117,8 @@ class _Decoding:
             if job.source.member is not None:
                 job.unpacked = unpack(job.source, self._scratch)
         except (DataError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise disk_problem(error, self._scratch) from error
             self._finish(job, [MediaError(str(error), "fetch the tar again", stage="unpack")] * len(job.positions))
             return
         self._tag += 1

@@ -65,6 +65,7 @@ class SplitPlan:
     earlier: dict[int, ShardRecord]  # what is known of shards that have to be written again
     index: SplitIndex | None  # of an earlier run
     duplicates: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    written: bool = False  # a shard was written in this run
 
     @property
     def name(self) -> str:

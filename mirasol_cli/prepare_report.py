@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -53,8 +54,9 @@ def finish_split(plan: SplitPlan, dataset: ModuleType) -> None:
     failures = ({"video": f.video, "stage": f.stage, "reason": f.reason, "hint": f.hint, "clip": f.clip} for r in records for f in r.failed)
     files[FAILURES] = write_lines(plan.folder / FAILURES, failures)
     files[LISTS] = write_lines(plan.folder / LISTS, [lists(plan, records)])
+    made_by = plan.index.versions if plan.index and not plan.written else versions()
     index = SplitIndex(
-        split=plan.name, geometry=plan.geometry, views=plan.views, clips_per_shard=clips_per_shard(plan.geometry), versions=versions(),
+        split=plan.name, geometry=plan.geometry, views=plan.views, clips_per_shard=clips_per_shard(plan.geometry), versions=made_by,
         counts=counts(records, None), tasks={task: tasks[task] for task in sorted(tasks)}, files=files, shards=records,
     )  # fmt: skip
     if index != plan.index:
@@ -114,7 +116,7 @@ def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, A
                 seconds += length
         missing += sum(map(wanted, record.missing))
         short += sum(map(wanted, record.short))
-        reasons.update(failure.reason for failure in record.failed if wanted(failure.clip))
+        reasons.update(kind_of_reason(failure.reason) for failure in record.failed if wanted(failure.clip))
     failed = reasons.total()
     expected = kept + missing + failed
     share = round(kept / expected, 4) if expected else 0.0
@@ -122,6 +124,11 @@ def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, A
         "expected": expected, "kept": kept, "failed": failed, "missing": missing, "audio": dict(audio), "short": short,
         "share": share, "seconds": round(seconds, 3), "bytes": size, "reasons": dict(reasons.most_common()),
     }  # fmt: skip
+
+
+def kind_of_reason(reason: str) -> str:
+    """A reason without its numbers and names, so that equal ones can be counted."""
+    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'", "'...'", reason))
 
 
 def split_summary(plan: SplitPlan) -> dict[str, Any]:
