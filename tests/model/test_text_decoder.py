@@ -235,6 +235,16 @@ def test_selecting_clips_of_the_memory() -> None:
     assert view.keys[1].untyped_storage().data_ptr() == memory.keys[1].untyped_storage().data_ptr()
 
 
+def test_a_clip_without_latents_gets_an_open_mask() -> None:
+    """Some attention kernels make NaN of a row in which nothing may be seen."""
+    assert CrossMemory((), ()).mask() == (None, None)
+    mask, present = CrossMemory((), (), torch.tensor([[True, False], [False, False]])).mask()
+    assert mask is not None
+    assert present is not None
+    assert mask[:, 0, 0].tolist() == [[True, False], [True, True]]
+    assert present.flatten().tolist() == [True, False]
+
+
 def test_decoding_projects_the_memory_once() -> None:
     decoder = build()
     calls = []
@@ -266,3 +276,24 @@ def test_bfloat16_autocast_steps_through_a_cache() -> None:
         whole = decoder(text, None, memory)
     assert cache.keys[0].dtype == torch.bfloat16
     torch.testing.assert_close(last.float(), whole[:, :, -1].float(), atol=0.1, rtol=0.1)
+
+
+def test_it_learns_which_latent_comes_first_and_which_last() -> None:
+    """Only the place of a latent tells the answers apart: this fails without positions on the memory."""
+    torch.manual_seed(0)
+    decoder = TextDecoder(TextConfig(width=32, layers=1, heads=2, kv_heads=2, mlp=64, cross_every=1), 8, MEMORY_WIDTH)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=5e-3)
+    meanings = torch.randn(4, MEMORY_WIDTH)
+    right = 0.0
+    for _ in range(120):
+        answers = torch.randint(0, 4, (32, 6))
+        rows = torch.tensor([[4, 0], [5, 0]]).repeat(32, 1, 1)  # two questions: which is first, which is last?
+        rows[:, 0, 1], rows[:, 1, 1] = answers[:, 0], answers[:, -1]
+        target = torch.tensor([False, True]).expand(32, 2, 2)
+        memory = decoder.project_memory(meanings[answers])
+        right = float((decoder(rows, None, memory)[:, :, 0].argmax(-1) == rows[:, :, 1]).float().mean())
+        loss, count = decoder.target_loss(rows, None, target, memory)
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+    assert right > 0.95
