@@ -104,7 +104,7 @@ def prepare(
     strict: Annotated[bool, typer.Option("--strict", help="Count missing files as failed.")] = False,
     keep_truncated: Annotated[bool, typer.Option("--keep-truncated", help="Keep what is left of files cut short, marked.")] = False,
     allow_audio_only: Annotated[bool, typer.Option("--allow-audio-only", help="Keep files without a picture, masked.")] = False,
-    classes: Annotated[int, typer.Option("--classes", metavar="31|32|34", help="kinetics-sounds: which class list.")] = 32,
+    classes: Annotated[str, typer.Option("--classes", metavar="31|32|34", help="kinetics-sounds: which class list.")] = "32",
     held_out: Annotated[float, typer.Option("--held-out", metavar="SHARE", help="vggsound: share of train that becomes val.")] = 0.02,
     limit: Limit = None,
     json: Json = False,
@@ -234,9 +234,11 @@ def _train(
         result = rehearse(recipe, stage=stage, device=device, limit=limit, say=console.say)
         text = None
     else:
+        from mirasol_cli.evaluation.during_training import validator
         from mirasol_cli.training.loop import train
 
-        result = train(recipe, stage=stage, resume=resume, limit=limit, device=device, threads=threads)
+        validate = validator(recipe, console.say)
+        result = train(recipe, stage=stage, resume=resume, limit=limit, device=device, threads=threads, validate=validate)
         text = f"{result['run']}: {result['step']} steps done\nnext: mirasol eval {name} --checkpoint {result['run']}"
     if json:
         console.print_json(result)

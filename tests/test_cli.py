@@ -254,7 +254,7 @@ def test_prepare_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys:
     assert (given["inspect"], given["max_failed"], given["limit"]) == (4, 7.0, 9)
     for flag in ("retry_failed", "dry_run", "verify", "strict", "keep_truncated", "allow_audio_only"):
         assert given[flag] is True
-    assert (given["options"].classes, given["options"].held_out) == (31, 0.1)
+    assert (given["options"].classes, given["options"].held_out) == ("31", 0.1)
     run(capsys, "prepare", "msrvtt", "--merge")
     assert calls[1].arguments["merge"] is True
 
