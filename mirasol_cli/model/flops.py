@@ -1,7 +1,8 @@
 """One table of parameters and FLOPs by part: what `--dry-run` prints and what the Combiners are compared by.
 
 FLOPs are those of one forward pass for one clip: matrix products only, a multiplication and its addition count as two.
-A training step takes about three times as many. Masks save nothing here: what is hidden is computed all the same.
+A training step takes about three times as many. Attention over chunks counts the chunks that are seen; padding and
+dropped sound or picture count in full, as they are computed.
 """
 
 from __future__ import annotations

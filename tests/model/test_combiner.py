@@ -47,7 +47,9 @@ def test_no_mask_is_an_open_mask(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_chunk_by_chunk_equals_at_once(kind: str, masked: bool) -> None:
+@pytest.mark.parametrize("block_tokens", [1, 22, 256])
+def test_chunk_by_chunk_equals_at_once(kind: str, masked: bool, block_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirasol_cli.model.chunk_causal.BLOCK_TOKENS", block_tokens)
     model, x = combiner(kind), tokens(chunks=6)
     valid = torch.rand(2, 6, N, generator=torch.Generator().manual_seed(1)) > 0.5
     valid[0, 2] = False
@@ -111,7 +113,9 @@ def test_keeping_m_queries_in_the_last_block_is_exact() -> None:
     torch.testing.assert_close(model(x)[0], model.norm(y)[:, -M:].unflatten(0, (2, 5)))
 
 
-def test_history_equals_a_dense_block_causal_mask() -> None:
+@pytest.mark.parametrize("block_tokens", [1, 6, 256])
+def test_history_equals_a_dense_block_causal_mask(block_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirasol_cli.model.chunk_causal.BLOCK_TOKENS", block_tokens)
     torch.manual_seed(0)
     stack, x = ChunkTransformer(16, 2, 32, 1).eval(), torch.randn(2, 4, 3, 16)
     block = stack.blocks[0]

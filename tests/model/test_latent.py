@@ -9,6 +9,12 @@ from mirasol_cli.model.config import LatentConfig
 from mirasol_cli.model.latent import LatentModel
 
 
+@pytest.fixture(autouse=True, params=[1, 6, 256])
+def block_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attention per chunk, per two chunks, for all of them: how queries are blocked must change nothing."""
+    monkeypatch.setattr("mirasol_cli.model.chunk_causal.BLOCK_TOKENS", request.param)
+
+
 def latent(**changes) -> LatentModel:
     torch.manual_seed(0)
     config = LatentConfig(**{"width": 40, "layers": 2, "heads": 2, "mlp": 64, **changes})
