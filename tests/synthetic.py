@@ -17,6 +17,7 @@ from mirasol_cli.recipe import parse_recipe
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.format import INDEX, SplitIndex, TaskEntry, clips_per_shard, field_shapes, texts_name, views_of, write_lines
 from mirasol_cli.shards.writer import ShardDraft, ShardSlot
+from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 
 GEOMETRY = ClipGeometry(
     frames=12,
@@ -118,6 +119,12 @@ def write_split(
         split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={"qa": entry},
         files=files, shards=records,
     ).write(folder / INDEX)  # fmt: skip
+
+
+def vocabulary() -> Vocabulary:
+    """Trained on the words of these texts."""
+    lines = [*COLOURS, *SOUNDS, "nothing", "what colour is it? again", "what do you hear?", "context: question: answer:"]
+    return Vocabulary(train_vocabulary(lines, 300))
 
 
 def recipe(run: Path, shards: Path, *overrides: str) -> Recipe:

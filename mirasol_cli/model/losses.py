@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -220,9 +220,23 @@ def over_processes(x: Tensor) -> Tensor:
     (evaluation, diagnostics) a process computes for itself, since it may be the only one to do so."""
     if not _distributed() or not torch.is_grad_enabled():
         return x
-    from torch.distributed.nn.functional import all_reduce
+    return _SumOverProcesses.apply(x)  # type: ignore[no-any-return]
 
-    return all_reduce(x)
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Every process's result depends on every process's input, so the gradient of an input is the sum over all results."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
 
 def gather(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ in this order: activation checkpointing, compile (both per block), then DDP or `
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,10 @@ class World:
             raise StoppedByMain(code)
         return result
 
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
     def from_main(self, content: bytes | None) -> bytes:
         """The first process's `content`, on every process."""
         if self.size == 1:
@@ -127,6 +132,7 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
         yield World(rank, size, device)
     finally:
         if not already:
+            gc.collect()  # DDP holds the group in reference cycles; its end must come before the group's
             dist.destroy_process_group()
 
 

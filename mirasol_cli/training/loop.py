@@ -76,9 +76,14 @@ def train(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     with joined_world(where, recipe.run.process_group_timeout_s) as world, SignalFlags() as signals:
-        run = start_run(recipe, stage, world, resume=resume)
-        with _outcome_written(run):
-            metrics = _train(run, signals, validate)
+        return _run_to_end(start_run(recipe, stage, world, resume=resume), signals, validate)
+
+
+def _run_to_end(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[str, Any]:
+    """A function of its own, so that the model and its communication are gone before the process group is."""
+    with _outcome_written(run):
+        metrics = _train(run, signals, validate)
+        run.world.barrier()  # no process leaves while another still talks to it
     return {"run": str(run.folder.path), "step": run.step, "metrics": metrics}
 
 
