@@ -279,10 +279,10 @@ class MemoryProjection(nn.Module):
         position_K = torch.arange(latents_BKD.shape[1], device=latents_BKD.device)
         x_BKD = self.norm(latents_BKD)
         x_BKD = x_BKD + sine_positions(position_K, latents_BKD.shape[2]).to(x_BKD.dtype)
-        return (
-            tuple(split_heads(project(x_BKD), self.head_width) for project in self.k_proj),
-            tuple(split_heads(project(x_BKD), self.head_width) for project in self.v_proj),
-        )
+        # Each head's in one piece: decoding reads them again for every token.
+        keys = tuple(split_heads(project(x_BKD), self.head_width).contiguous() for project in self.k_proj)
+        values = tuple(split_heads(project(x_BKD), self.head_width).contiguous() for project in self.v_proj)
+        return keys, values
 
 
 def split_heads(x_RLD: Tensor, head_width: int) -> Tensor:

@@ -56,6 +56,19 @@ def test_cached_steps_of_prompts_of_different_lengths_equal_each_row_alone() -> 
             torch.testing.assert_close(torch.stack([step[b, q] for step in found]), alone[first : first + 4], atol=1e-5, rtol=1e-5)
 
 
+def test_a_reordered_cache_goes_on_from_the_rows_it_took() -> None:
+    decoder, text = build(), tokens(1, 3, 4)
+    lengths = torch.tensor([[4, 2, 3]])
+    memory = decoder.project_memory(latents(1))
+    cache = decoder.start_cache(1, 3, 6)
+    decoder.step(text, cache, memory, torch.arange(4) < lengths[:, :, None])
+    cache.reorder(torch.tensor([1, 1, 0]))
+    after = decoder.step(torch.tensor([[[7], [8], [9]]]), cache, memory)
+    for q, (source, word) in enumerate([(1, 7), (1, 8), (0, 9)]):
+        row = torch.cat((text[0, source, : lengths[0, source]], torch.tensor([word])))[None, None]
+        torch.testing.assert_close(after[0, q], decoder(row, None, memory)[0, 0, -1], atol=1e-5, rtol=1e-5)
+
+
 def test_a_full_cache_is_refused() -> None:
     decoder = build()
     cache = decoder.start_cache(1, 1, 3)
