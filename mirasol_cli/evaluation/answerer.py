@@ -16,7 +16,7 @@ from mirasol_cli.prompts import encode_prompt
 from mirasol_cli.recipe_schema import EvalRecipe
 
 if TYPE_CHECKING:
-    from mirasol_cli.model.mirasol import Mirasol
+    from mirasol_cli.model.mirasol import Mirasol, StreamState
     from mirasol_cli.model.text_decoder import CrossMemory
     from mirasol_cli.vocabulary import Vocabulary
 
@@ -66,6 +66,14 @@ class Answerer:
         media = media_batch(list(samples), self.geometry, sound=self.sound).to(self.device)
         with self.precision():
             return self.model.answer_memory(self.model.encode(media))
+
+    @torch.inference_mode()
+    def encode_further(self, sample: dict[str, Any], state: StreamState | None) -> tuple[CrossMemory, StreamState]:
+        """The next piece of a long video: keys and values of its latents, which know of the earlier pieces by `state`."""
+        media = media_batch([sample], self.geometry, sound=self.sound).to(self.device)
+        with self.precision():
+            encoded, state = self.model.encode_stream(media, state)
+            return self.model.answer_memory(encoded), state
 
     def answers(self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]]) -> list[list[Answer]]:
         """One answer per question, `questions[b]` being those about clip b. The same question about a clip is decoded once."""

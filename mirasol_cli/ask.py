@@ -1,0 +1,280 @@
+"""What `mirasol ask` does, and the same as a library: load a checkpoint, look at a video once, answer questions about it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from mirasol_cli.ask_clip import OpenClip, find_video, open_clip
+from mirasol_cli.errors import CheckpointError, DataError, UsageError
+from mirasol_cli.evaluation.answerer import Answerer, Question
+from mirasol_cli.evaluation.evaluate import DEMO_CHECKPOINT, demo_checkpoint
+from mirasol_cli.files import read_json
+from mirasol_cli.recipe_schema import EvalRecipe
+from mirasol_cli.vocabulary import StreamDecoder
+from mirasol_cli.why import Why, draw, measure, time_line
+
+Say = Callable[[str], None]
+DEMO_WARNING = "the demo checkpoint only knows the demo world of simple instruments; it knows nothing of real videos"
+
+
+@dataclass
+class Reply:
+    """An answer. `str(reply)` is its text."""
+
+    answer: str
+    logprob: float  # natural log-probability of the answer and its end
+    question: str
+    clip: OpenClip
+    checkpoint: str
+    warnings: list[str]
+    timings_s: dict[str, float]
+    why: Why | None = None
+
+    def __str__(self) -> str:
+        return self.answer
+
+    def to_plain(self) -> dict[str, Any]:
+        """The fields of `mirasol ask --json`."""
+        clip = self.clip
+        return {
+            "answer": self.answer, "logprob": round(self.logprob, 4), "question": self.question,
+            "video": {"path": clip.path, "seconds": round(clip.seconds, 3), "start_s": round(clip.start_s, 3), "frames": clip.frames,
+                      "chunks": clip.chunks, "audio": clip.audio, "sampled": clip.sampled},
+            "timings_s": {name: round(value, 3) for name, value in self.timings_s.items()},
+            "checkpoint": self.checkpoint, "warnings": self.warnings, "why": self.why.to_plain() if self.why else None,
+        }  # fmt: skip
+
+
+@dataclass
+class Model:
+    """A checkpoint, ready to answer. Videos are encoded once and the last one is kept, so further questions are quick."""
+
+    answerer: Answerer
+    checkpoint: Path
+    warnings: list[str] = field(default_factory=list)
+    load_s: float = 0.0
+    _last: tuple[tuple, OpenClip] | None = None
+
+    def open(self, video: str | Path, start_s: float | None = None, end_s: float | None = None, say: Say = lambda _: None) -> OpenClip:
+        """The encoded video, or a span of it in seconds. Raises MediaError or UsageError that names the file."""
+        path = find_video(str(video))
+        key = (path.resolve(), path.stat().st_mtime_ns, start_s, end_s)
+        if self._last is None or self._last[0] != key:
+            self._last = (key, open_clip(self.answerer, path, start_s, end_s, say))
+        return self._last[1]
+
+    def ask(
+        self, video: str | Path, question: str, context: str = "", *, start_s: float | None = None, end_s: float | None = None,
+        why: bool = False,
+    ) -> Reply:  # fmt: skip
+        """Answer one question about a video.
+
+        Args:
+            video: path of a video file.
+            question: in the words the model was trained with.
+            context: title, description or subtitles.
+            start_s, end_s: seconds; look at this span only.
+            why: also measure which chunks and which modality the answer rests on (`reply.why`).
+
+        Raises:
+            UsageError: an empty question or span, or a URL.
+            MediaError: the video cannot be used.
+        """
+        clip = self.open(video, start_s, end_s)
+        return self.answer(clip, question, context, why=why)
+
+    def answer(
+        self, clip: OpenClip, question: str, context: str = "", *, why: bool = False, show: Callable[[str], None] | None = None
+    ) -> Reply:  # fmt: skip
+        """Answer about an open clip; `show` gets the answer's text piece by piece as it comes."""
+        if not question.strip():
+            raise UsageError("the question is empty")
+        began = time.perf_counter()
+        asked = Question(question, context)
+        text = StreamDecoder(self.answerer.vocabulary)
+        told = 0
+        for decoded in self.answerer.stream(clip.memory, asked):
+            for token in decoded.ids[told:]:
+                piece = text.push(token)
+                if show and piece:
+                    show(piece)
+            told = len(decoded.ids)
+        rest = text.finish()
+        if show and rest:
+            show(rest)
+        answered = time.perf_counter()
+        answer = self.answerer.vocabulary.decode(decoded.ids)
+        reply = Reply(answer, decoded.logprob, question, clip, str(self.checkpoint), [*self.warnings, *clip.warnings],
+                      {"load": self.load_s, **clip.timings_s, "answer": answered - began})  # fmt: skip
+        _, cut = self.answerer.prompt(asked)
+        if cut:
+            reply.warnings.append(f"the context or question is too long: {cut} tokens were left out")
+        if why:
+            reply.why = measure(self.answerer, clip, asked, answer)
+            reply.timings_s["why"] = time.perf_counter() - answered
+        return reply
+
+
+def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
+    """A model from a checkpoint folder or a run folder (its best checkpoint); `demo` is the one in the package.
+
+    Raises:
+        CheckpointError: it is missing, incomplete or damaged.
+        EnvironmentProblem: the device is not there.
+    """
+    from mirasol_cli.training.checkpoint import find_checkpoint, load_model
+    from mirasol_cli.training.distributed import resolve_device
+
+    began = time.perf_counter()
+    name = str(checkpoint)
+    folder = demo_checkpoint() if name == "demo" and not Path(name).is_dir() else find_checkpoint(Path("."), name)
+    loaded = load_model(folder)
+    settings = EvalRecipe(decode="greedy", max_tokens=loaded.recipe.eval.max_tokens)
+    recipe, place = loaded.recipe, resolve_device(device)
+    answerer = Answerer(loaded.model, loaded.vocabulary, settings, place, sound=recipe.data.sound, precision=recipe.train.precision)
+    warnings = [DEMO_WARNING] if folder.resolve() == DEMO_CHECKPOINT.resolve() else []
+    return Model(answerer, folder, warnings, time.perf_counter() - began)
+
+
+def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str, str]:
+    """(checkpoint, why this one): the given one, else the best of the newest finished run, else the demo's.
+
+    Raises CheckpointError, which says how to train one, if there is none at all.
+    """
+    if given:
+        return given, "as named"
+    finished = []
+    for state in runs.glob("*/run.json"):
+        try:
+            run = read_json(state)
+        except DataError:
+            continue
+        if isinstance(run, dict) and run.get("status") == "finished":
+            finished.append((str(run.get("ended") or ""), state.stat().st_mtime, state.parent))
+    from mirasol_cli.training.checkpoint import find_checkpoint
+
+    for *_, folder in sorted(finished, reverse=True):
+        try:
+            return str(find_checkpoint(folder, "best")), f"of the newest finished run, '{folder}'"
+        except CheckpointError:
+            continue
+    return str(demo_checkpoint()), "the demo checkpoint of the package"
+
+
+def ask(
+    video: str,
+    question: str | None = None,
+    *,
+    questions: Path | None = None,
+    context: str = "",
+    checkpoint: str | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    why: bool = False,
+    limit: int | None = None,
+    device: str = "auto",
+    stream: TextIO | None = None,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """The command. Answers go to `stream` (nowhere with None), talk to `say`; returns what `--json` prints.
+
+    With `questions` the result holds one entry of `answers` per line of the file. Without any question a session
+    starts, if both ends are a terminal.
+
+    Raises:
+        UsageError: no question, or contradicting options.
+        MediaError, CheckpointError, DataError: video, checkpoint or questions cannot be used.
+    """
+    if question is not None and questions is not None:
+        raise UsageError("a question and --questions were both given", "leave one of the two out")
+    asked = _questions(questions, limit) if questions is not None else [question] if question is not None else []
+    interactive = not asked and stream is not None and stream.isatty() and sys.stdin.isatty()
+    if not asked and not interactive:
+        raise UsageError("there is no question", 'give one after the video, as in `mirasol ask clip.mp4 "what is playing?"`')
+    find_video(video)  # a wrong name is told before the model is loaded
+    chosen, reason = choose_checkpoint(checkpoint)
+    model = load(chosen, device=device)
+    say(f"checkpoint '{model.checkpoint}' ({reason})")
+    clip = model.open(video, start_s, end_s, say)
+    say(f"looked at {clip.sampled}")
+    for warning in (*model.warnings, *clip.warnings):
+        say(f"note: {warning}")
+    if interactive:
+        from mirasol_cli.ask_session import Session
+
+        return Session(model, video, clip, context, stream or sys.stdout, say, why=why).run()
+
+    told = {*model.warnings, *clip.warnings}
+    replies = []
+    for one in asked:
+        reply = answer_aloud(model, clip, one, context, stream, say, why=why, repeat_question=questions is not None)
+        for warning in reply.warnings:
+            if warning not in told:
+                say(f"note: {warning}")
+                told.add(warning)
+        replies.append(reply)
+    plain = [_with_picture(reply, number, len(replies), say) for number, reply in enumerate(replies, 1)]
+    if questions is None:
+        return plain[0]
+    shared = {key: plain[0][key] for key in ("video", "checkpoint", "warnings")}
+    return {"answers": [{key: one[key] for key in ("question", "answer", "logprob", "timings_s", "why")} for one in plain], **shared}
+
+
+def answer_aloud(
+    model: Model, clip: OpenClip, question: str, context: str, stream: TextIO | None, say: Say, *, why: bool, repeat_question: bool = False
+) -> Reply:  # fmt: skip
+    """Answer one question; on a terminal the text appears as it comes."""
+    live = stream is not None and stream.isatty()
+
+    def show(piece: str) -> None:
+        print(_visible(piece), end="", file=stream, flush=True)
+
+    if repeat_question and stream is not None:
+        print(f"{_visible(question)}  ", end="", file=stream, flush=True)
+    reply = model.answer(clip, question, context, show=show if live else None, why=why)
+    if stream is not None:
+        print("" if live else _visible(reply.answer), file=stream, flush=True)
+        if reply.why:
+            from rich.console import Console
+
+            Console(file=stream).print(time_line(reply.why))
+    return reply
+
+
+def _with_picture(reply: Reply, number: int, count: int, say: Say) -> dict[str, Any]:
+    """The reply's JSON; with `--why` its picture is drawn beside, named after the video, in the current folder."""
+    plain = reply.to_plain()
+    if reply.why:
+        suffix = f"-{number}" if count > 1 else ""
+        path = draw(reply.why, Path(f"{Path(reply.clip.path).stem}-why{suffix}.png"), reply.question, reply.answer)
+        plain["why"]["picture_file"] = str(path)
+        say(f"drawn as '{path}'")
+    return plain
+
+
+def _questions(path: Path, limit: int | None) -> Sequence[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise DataError(f"the file of questions '{path}' is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' cannot be read: {error}", "it must be text in UTF-8, one question per line") from None
+    found = [line for line in lines if line][:limit]
+    if not found:
+        raise UsageError(f"'{path}' holds no question", "write one question per line")
+    return found
+
+
+def _visible(text: str) -> str:
+    """Without control characters: a model trained on strangers' text must not steer the terminal."""
+    return "".join(_printable(text))
+
+
+def _printable(text: str) -> Iterator[str]:
+    for character in text:
+        yield character if character.isprintable() or character == "\n" else "\ufffd"

@@ -1,0 +1,229 @@
+"""From the VIDEO that a user names to what the model reads: found, decoded in a child process, encoded once."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mirasol_cli.errors import DataError, MediaError, UsageError
+from mirasol_cli.evaluation.answerer import Answerer
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media.sampling import ClipRequest
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.text_decoder import CrossMemory
+from mirasol_cli.shards.format import AUDIO_STATES
+
+if TYPE_CHECKING:
+    from mirasol_cli.media.workers import DecodePool
+
+SAMPLE_CLIP = Path(__file__).parent / "assets" / "demo.mp4"
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
+
+
+@dataclass
+class OpenClip:
+    """A video, encoded: any number of questions can be asked about it."""
+
+    path: str
+    memory: CrossMemory
+    seconds: float  # of the span that was looked at
+    start_s: float
+    frames: int  # looked at
+    chunks: int
+    audio: str  # none, silent or sound
+    sampled: str  # in words
+    warnings: list[str] = field(default_factory=list)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    sample: dict[str, Any] | None = None  # the shard fields; None where the video went through piece by piece
+
+    @property
+    def chunk_seconds(self) -> float:
+        return self.seconds / self.chunks
+
+
+def find_video(video: str) -> Path:
+    """The file that VIDEO means; `demo` is the sample clip in the package where no such file exists.
+
+    Raises:
+        UsageError: a URL.
+        MediaError, DataError: nothing there, a folder, or a still image; each says what to do.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+://", video, re.IGNORECASE):
+        raise UsageError(f"'{video}' is a URL; mirasol reads files", "download the video and give the path of the file")
+    path = Path(video)
+    if video == "demo" and not path.exists():
+        if not SAMPLE_CLIP.is_file():
+            raise DataError("this installation carries no sample clip", "give the path of a video file")
+        return SAMPLE_CLIP
+    if path.is_dir():
+        raise MediaError(f"'{video}' is a folder", "give one video file in it", stage="probe")
+    if not path.is_file():
+        near = _near_name(path)
+        raise MediaError(f"there is no file '{video}'", f"did you mean '{near}'?" if near else "check the path", stage="probe")
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        raise MediaError(f"'{video}' is a still image", "give a video", stage="probe")
+    return path
+
+
+def _near_name(path: Path) -> Path | None:
+    import difflib
+
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return path.parent / near[0] if near else None
+
+
+def usual_seconds(geometry: ClipGeometry) -> float:
+    """OURS: the longest span whose spectrogram needs no pooling; beyond it, a chunk would hold less and less detail."""
+    audio = geometry.audio
+    return geometry.chunks * audio.columns * audio.hop / audio.sample_rate
+
+
+def open_clip(
+    answerer: Answerer, path: Path, start_s: float | None = None, end_s: float | None = None, say: Callable[[str], None] = lambda _: None
+) -> OpenClip:
+    """Decode and encode a video, or the span of it from `start_s` to `end_s` (seconds).
+
+    A span longer than `usual_seconds` goes through in pieces of fixed seconds where the Combiner has a memory (TTM):
+    the answer then rests on that memory and on the latents of the last piece. Elsewhere its frames are spread over
+    all of it.
+
+    Raises:
+        UsageError: an empty span.
+        MediaError: the file cannot be used; the message names file and reason.
+    """
+    from mirasol_cli.media.workers import DecodePool
+
+    if start_s is not None and end_s is not None and start_s >= end_s:
+        raise UsageError(f"--start {start_s:g} is not before --end {end_s:g}")
+    with _named(path), DecodePool(1, answerer.geometry) as pool:  # one worker: results come in the order of the jobs
+        began = time.perf_counter()
+        pool.submit_probe("probe", path)
+        info = _next_result(pool)
+        first, last = max(start_s or 0.0, info.start_s), min(info.end_s if end_s is None else end_s, info.end_s)
+        if last <= first:
+            raise MediaError(f"the span from {start_s or 0:g} s lies outside the video of {info.end_s:.1f} s", "change --start or --end")
+        long = last - first > usual_seconds(answerer.geometry) * 1.05
+        if long and answerer.model.config.combiner.kind == "ttm":
+            clip = _open_in_pieces(answerer, pool, path, first, last, say)
+        else:
+            clip = _open_whole(answerer, pool, path, ClipRequest(start_s=start_s, end_s=end_s))
+            if long:
+                clip.warnings.append(
+                    f"long video: only {clip.frames} frames were looked at, one every {clip.seconds / clip.frames:.1f} s; "
+                    "name a part of it with --start and --end for more detail"
+                )
+        clip.timings_s["open"] = time.perf_counter() - began
+    if clip.audio == "none":
+        clip.warnings.append("the video has no sound")
+    elif clip.audio == "silent":
+        clip.warnings.append("the sound track is silent; it was left out")
+    elif not answerer.sound:
+        clip.warnings.append("this model was trained without sound; the sound was left out")
+    return clip
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A MediaError tells a reason; here it also names the file."""
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(f"'{path}' cannot be used: {error.message}", error.hint, stage=error.stage) from None
+
+
+def _next_result(pool: DecodePool) -> Any:
+    """The result of the one job that is waiting. Raises the MediaError that it may be."""
+    _, (result,) = next(pool.results())
+    if isinstance(result, MediaError):
+        raise result
+    return result
+
+
+def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipRequest) -> OpenClip:
+    began = time.perf_counter()
+    pool.submit("clip", path, [request])
+    sample = _next_result(pool)
+    decoded = time.perf_counter()
+    memory = answerer.encode([sample])
+    start, end = (float(second) for second in sample["span"])
+    geometry = answerer.geometry
+    real = int(np.asarray(sample["frame_valid"]).sum())
+    clip = OpenClip(
+        path=str(path), memory=memory, seconds=end - start, start_s=start, frames=geometry.frames, chunks=geometry.chunks,
+        audio=AUDIO_STATES[int(sample["audio_state"])], sample=sample,
+        sampled=f"{geometry.frames} frames evenly over {end - start:.1f} s, in {geometry.chunks} chunks",
+        timings_s={"decode": decoded - began, "encode": time.perf_counter() - decoded},
+    )  # fmt: skip
+    if real < geometry.frames:
+        clip.warnings.append(f"the span holds only {real} different frames where {geometry.frames} were looked for; the rest was masked")
+    return clip
+
+
+def _open_in_pieces(
+    answerer: Answerer, pool: DecodePool, path: Path, start_s: float, end_s: float, say: Callable[[str], None]
+) -> OpenClip:  # fmt: skip
+    """Constant memory for any length: one piece is decoded while the model reads the one before."""
+    geometry = answerer.geometry
+    count = int(np.ceil((end_s - start_s) / usual_seconds(geometry)))
+    edges = np.linspace(start_s, end_s, count + 1)
+    requests = [ClipRequest(start_s=float(first), end_s=float(last)) for first, last in pairwise(edges)]
+    state = memory = None
+    states, lost = set(), []
+    timings = {"decode": 0.0, "encode": 0.0}
+    for number in range(2):  # the pool works on the second while the first is used
+        pool.submit(number, path, [requests[number]])
+    began = time.perf_counter()
+    with _short_window(answerer.model, geometry.chunks):
+        for number, (_, (sample,)) in enumerate(pool.results()):
+            if number + 2 < count:
+                pool.submit(number + 2, path, [requests[number + 2]])
+            decoded = time.perf_counter()
+            timings["decode"] += decoded - began
+            if not isinstance(sample, MediaError):
+                states.add(int(sample["audio_state"]))
+                memory, state = answerer.encode_further(sample, state)
+            elif number == 0:
+                raise sample
+            else:
+                lost.append(number)
+            began = time.perf_counter()
+            timings["encode"] += began - decoded
+            if number % 20 == 19:
+                say(f"{number + 1} of {count} pieces read")
+    assert memory is not None
+    each = (end_s - start_s) / (count * geometry.chunks)
+    clip = OpenClip(
+        path=str(path), memory=memory, seconds=end_s - start_s, start_s=start_s, frames=count * geometry.frames,
+        chunks=count * geometry.chunks, audio=AUDIO_STATES[max(states)], timings_s=timings,
+        sampled=f"{count * geometry.frames} frames in {count * geometry.chunks} chunks of {each:.2f} s, read one after the other with a "
+        f"memory; the answer rests on the memory and on the last {geometry.chunks} chunks",
+    )  # fmt: skip
+    if lost:
+        seconds = (end_s - start_s) / count
+        clip.warnings.append(f"{len(lost)} of {count} pieces of {seconds:.0f} s could not be decoded, the first at {edges[lost[0]]:.0f} s")
+    return clip
+
+
+@contextmanager
+def _short_window(model: Mirasol, chunks: int) -> Iterator[None]:
+    """The latents look back on as many chunks as the model was made for, so that their cache stays as small."""
+    transformer = model.latent.transformer
+    before = transformer.window
+    transformer.window = min(before, chunks) if before else chunks
+    try:
+        yield
+    finally:
+        transformer.window = before
+

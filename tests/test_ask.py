@@ -1,0 +1,438 @@
+"""`ask` on small rendered videos with a tiny random model."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import mirasol_cli
+from mirasol_cli import ask as ask_module
+from mirasol_cli import ask_clip
+from mirasol_cli.ask import Model, ask, choose_checkpoint, load
+from mirasol_cli.ask_session import Session
+from mirasol_cli.batches import media_batch
+from mirasol_cli.errors import CheckpointError, DataError, MediaError, UsageError
+from mirasol_cli.evaluation.answerer import Answerer, Question
+from mirasol_cli.evaluation.controls import without_sound
+from mirasol_cli.media import workers
+from mirasol_cli.media.clip import read_samples
+from mirasol_cli.media.probe import probe
+from mirasol_cli.media.sampling import ClipRequest
+from mirasol_cli.recipe_schema import EvalRecipe
+from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_tiny_checkpoint
+from tests.shards.samples import SMALL
+
+
+def render(path: Path, seconds: float = 1.0, *, sound: str = "tone", seed: int = 0, frames_per_second: int = 12) -> Path:
+    """A small real video: noise that drifts, with a tone, silence, or no sound stream."""
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("mpeg4", rate=frames_per_second)
+        video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
+        audio = file.add_stream("aac", rate=16000, layout="mono") if sound != "none" else None
+        for _ in range(round(seconds * frames_per_second)):
+            picture = np.full((40, 48, 3), rng.integers(0, 255, 3), np.uint8)
+            file.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(video.encode(None))
+        if audio is not None:
+            wave = 0.3 * np.sin(2 * math.pi * 440 * np.arange(round(seconds * 16000)) / 16000) * (sound == "tone")
+            for start in range(0, len(wave), 1024):
+                part = av.AudioFrame.from_ndarray(wave[None, start : start + 1024].astype(np.float32), format="fltp", layout="mono")
+                part.sample_rate, part.pts = 16000, start
+                file.mux(audio.encode(part))
+            file.mux(audio.encode(None))
+    return path
+
+
+REAL_POOL = workers.DecodePool
+
+
+class HerePool:
+    """A DecodePool that decodes in this process: starting a child for every test takes long."""
+
+    def __init__(self, _workers, geometry):
+        self.geometry, self.waiting = geometry, []
+
+    def submit(self, job, path, requests):
+        self.waiting.append((job, path, requests))
+
+    def submit_probe(self, job, path):
+        self.waiting.append((job, path, None))
+
+    def results(self):
+        while self.waiting:
+            job, path, requests = self.waiting.pop(0)
+            try:
+                yield job, [probe(path)] if requests is None else list(read_samples(path, requests, self.geometry))
+            except MediaError as error:
+                yield job, [error]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def decoded_here(monkeypatch):
+    monkeypatch.setattr(workers, "DecodePool", HerePool)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return render(tmp_path / "clip.mp4", 0.3, frames_per_second=40)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with one checkpoint."""
+    write_tiny_checkpoint(tmp_path / "runs" / "tiny" / "checkpoints", tiny_recipe(tmp_path))
+    return tmp_path / "runs" / "tiny"
+
+
+def model_of(combiner: str = "transformer", seed: int = 0) -> Model:
+    answerer = Answerer(tiny_model(seed, combiner=combiner), tiny_vocabulary(), EvalRecipe(max_tokens=6))
+    return Model(answerer, Path("tiny"))
+
+
+def test_the_library_example(run, clip):
+    model = mirasol_cli.load(run, device="cpu")
+    reply = model.ask(str(clip), "what is it")
+    assert str(reply) == reply.answer
+    assert reply.logprob < 0
+    assert model.ask(clip, "what is it").answer == reply.answer
+    assert model.ask(clip, "what is it", context="title: a red drum").logprob != reply.logprob
+
+
+def test_json_has_the_fields_of_the_contract(run, clip):
+    said = []
+    result = ask(str(clip), "what is it", checkpoint=str(run), device="cpu", say=said.append)
+    assert {"answer", "logprob", "video", "timings_s", "checkpoint", "warnings", "why"} <= result.keys()
+    assert {"seconds", "frames", "audio"} <= result["video"].keys()
+    assert result["video"]["frames"] == 8
+    assert result["video"]["audio"] == "sound"
+    assert result["video"]["seconds"] == pytest.approx(0.3, abs=0.05)
+    assert result["why"] is None
+    assert {"load", "decode", "encode", "answer"} <= result["timings_s"].keys()
+    assert any("step-00000007" in line for line in said)  # it says which checkpoint
+    json.dumps(result)
+
+
+def test_ask_answers_as_eval_does(run, clip):
+    """The same sample through the batch path and through the streaming path."""
+    model = load(run, device="cpu")
+    opened = model.open(clip)
+    ((batch,),) = model.answerer.answers(model.answerer.encode([opened.sample]), [[Question("who plays")]])
+    streamed = model.answer(opened, "who plays")
+    assert streamed.answer == batch.text
+    assert streamed.logprob == pytest.approx(batch.logprob, abs=1e-4)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_the_pieces_make_the_answer(run, clip):
+    live, plain = Terminal(), io.StringIO()
+    result = ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=live)
+    ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=plain)
+    assert live.getvalue() == plain.getvalue()
+    assert live.getvalue().rstrip("\n") == "".join(ask_module._printable(result["answer"])).rstrip("\n")
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert ask_module._visible("red\x1b[2Jdrum") == "red\ufffd[2Jdrum"
+
+
+def test_many_questions_from_a_file(run, clip, tmp_path):
+    (tmp_path / "q.txt").write_text("what is it\n\nwho plays\n")
+    out = io.StringIO()
+    result = ask(str(clip), questions=tmp_path / "q.txt", checkpoint=str(run), device="cpu", stream=out)
+    assert [one["question"] for one in result["answers"]] == ["what is it", "who plays"]
+    assert out.getvalue().startswith("what is it  ")
+    assert len(ask(str(clip), questions=tmp_path / "q.txt", limit=1, checkpoint=str(run), device="cpu")["answers"]) == 1
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(UsageError, match="holds no question"):
+        ask(str(clip), questions=tmp_path / "empty.txt", checkpoint=str(run), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("video", "error", "says"),
+    [
+        ("https://example.org/a.mp4", UsageError, "is a URL"),
+        ("nothing.mp4", MediaError, "no file"),
+        (".", MediaError, "is a folder"),
+        ("picture.png", MediaError, "still image"),
+        ("page.mp4", MediaError, "'page.mp4' cannot be used: not a media file"),
+        ("empty.mp4", MediaError, "empty file"),
+    ],
+)
+def test_what_is_no_video_gets_one_helpful_line(tmp_path, monkeypatch, run, video, error, says):
+    monkeypatch.chdir(tmp_path)
+    Path("picture.png").write_bytes(b"x")
+    Path("page.mp4").write_text("<html>not found</html>")
+    Path("empty.mp4").touch()
+    with pytest.raises(error, match=says) as caught:
+        ask(video, "what is it", checkpoint=str(run), device="cpu")
+    assert caught.value.exit_code in (2, 4)
+    assert caught.value.hint or "cannot be used" in caught.value.message
+
+
+def test_a_near_name_is_offered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("holiday.mp4").touch()
+    with pytest.raises(MediaError) as caught:
+        ask_clip.find_video("holidy.mp4")
+    assert "holiday.mp4" in caught.value.hint
+
+
+def test_the_word_demo_means_a_file_of_that_name_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ask_clip, "SAMPLE_CLIP", tmp_path / "sample.mp4")
+    with pytest.raises(DataError, match="no sample clip"):
+        ask_clip.find_video("demo")
+    (tmp_path / "sample.mp4").touch()
+    assert ask_clip.find_video("demo") == tmp_path / "sample.mp4"
+    Path("demo").touch()
+    assert ask_clip.find_video("demo") == Path("demo")
+
+
+@pytest.mark.parametrize(("sound", "says"), [("none", "no sound"), ("silent", "silent")])
+def test_warnings_about_sound(tmp_path, sound, says):
+    reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, sound=sound, frames_per_second=40), "what is it")
+    assert any(says in warning for warning in reply.warnings)
+    assert reply.to_plain()["video"]["audio"] == sound
+
+
+def test_a_cut_context_and_a_lack_of_frames_are_told(tmp_path):
+    model = model_of()
+    few = render(tmp_path / "few.mp4", 0.4, frames_per_second=10)
+    assert any("only 4 different frames" in warning for warning in model.ask(few, "what is it").warnings)
+    assert any("tokens were left out" in warning for warning in model.ask(few, "what is it", context="a long title " * 40).warnings)
+
+
+def test_a_span_is_looked_at_alone(tmp_path):
+    video = render(tmp_path / "v.mp4", 3.0)
+    model = model_of()
+    whole, part = model.ask(video, "what is it"), model.ask(video, "what is it", start_s=1.0, end_s=1.3)
+    assert part.clip.start_s == pytest.approx(1.0)
+    assert part.clip.seconds == pytest.approx(0.3)
+    assert part.logprob != whole.logprob
+    with pytest.raises(UsageError, match="is not before"):
+        model.ask(video, "what is it", start_s=2.0, end_s=1.0)
+    with pytest.raises(MediaError, match="outside the video"):
+        model.ask(video, "what is it", start_s=50.0)
+
+
+def test_the_video_is_encoded_once_for_several_questions(clip):
+    model = model_of()
+    first = model.open(clip)
+    assert model.open(clip) is first
+    assert model.open(clip, 0.0, 0.2) is not first
+
+
+def test_a_long_video_goes_through_in_pieces_that_equal_all_at_once(tmp_path):
+    """TTM: two pieces of the video with memory handed on equal one clip of twice as many chunks."""
+    usual = ask_clip.usual_seconds(SMALL)
+    assert usual == pytest.approx(2 * 16 * 0.01)
+    video = render(tmp_path / "long.mp4", 0.6, frames_per_second=40)
+    model = model_of("ttm")
+    opened = model.open(video)
+    assert opened.chunks == 4
+    assert opened.frames == 16
+    assert "with a memory" in opened.sampled
+
+    double = replace(SMALL, frames=16, chunks=4)
+    twice = Answerer(tiny_model(geometry=double, combiner="ttm"), tiny_vocabulary(), EvalRecipe(max_tokens=6))
+    twice.model.latent.transformer.window = 2
+    (sample,) = read_samples(video, [ClipRequest()], double)
+    media = media_batch([sample], double)
+    encoded = twice.model.encode(media)
+    last_two = replace(encoded, latents_BTMD=encoded.latents_BTMD[:, 2:])
+    with torch.inference_mode():
+        expected = list(twice.stream(twice.model.answer_memory(last_two), Question("what is it")))[-1]
+    assert model.answer(opened, "what is it").logprob == pytest.approx(expected.logprob, abs=1e-3)
+
+
+def test_the_beginning_of_a_long_video_reaches_the_answer(tmp_path):
+    """Only the first of five pieces differs; memory must carry it to the end."""
+    rng_a, rng_b = render(tmp_path / "a.mp4", 1.6, sound="none"), tmp_path / "b.mp4"
+    frames = []
+    with av.open(str(rng_a)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    with av.open(str(rng_b), "w") as file:
+        video = file.add_stream("mpeg4", rate=12)
+        video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
+        for number, picture in enumerate(frames):
+            shown = 255 - picture if number < 3 else picture
+            file.mux(video.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        file.mux(video.encode(None))
+    model = model_of("ttm")
+    a, b = model.open(rng_a), model.open(rng_b)
+    assert a.chunks == 10
+    assert a.audio == "none"
+    assert model.answer(a, "what is it").logprob != model.answer(b, "what is it").logprob
+
+
+def test_the_cache_of_a_long_video_does_not_grow(tmp_path, monkeypatch):
+    sizes = []
+    original = Answerer.encode_further
+
+    def watched(self, sample, state):
+        memory, state = original(self, sample, state)
+        sizes.append(sum(tensor.numel() for pair in state.latent.layers for tensor in pair))
+        return memory, state
+
+    monkeypatch.setattr(Answerer, "encode_further", watched)
+    model = model_of("ttm")
+    model.open(render(tmp_path / "long.mp4", 2.0, sound="none"))
+    assert len(sizes) == 7  # pieces of 0.29 s
+    assert len(set(sizes[1:])) == 1
+    assert model.answerer.model.latent.transformer.window == 0  # put back
+
+
+def test_a_long_video_without_ttm_says_how_thinly_it_was_sampled(tmp_path):
+    reply = model_of().ask(render(tmp_path / "long.mp4", 2.0), "what is it")
+    assert any("only 8 frames were looked at, one every 0.2" in warning for warning in reply.warnings)
+
+
+def test_why_is_the_fall_of_the_log_probability(clip, tmp_path):
+    model = model_of()
+    reply = model.ask(clip, "what is it", why=True)
+    assert len(reply.why.chunks) == 2
+    ((whole,),) = model.answerer.likelihoods(reply.clip.memory, [[Question("what is it")]], [[[reply.answer]]])
+    deaf = model.answerer.encode([without_sound(reply.clip.sample)])
+    ((without,),) = model.answerer.likelihoods(deaf, [[Question("what is it")]], [[[reply.answer]]])
+    assert reply.why.sound == pytest.approx(whole[0] - without[0], abs=1e-3)
+    assert reply.why.sound != 0
+    assert {"chunks", "sound", "picture"} <= reply.to_plain()["why"].keys()
+
+
+def test_why_without_sound_gives_sound_no_weight(tmp_path):
+    reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, sound="none", frames_per_second=40), "what is it", why=True)
+    assert reply.why.sound == pytest.approx(0, abs=1e-4)
+    assert reply.why.picture != 0
+
+
+def test_why_is_drawn_in_the_terminal_and_as_a_picture(run, clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = io.StringIO()
+    result = ask(str(clip), "what $is^ it", checkpoint=str(run), device="cpu", why=True, stream=out)
+    assert "picture" in out.getvalue()
+    assert "0.1" in out.getvalue()  # the chunks' times
+    assert Path(result["why"]["picture_file"]) == Path("clip-why.png")
+    assert Path("clip-why.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_why_of_a_long_video_says_what_to_do(tmp_path):
+    with pytest.raises(UsageError, match="piece by piece"):
+        model_of("ttm").ask(render(tmp_path / "long.mp4", 1.0), "what is it", why=True)
+
+
+def test_the_newest_finished_run_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(ask_module, "demo_checkpoint", lambda: Path("the-demo"))
+    recipe = tiny_recipe(tmp_path)
+    runs = tmp_path / "runs"
+    assert choose_checkpoint(None, runs)[0] == "the-demo"
+    for name, status, ended in (("old", "finished", "2026-01-01"), ("new", "finished", "2026-03-01"), ("broken", "failed", "2026-04-01")):
+        write_tiny_checkpoint(runs / name / "checkpoints", recipe)
+        (runs / name / "run.json").write_text(json.dumps({"status": status, "ended": ended}))
+    (runs / "bare").mkdir()
+    (runs / "bare" / "run.json").write_text(json.dumps({"status": "finished", "ended": "2026-05-01"}))  # it kept no checkpoint
+    chosen, reason = choose_checkpoint(None, runs)
+    assert Path(chosen).parent.parent == runs / "new"
+    assert "newest finished run" in reason
+    assert choose_checkpoint("named", runs) == ("named", "as named")
+
+
+def test_without_any_checkpoint_it_says_how_to_train_one(tmp_path, monkeypatch, clip):
+    monkeypatch.chdir(tmp_path / "runs" if (tmp_path / "runs").is_dir() else tmp_path)
+    monkeypatch.setattr("mirasol_cli.evaluation.evaluate.DEMO_CHECKPOINT", tmp_path / "none")
+    with pytest.raises(CheckpointError) as caught:
+        ask(str(clip), "what is it", device="cpu")
+    assert "mirasol finetune demo" in caught.value.hint
+
+
+def test_no_question_without_a_terminal_is_refused(clip, run):
+    with pytest.raises(UsageError, match="no question"):
+        ask(str(clip), checkpoint=str(run), device="cpu", stream=io.StringIO())
+    with pytest.raises(UsageError, match="question is empty"):
+        ask(str(clip), "  ", checkpoint=str(run), device="cpu")
+
+
+def session(clip, lines, monkeypatch):
+    """A session fed with lines; an exception class among them is raised as if the key was pressed."""
+    model = model_of()
+    out, said = io.StringIO(), []
+    waiting = iter(lines)
+
+    def typed(_prompt):
+        line = next(waiting, EOFError)
+        if isinstance(line, type):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", typed)
+    one = Session(model, str(clip), model.open(clip), "", out, said.append)
+    return one, one.run(), out.getvalue(), said
+
+
+def test_a_session_answers_keeps_the_clip_and_takes_commands(clip, tmp_path, monkeypatch):
+    other = render(tmp_path / "other.mp4", 0.3, seed=5, frames_per_second=40)
+    lines = ["what is it", "/context a title", "what is it", "/clear", "what is it", f"/video {other}", "what is it", "/video nothing.mp4",
+             "/wrong", "/quit", "not read"]  # fmt: skip
+    one, result, out, said = session(clip, lines, monkeypatch)
+    first, with_context, again, elsewhere = result["answers"]
+    assert first == again
+    assert with_context["logprob"] != first["logprob"]
+    assert elsewhere["logprob"] != first["logprob"]
+    assert one.clip.path == str(other)  # the wrong name left the clip as it was
+    assert out.count("\n") == 4
+    assert any("no file 'nothing.mp4'" in line for line in said)
+    assert any("'/wrong' is no command" in line for line in said)
+
+
+def test_one_interrupt_stops_the_answer_two_leave(clip, monkeypatch):
+    lines = [KeyboardInterrupt, "what is it", KeyboardInterrupt, KeyboardInterrupt, "never asked"]
+    _, result, _, said = session(clip, lines, monkeypatch)
+    assert len(result["answers"]) == 1
+    assert sum("again leaves" in line for line in said) == 2
+
+    model = model_of()
+    opened = model.open(clip)
+    stopped = Session(model, str(clip), opened, "", io.StringIO(), lambda _: None)
+
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ask_module, "answer_aloud", interrupt)
+    waiting = iter(["what is it", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(waiting))
+    assert stopped.run() == {"answers": []}
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, mirasol_cli; mirasol_cli.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_decoding_is_supervised(clip, monkeypatch):
+    """The one test here with the real child process."""
+    monkeypatch.setattr(workers, "DecodePool", REAL_POOL)
+    model = model_of()
+    assert model.open(clip).audio == "sound"
+    clip.write_bytes(clip.read_bytes()[:200])
+    with pytest.raises(MediaError, match="cannot be used"):
+        model.open(clip)
