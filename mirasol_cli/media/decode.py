@@ -43,12 +43,12 @@ def decode_clips(
     keep_truncated: bool = False,
     allow_audio_only: bool = False,
     use_decord: bool = True,
-    about_to: Callable[[str], None] = lambda reader: None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Iterator[DecodedClip | MediaError]:
     """The clips of one file, in the order of `requests`; a clip that cannot be had is a `MediaError` in its place.
 
     The file is opened once for all of them. A decord that raises is followed by PyAV; one that kills the process is the
-    caller's to notice, who is told by `about_to("decord")` before it starts.
+    caller's to notice: `progress` is called with "decord" before it starts, and with "pyav" or "sound" as work goes on.
 
     Raises:
         MediaError: the file as a whole cannot be used.
@@ -56,13 +56,13 @@ def decode_clips(
     info = probe(path, allow_audio_only=allow_audio_only)
     plans: list[_Plan | MediaError] = [_plan(info, request, geometry) for request in requests]
     good = [plan for plan in plans if isinstance(plan, _Plan)]
-    pictures = _pictures(path, info, good, use_decord, about_to)
+    pictures = _pictures(path, info, good, use_decord, progress)
     for plan in plans:
         if isinstance(plan, MediaError):
             yield plan
             continue
         try:
-            yield _clip(path, info, plan, next(pictures), geometry, keep_truncated)
+            yield _clip(path, info, plan, next(pictures), geometry, keep_truncated, progress)
         except MediaError as error:
             yield error
 
@@ -83,7 +83,7 @@ def _plan(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> _Pla
 
 
 def _pictures(
-    path: Path | str, info: MediaInfo, plans: list[_Plan], use_decord: bool, about_to: Callable[[str], None]
+    path: Path | str, info: MediaInfo, plans: list[_Plan], use_decord: bool, progress: Callable[[str], None]
 ) -> Iterator[Picked | None]:
     """What each plan's times show; None for each where the file has no picture."""
     if info.video_index is None:
@@ -91,14 +91,14 @@ def _pictures(
         return
     wanted, framings = [plan.times_s for plan in plans], [plan.framing for plan in plans]
     if plans and use_decord and decord_reader.decord_suits(info, wanted):
-        about_to("decord")
+        progress("decord")
         try:
             picked = list(decord_reader.read_frames(path, info, wanted, framings))
         except MemoryError:
             raise
         except Exception:  # RuntimeError, IndexError, DECORDError, ImportError: this file is PyAV's
             picked = None
-        about_to("pyav")
+        progress("pyav")
         if picked is not None:
             yield from picked
             return
@@ -106,24 +106,44 @@ def _pictures(
 
 
 def _clip(
-    path: Path | str, info: MediaInfo, plan: _Plan, picked: Picked | None, geometry: ClipGeometry, keep_truncated: bool
+    path: Path | str,
+    info: MediaInfo,
+    plan: _Plan,
+    picked: Picked | None,
+    geometry: ClipGeometry,
+    keep_truncated: bool,
+    progress: Callable[[str], None],
 ) -> DecodedClip:
-    start_s, end_s = plan.span_s
-    edges_s = np.linspace(start_s, end_s, geometry.chunks + 1)
-    windows = sound_windows(path, info, edges_s, geometry.audio.sample_rate)
+    edges_s = np.linspace(*plan.span_s, geometry.chunks + 1)
+    windows = _reported(sound_windows(path, info, edges_s, geometry.audio.sample_rate), progress)
     if picked is None:
         frames = np.zeros((geometry.frames, geometry.size, geometry.size, 3), np.uint8)
-        nothing = np.zeros(geometry.frames, bool)
-        return DecodedClip(plan.span_s, frames, nothing, plan.times_s.copy(), windows, info.audio_index is not None)
-    there = picked.starts_s <= plan.times_s + TOLERANCE_S  # before the picture begins, the first frame stands in
-    missing_s = 0.0 if picked.end_s is None else end_s - picked.end_s
-    if picked.end_s is not None and missing_s > max(MISSING_S, MISSING_SHARE * (end_s - start_s)) and not _sound_reaches(path, info, end_s):
-        if not keep_truncated:
-            decoded_s = max(0.0, picked.end_s - start_s)
-            raise MediaError(f"truncated: decoded {decoded_s:.1f} of {end_s - start_s:.1f} s", "download it again, or use --keep-truncated")
-        there &= plan.times_s < picked.end_s
-    new = np.diff(picked.which, prepend=-1) != 0
-    return DecodedClip(plan.span_s, picked.frames_KHWC[picked.which], there & new, picked.starts_s, windows, info.audio_index is not None)
+        valid, times_s = np.zeros(geometry.frames, bool), plan.times_s
+    else:
+        frames, times_s = picked.frames_KHWC[picked.which], picked.starts_s
+        valid = np.diff(picked.which, prepend=-1) != 0  # a frame shown again is no further frame
+        valid &= times_s <= plan.times_s + TOLERANCE_S  # before the picture begins, the first frame stands in
+        if picked.end_s is not None and _ends_early(path, info, plan.span_s, picked.end_s):
+            if not keep_truncated:
+                start_s, end_s = plan.span_s
+                decoded_s = max(0.0, picked.end_s - start_s)
+                reason = f"truncated: decoded {decoded_s:.1f} of {end_s - start_s:.1f} s"
+                raise MediaError(reason, "download it again, or use --keep-truncated")
+            valid &= plan.times_s < picked.end_s
+    return DecodedClip(plan.span_s, frames, valid, times_s, windows, info.audio_index is not None)
+
+
+def _reported(windows: Iterator[Window], progress: Callable[[str], None]) -> Iterator[Window]:
+    for window in windows:
+        progress("sound")
+        yield window
+
+
+def _ends_early(path: Path | str, info: MediaInfo, span_s: tuple[float, float], picture_end_s: float) -> bool:
+    """Whether the file lacks the end of the span: the picture ends far before it, and so does the sound."""
+    start_s, end_s = span_s
+    far = end_s - picture_end_s > max(MISSING_S, MISSING_SHARE * (end_s - start_s))
+    return far and not _sound_reaches(path, info, end_s)
 
 
 def _sound_reaches(path: Path | str, info: MediaInfo, end_s: float) -> bool:

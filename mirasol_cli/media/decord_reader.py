@@ -19,10 +19,16 @@ MOST_FRAMES = 2048
 """One batch holds all wanted frames: more than this are read with PyAV, clip by clip."""
 
 
+CONTAINERS = ("mov", "matroska", "avi")
+"""Formats with an index. In MPEG transport and program streams decord seeks to wrong frames, dozens off, and says nothing."""
+UNKNOWN_CODECS = (None, "av1", "libdav1d", "libaom-av1")
+
+
 def decord_suits(info: MediaInfo, wanted: list[np.ndarray]) -> bool:
     """Whether decord reads this file right: it knows no AV1, picks the stream itself and forgets when a video starts."""
     return (
-        info.video_codec not in (None, "av1", "libdav1d", "libaom-av1", "gif")
+        info.video_codec not in UNKNOWN_CODECS
+        and info.format.startswith(CONTAINERS)
         and info.video_streams == 1
         and info.seconds <= LONGEST_S
         and info.start_s <= LATE_START_S

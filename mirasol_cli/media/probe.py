@@ -14,6 +14,8 @@ from mirasol_cli.media.container import decoded_frames, open_media, unreadable
 STILL_FORMATS = re.compile(r"(^|,)(image2|[a-z0-9]+_pipe|ico)($|,)")
 STILL_CODECS = ("png", "mjpeg", "webp", "gif", "bmp", "tiff", "jpeg2000", "apng", "jpegxl")
 STILL_BRANDS = ("heic", "heix", "mif1", "avif")
+ONE_FRAME_S = 0.04
+"""Length of a picture that gives none."""
 LONGEST_ASPECT = 16
 """A picture longer than this many times its short side is refused: scaled, it would take any amount of memory."""
 
@@ -36,7 +38,7 @@ class MediaInfo:
     zero_s: float  # presentation time, in the file, of the timeline's zero
     video_index: int | None  # stream numbers in the container
     audio_index: int | None
-    video_streams: int  # pictures in the file, cover art not counted
+    video_streams: int  # pictures in the file, cover art counted
     format: str
 
     @property
@@ -72,6 +74,8 @@ def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> M
     frame = next(decoded_frames(container, video), None)
     if frame is None:
         raise MediaError("no readable frame", "the picture is damaged, or its codec is not supported", stage="probe")
+    if frame.pts is None and video.start_time is None:
+        raise MediaError("picture without times", "a bare stream; put it into a container: ffmpeg -i IN -c copy OUT.mp4", stage="probe")
     rotation = frame.rotation % 360 if frame.rotation % 90 == 0 else 0  # an invalid display matrix reads -2147483648
     width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
     if max(width, height) > LONGEST_ASPECT * min(width, height):
@@ -89,7 +93,7 @@ def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> M
         video_codec=video.codec_context.name, audio_codec=None if audio is None else audio.codec_context.name,
         audio_start_s=None if audio_start is None else audio_start - zero, promised_frames=video.frames or None,
         zero_s=zero, video_index=video.index, audio_index=None if audio is None else audio.index,
-        video_streams=len(pictures), format=container.format.name,
+        video_streams=len(container.streams.video), format=container.format.name,
     )  # fmt: skip
 
 
@@ -164,10 +168,7 @@ def _measured_seconds(container: Any, stream: Any, start: float) -> float:
         for packet in container.demux(stream):
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    if end <= start:  # a single packet without a duration
-        rate = getattr(stream, "average_rate", None)
-        end = start + (1.0 / float(rate) if rate else 0.04)
-    return end - start
+    return _positive(end - start) or ONE_FRAME_S
 
 
 def _positive(seconds: float) -> float | None:

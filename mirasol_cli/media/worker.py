@@ -1,7 +1,7 @@
 """The child process that decodes: one file at a time, asked and answered over a socket (`workers` is the other end).
 
 A decoder may crash, hang or ask for all memory; here that costs one file. Messages to the parent are tuples:
-("ready",), ("broken", text), ("reader", name), ("clip", sample or MediaError), ("info", MediaInfo), ("failed", MediaError), ("done",).
+("ready",), ("broken", text), ("stage", name), ("clip", sample or MediaError), ("info", MediaInfo), ("failed", MediaError), ("done",).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def serve(connection: Connection, work: Callable[[Job, Callable[[str], None]], I
     connection.send(("ready",))
     while (job := connection.recv()) is not None:
         try:
-            for answer in work(job, lambda reader: connection.send(("reader", reader))):
+            for answer in work(job, lambda stage: connection.send(("stage", stage))):
                 connection.send(answer)
             connection.send(("done",))
         except MediaError as error:
@@ -97,11 +97,11 @@ def _load() -> Callable[[Job, Callable[[str], None]], Iterator[tuple]]:
 
     torch.set_num_threads(1)
 
-    def work(job: Job, about_to: Callable[[str], None]) -> Iterator[tuple]:
+    def work(job: Job, progress: Callable[[str], None]) -> Iterator[tuple]:
         if job.requests is None:
             yield "info", probe(job.path, allow_audio_only=job.options.get("allow_audio_only", False))
             return
-        for sample in read_samples(job.path, job.requests, job.geometry, about_to=about_to, **job.options):
+        for sample in read_samples(job.path, job.requests, job.geometry, progress=progress, **job.options):
             yield "clip", sample
 
     return work

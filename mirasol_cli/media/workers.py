@@ -39,7 +39,7 @@ class DecodePool:
     Args:
         workers: number of child processes.
         geometry: how spans become tensors.
-        time_limit_s: a file that gives no clip for this long is given up.
+        time_limit_s: a file on which nothing goes forward for this long (no clip, no chunk of sound) is given up.
         memory_limit_bytes: what one child may take (enforced on Linux).
         keep_truncated: keep what was decoded of a file that ends early; the rest is masked.
         allow_audio_only: keep files without a picture; all of their frames are masked.
@@ -144,8 +144,8 @@ class DecodePool:
             raise EnvironmentProblem(f"video decoding cannot start: {content[0]}", "run `mirasol doctor`")
         worker.started = True
         worker.deadline = time.monotonic() + self.time_limit_s
-        if kind == "reader":
-            task.reader = content[0]
+        if kind == "stage":
+            task.stage = content[0]
         elif kind in ("clip", "info"):
             task.result.append(content[0])
         elif kind == "failed":
@@ -167,8 +167,8 @@ class DecodePool:
             raise EnvironmentProblem(f"a decoding process ended while it started (code {code})", "run `mirasol doctor`")
         if task is None:
             return None
-        if task.reader == "decord":
-            task.reader, task.options["use_decord"] = "", False
+        if task.stage == "decord":
+            task.stage, task.options["use_decord"] = "", False
             self._waiting.appendleft(task)
             return None
         return task.failed(MediaError(reason or _cause_of_death(code)))
@@ -189,7 +189,7 @@ class _Task:
     requests: tuple[ClipRequest, ...] | None  # None: a probe
     options: dict[str, bool]
     result: Result = field(default_factory=list)
-    reader: str = ""
+    stage: str = ""
 
     def failed(self, error: MediaError) -> _Task:
         """What is still owed becomes `error`."""

@@ -51,9 +51,9 @@ def write_clip(
     path: Path,
     times_s: Sequence[float] | None,
     *,
-    last_s: float | None = None,
     size: tuple[int, int] = (192, 128),
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     keyframe_every: int = 25,
     sound: np.ndarray | None = None,
@@ -68,11 +68,11 @@ def write_clip(
         if times_s is not None:
             width, height = size
             turned = rotation % 180 != 0
-            rate = Fraction(round(1000 * len(times_s) / max(0.04, times_s[-1] - times_s[0] + 0.04)), 1000) if len(times_s) > 1 else 25
+            rate = Fraction(round(1000 * (len(times_s) - 1) / (times_s[-1] - times_s[0])), 1000) if len(times_s) > 1 else Fraction(25)
             video = container.add_stream(codec, rate=rate, options=options or {})
             video.width, video.height = (height, width) if turned else (width, height)
-            video.pix_fmt = "yuv420p"
-            video.codec_context.time_base = Fraction(1, TICKS) if codec not in ("mpeg4",) else 1 / Fraction(rate)
+            video.pix_fmt = pix_fmt
+            video.codec_context.time_base = Fraction(1, TICKS) if codec not in ("mpeg4", "mpeg2video", "gif", "libsvtav1") else 1 / rate
             video.codec_context.gop_size = keyframe_every
             if rotation:
                 video.set_display_rotation(float(rotation))

@@ -42,16 +42,16 @@ def misbehave(kind: str) -> None:
 
 
 def load():
-    def work(job, about_to):
+    def work(job, progress):
         kind, *how = Path(job.path).stem.split("-")
         if job.requests is None:
             yield "info", job.path
             return
         if kind == "decord":  # misbehaves in decord, and is fine without it
             if job.options.get("use_decord", True):
-                about_to("decord")
+                progress("decord")
                 misbehave(how[0])
-            about_to("pyav")
+            progress("pyav")
         for number, request in enumerate(job.requests):
             if how and kind == "second" and number == 1:
                 misbehave(how[0])

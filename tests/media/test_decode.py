@@ -1,5 +1,6 @@
 """Frames picked by time: every clip's frames carry their number, so the right answer is known by construction."""
 
+import av
 import numpy as np
 import pytest
 
@@ -12,6 +13,10 @@ from mirasol_cli.media.sampling import ClipRequest, clip_requests
 from tests.media.made_clips import clicks, read_barcode, regular, write_clip
 
 GEOMETRY = ClipGeometry(frames=32, chunks=4, size=64)
+
+
+PYAV_ONLY = ("late.mp4", "late.mkv", "transport.ts", "program.mpg", "av1.mp4", "moving.gif")
+"""What decord reads wrong or not at all."""
 
 
 def variable_times() -> list[float]:
@@ -42,6 +47,10 @@ CLIPS = {
     "turned180.mp4": dict(times=regular(50, 25), rotation=180),
     "turned270.mp4": dict(times=regular(50, 25), rotation=-90),
     "late.mp4": dict(times=regular(100, 25, 2.0), sound=clicks([1.0], 6.0)),
+    "transport.ts": dict(times=regular(250, 25), options={"bf": "2"}, keyframe_every=50, sound=clicks([1.0], 10.0)),
+    "program.mpg": dict(times=regular(100, 25), codec="mpeg2video"),
+    "av1.mp4": dict(times=regular(50, 25), codec="libsvtav1", options={"preset": "12"}),
+    "moving.gif": dict(times=regular(40, 10), codec="gif", pix_fmt="gray"),
     "late.mkv": dict(times=regular(100, 25, 2.0), sound=clicks([1.0], 6.0), sound_codec="libopus"),
 }
 
@@ -54,6 +63,8 @@ def clips(tmp_path_factory):
     def clip(name):
         if name not in made:
             recipe = dict(CLIPS[name])
+            if recipe.get("codec", "libx264") not in av.codecs_available:
+                pytest.skip(f"this build of PyAV cannot write {recipe['codec']}")
             made[name] = write_clip(folder / name, recipe.pop("times"), **recipe)
         return made[name]
 
@@ -63,21 +74,20 @@ def clips(tmp_path_factory):
 @pytest.mark.parametrize("use_decord", [True, False], ids=["decord", "pyav"])
 @pytest.mark.parametrize("name", CLIPS)
 def test_frames_are_those_on_screen(clips, name, use_decord, monkeypatch):
-    other = None if name.startswith("late") else pyav_reader if use_decord else decord_reader  # decord forgets late starts
-    if other is not None:
-        monkeypatch.setattr(other, "read_frames", None)
+    monkeypatch.setattr(pyav_reader if use_decord and name not in PYAV_ONLY else decord_reader, "read_frames", None)
     clip = decode(clips(name), use_decord=use_decord)
     starts = np.array(CLIPS[name]["times"])
     times = np.linspace(*clip.span_s, 65)[1::2]
     assert clip.frames.shape == (32, 64, 64, 3)
     assert clip.frames.dtype == np.uint8
+    shift = clip.span_s[0] - starts[0]  # where a format has no way to say that a coder begins early, sound begins at its run-up
+    assert abs(shift) < (0.03 if name == "transport.ts" else 2e-3)
+    starts += shift
     wanted = expected_numbers(starts, times)
     assert [read_barcode(frame) for frame in clip.frames] == wanted.tolist()
     np.testing.assert_allclose(clip.frame_times_s, starts[wanted], atol=1.1e-3)
     assert clip.frame_valid.tolist() == (np.diff(wanted, prepend=-1) != 0).tolist()
-    start, end = clip.span_s
-    assert abs(start - starts[0]) < 2e-3
-    assert abs(end - (2 * starts[-1] - starts[-2])) < 0.05 or name.startswith("variable")
+    assert abs(clip.span_s[1] - (2 * starts[-1] - starts[-2])) < 0.1 or name.startswith("variable")
 
 
 @pytest.mark.parametrize("name", ["turned90.mp4", "turned270.mp4", "turned180.mp4", "h264.mp4"])
@@ -184,7 +194,7 @@ def test_views_are_drawn_from_the_key(clips):
     assert first[0].span_s == first[3].span_s == pytest.approx((0.0, 10.0))
     spans = [clip.span_s for clip in first]
     assert len({spans[k] for k in (0, 1, 2, 4, 5)}) == 5
-    assert all(0 <= start and end <= 10.0 + 1e-6 and end - start >= 8.0 - 1e-6 for start, end in spans)
+    assert all(start >= 0 and end <= 10.0 + 1e-6 and end - start >= 8.0 - 1e-6 for start, end in spans)
     assert np.array_equal(first[0].frames, decode(clips("h264.mp4")).frames), "view 0 does not depend on the number of views"
     for clip in first:
         times = np.linspace(*clip.span_s, 65)[1::2]

@@ -12,7 +12,10 @@ GEOMETRIES = {
     "chunk tubes": ClipGeometry(frames=16, chunks=2, size=64),
     "odd": ClipGeometry(
         frames=18, chunks=2, size=50,
-        tubes=(Tube(kernel=(2, 5, 7), stride=(4, 6, 8), offset=(1, 3, 2), space_to_depth=(2, 1, 2)), Tube(kernel=(1, 8, 8), stride=(3, 8, 8))),
+        tubes=(
+            Tube(kernel=(2, 5, 7), stride=(4, 6, 8), offset=(1, 3, 2), space_to_depth=(2, 1, 2)),
+            Tube(kernel=(1, 8, 8), stride=(3, 8, 8)),
+        ),
     ),
 }  # fmt: skip
 
