@@ -211,7 +211,8 @@ class ContrastiveHead(nn.Module):
 
     @staticmethod
     def _error(own: Tensor, others: Tensor, valid: Tensor, label: Tensor, scale: Tensor) -> Tensor:
-        scores = (scale * own @ others.T).masked_fill(~valid, -1e4)
+        with torch.autocast(own.device.type, enabled=False):
+            scores = (scale * own @ others.T).masked_fill(~valid, -1e4)
         return F.cross_entropy(scores, label, reduction="none")
 
 

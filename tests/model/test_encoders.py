@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
 from mirasol_cli.model.config import EncoderConfig
 from mirasol_cli.model.encoders import Encoder, SpectrogramTokens, TubeTokens, mirror_tubes, tube_positions
-from mirasol_cli.model.layers import set_checkpointing, sine_cosine
+from mirasol_cli.model.layers import key_mask, set_checkpointing, sine_cosine
 from mirasol_cli.settings import SettingError
 from tests.small_model import geometry
 
@@ -157,6 +157,13 @@ def test_masked_tokens_change_nothing_and_a_fully_masked_chunk_is_finite() -> No
     out.sum().backward()
     assert out.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trunk.parameters())
+
+
+def test_no_query_is_left_without_a_key() -> None:
+    """Not every attention kernel turns a softmax over nothing into zeros."""
+    mask = key_mask(torch.tensor([[True, False, False], [False, False, False]]))
+    assert mask is not None
+    assert mask[:, 0, 0].tolist() == [[True, False, False], [True, True, True]]
 
 
 def test_no_mask_is_the_same_as_an_open_mask() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mirasol_cli.model.chunk_causal import Spans
 from mirasol_cli.model.config import LatentConfig
 from mirasol_cli.model.latent import LatentModel
 
@@ -81,6 +82,17 @@ def test_padding_chunks_change_nothing() -> None:
     other = torch.where(valid[..., None, None], x, combined(seed=5))
     assert torch.equal(model(other, None, valid)[0, :5], out[0, :5])
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_no_query_is_left_without_a_key(window: int) -> None:
+    """Not every attention kernel turns a softmax over nothing into zeros."""
+    valid = torch.ones(2, 7, 3, dtype=torch.bool)
+    valid[0, 2:5] = False
+    valid[1] = False
+    for block in Spans(valid, 2, 5, 3, window, valid.device).blocks(3):
+        assert block.mask is not None
+        assert block.mask.any(-1).all()
 
 
 def test_invalid_chunks_in_the_middle_are_not_seen_by_later_ones() -> None:

@@ -115,6 +115,13 @@ def test_spread_asks_for_unit_variance_and_independent_channels() -> None:
     assert spread_loss(slots_only, present(64, 16)) > 0.9  # slots that differ are no spread over clips
 
 
+def test_spread_is_computed_in_float32_under_autocast() -> None:
+    x = torch.randn(8, 6, 4, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = spread_loss(x, present(8, 6))
+    assert torch.equal(rough, spread_loss(x, present(8, 6)))
+
+
 def test_effective_rank_and_cosine_tell_a_collapse() -> None:
     random = torch.Generator().manual_seed(0)
     x, there = torch.randn(32, 8, 4, 16, generator=random), present(32, 8)
