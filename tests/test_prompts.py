@@ -47,8 +47,7 @@ def test_a_long_question_is_cut_and_the_answer_mark_stays() -> None:
     prompt = encode_prompt(VOCABULARY, question, "", LIMITS)
     whole = VOCABULARY.encode(question.strip())
     assert prompt.cut == len(whole) - 8
-    mark = VOCABULARY.encode("answer:")
-    assert prompt.ids[-len(mark) - 8 :] == whole[:8] + mark
+    assert prompt.ids == [VOCABULARY.bos, *VOCABULARY.encode("question:"), *whole[:8], *VOCABULARY.encode("answer:")]
 
 
 def test_a_cut_answer_has_no_end() -> None:

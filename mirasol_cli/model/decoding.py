@@ -254,7 +254,7 @@ def _roll_out(
     columns: list[Tensor] = []
     for count in range(1, max_tokens + 1):
         logprob_RV = logits_BQV.flatten(0, 1).float().log_softmax(dim=-1)
-        token_R = torch.where(done_R, eos, choose(logprob_RV))
+        token_R = choose(logprob_RV)  # of rows that are done too, where nobody reads it
         total_R += torch.where(done_R, 0.0, logprob_RV.gather(1, token_R[:, None]).squeeze(1))
         done_R = done_R | (token_R == eos)
         columns.append(token_R)

@@ -145,6 +145,35 @@ def test_a_wide_beam_finds_what_brute_force_finds(seed: int, length_power: float
                 assert answer.logprob == pytest.approx(likelihood(decoder, memory, clip, prompt, ids), abs=1e-4)
 
 
+def plain_beam(decoder: TextDecoder, memory: CrossMemory, clip: int, prompt: list[int], beams: int, max_tokens: int) -> list[list[int]]:
+    """The textbook's search over one row, uncached and without stopping early: ends are set aside, `beams` others go on."""
+    alive: list[tuple[float, list[int]]] = [(0.0, [])]
+    ended: list[tuple[float, list[int]]] = []
+    for _ in range(max_tokens):
+        grown = []
+        for total, ids in alive:
+            row = logprobs(decoder, memory, clip, prompt + ids)[-1]
+            ended.append(((total + float(row[EOS])) / (len(ids) + 1), ids))
+            grown += [(total + float(row[token]), [*ids, token]) for token in range(len(row)) if token != EOS]
+        alive = sorted(grown, key=lambda entry: -entry[0])[:beams]
+    ended += [(total / max_tokens, ids) for total, ids in alive]
+    return [ids for _, ids in sorted(ended, key=lambda entry: -entry[0])[:beams]]
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_narrow_beams_equal_the_textbooks(seed: int, beams: int) -> None:
+    decoder = build(seed=seed)
+    with torch.no_grad():
+        decoder.embed_tokens.weight.mul_(0.25)  # less sure, so that ends compete with words
+    memory = remember(decoder, 3)
+    found = beam(decoder, memory, PROMPTS, EOS, 4, beams=beams)
+    for clip, row in enumerate(PROMPTS):
+        for question, prompt in enumerate(row):
+            expected = plain_beam(decoder, memory, clip, prompt, beams, 4)
+            assert found[clip][question][0].ids == expected[0]
+
+
 @pytest.mark.parametrize("beams", [1, 2, 5])
 def test_beams_in_a_batch_equal_beams_alone_and_never_repeat_an_answer(beams: int) -> None:
     decoder = build()
