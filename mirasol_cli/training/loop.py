@@ -109,7 +109,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
     train, world = run.recipe.train, run.world
     share = world.share(train.batch_clips)
     extras = Extras(run.recipe, run.folder.path, run.stage) if world.is_main else None
-    interval, metrics = Interval(), dict[str, Any]()
+    interval, metrics = Interval(), run.folder.last_metrics() if world.is_main else {}
     run.model.train()
     with (
         Display(f"{run.stage} {run.recipe.name}", train.steps, run.step, main=world.is_main) as display,
@@ -248,7 +248,7 @@ def _not_finite(run: Run, bad: list[float], micro_batches: int) -> None:
     """Write down what was in the batch; raise Diverged unless this step may be skipped. No weight has changed yet."""
     run.bad_steps += 1
     train, world = run.recipe.train, run.world
-    path = run.folder.path / f"bad-step-{run.step:08d}.json"
+    path = run.folder.path / f"bad-step-{run.step + 1:08d}.json"
 
     def write() -> None:
         units = run.data.step_units(run.step)
@@ -259,15 +259,15 @@ def _not_finite(run: Run, bad: list[float], micro_batches: int) -> None:
             rank, place = divmod(position, each)
             found = bool(bad[rank * micro_batches + place // size])
             rows.append({**run.data.describe(unit), "process": rank, "loss_not_finite": found})
-        write_json(path, {"step": run.step, "skipped_in_a_row": run.bad_steps, "clips": rows})
+        write_json(path, {"step": run.step + 1, "skipped_in_a_row": run.bad_steps, "clips": rows})
 
     world.on_main(write)
     if run.bad_steps > train.bad_steps:
         what = "a loss" if any(bad) else "the gradient norm"
         raise Diverged(
             f"{what} is not finite in step {run.step + 1}; no weight was changed by it. The clips of the batch are in '{path}'",
-            "lower train.lr or raise train.warmup_steps and go on with --resume from the last checkpoint in another run.dir, "
-            "or allow skipped steps with train.bad_steps",
+            f"go on with --resume and skipped steps allowed (train.bad_steps=3), or start another run (run.dir=...) from its weights "
+            f"(init.checkpoint={run.folder.path}) with a lower train.lr",
         )
 
 

@@ -69,6 +69,11 @@ class RunFolder:
         except OSError as error:
             raise disk_problem(error, self.path / METRICS) from error
 
+    def last_metrics(self) -> dict[str, Any]:
+        """The last log line so far, for a run that is resumed with nothing left to do; empty before the first."""
+        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+        return next((row for row in map(json.loads, reversed(lines)) if row.get("kind") == "train"), {})
+
     def _cut_metrics(self, step: int) -> None:
         path = self.path / METRICS
         kept = []

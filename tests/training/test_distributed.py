@@ -14,7 +14,6 @@ from tests import synthetic
 from tests.training.processes import forked, run
 
 
-
 def rows(folder: Path) -> list[dict[str, float]]:
     """Losses and gradient norms of every step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
