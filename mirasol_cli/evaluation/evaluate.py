@@ -187,7 +187,8 @@ def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
         plan = Plan.of(split, setting.task, setting.protocol, limit=options.limit, seed=setting.recipe.eval.seed)
     except DataError as error:
         say(f"scored without the split itself: {error.message}")
-        split, questions, labels = None, [], ()
+        split, questions = None, []
+        labels: tuple[str, ...] = ()
     else:
         questions, labels = plan.questions(), plan.labels
     rows = read_predictions(options.predictions, questions)

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 # Colours that read on light and on dark ground; the ground itself stays transparent, text takes the page's own.
 INK, ACCENT, OTHER = "#7f8790", "#3a7bd5", "#d5803a"
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mirasol", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
-         "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.parse_math": False}  # fmt: skip
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mirasol", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+                         "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.parse_math": False}  # fmt: skip
 SHEET_CHUNKS = 8
 """Most chunks of a contact sheet; longer clips show every k-th."""
 
@@ -105,7 +105,7 @@ def contact_sheet(thumbnails_TKHWC: np.ndarray, frame_valid_TF: np.ndarray) -> s
     if not chunks:
         return None
     picked = [chunks[i * len(chunks) // min(SHEET_CHUNKS, len(chunks))] for i in range(min(SHEET_CHUNKS, len(chunks)))]
-    return _jpeg(np.concatenate([thumbnails_TKHWC[t, thumbnails_TKHWC.shape[1] // 2] for t in picked], axis=1), scale=2)
+    return _jpeg(np.concatenate([thumbnails_TKHWC[t, thumbnails_TKHWC.shape[1] // 2] for t in picked], axis=1), scale=3)
 
 
 def spectrogram(mel_TZS: np.ndarray, valid_TS: np.ndarray) -> str | None:

@@ -192,7 +192,10 @@ def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (
     }
     intervals: dict = {"method": METHOD, "videos": len(set(videos))}
     intervals |= {name: bootstrap(values, videos, seed) for name, values in columns.items()}
-    members_of = {"by_type": {name: (name,) for name in by_type}, "groups": {name: protocol.groups[name] for name in groups}}
+    members_of: dict[str, dict[str, tuple[str, ...]]] = {
+        "by_type": {name: (name,) for name in by_type},
+        "groups": {name: protocol.groups[name] for name in groups},
+    }
     for section, parts in members_of.items():
         intervals[section] = {
             name: bootstrap([columns["exact_match"][i] for i in part], [videos[i] for i in part], seed)
