@@ -61,7 +61,7 @@ def run_ray(works: Sequence[ShardWork], watch: Watch) -> Generator[tuple[Path, S
 
 def _ray_shards(ray: Any, works: Sequence[ShardWork], watch: Watch) -> Generator[tuple[Path, ShardRecord], None, None]:
     cpus = min(works[0].options.workers, max(1, int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))))
-    task = ray.remote(num_cpus=cpus, max_retries=5, retry_exceptions=False)(_one_shard)
+    task = ray.remote(num_cpus=cpus, max_retries=5, retry_exceptions=False)(one_shard)
     running = {task.remote(work): work for work in works}
     while running:
         (finished,), _ = ray.wait(list(running), num_returns=1)
@@ -74,7 +74,7 @@ def _ray_shards(ray: Any, works: Sequence[ShardWork], watch: Watch) -> Generator
         yield work.slot.folder, record
 
 
-def _one_shard(work: ShardWork) -> ShardRecord:
+def one_shard(work: ShardWork) -> ShardRecord:
     with closing(run_local([work])) as finished:
         return next(iter(finished))[1]
 
@@ -87,7 +87,7 @@ def _probe_folders(ray: Any, works: Sequence[ShardWork]) -> None:
     token = folder / f".probe-{uuid.uuid4().hex}.partial"
     token.touch()
     try:
-        task = ray.remote(num_cpus=0)(_sees)
+        task = ray.remote(num_cpus=0)(sees)
         for node in ray.nodes():
             if node["Alive"]:
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -101,7 +101,7 @@ def _probe_folders(ray: Any, works: Sequence[ShardWork]) -> None:
         token.unlink(missing_ok=True)
 
 
-def _sees(paths: list[str]) -> list[bool]:
+def sees(paths: list[str]) -> list[bool]:
     return [Path(path).exists() for path in paths]
 
 
