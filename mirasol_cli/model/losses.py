@@ -132,10 +132,10 @@ def latent_loss(predicted_BTMD: Tensor, combined_BTMD: Tensor, latents_BTMD: Ten
 
 def spread_loss(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
     """Variance hinge and covariance penalty over clips and chunks, each slot about its own mean."""
-    centred = centre_slots(x_BTMD.float(), present_BT)
     rows = degrees_of_freedom(present_BT) * x_BTMD.shape[2]
-    flat = centred.flatten(0, 2)
-    covariance = over_processes(flat.T @ flat) / rows
+    with torch.autocast(x_BTMD.device.type, enabled=False):  # a covariance in bf16 would be mostly rounding
+        flat = centre_slots(x_BTMD.float(), present_BT).flatten(0, 2)
+        covariance = over_processes(flat.T @ flat) / rows
     deviation = (covariance.diagonal() + 1e-4).sqrt()
     off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
     return SPREAD * F.relu(1 - deviation).mean() + DECORRELATION * off_diagonal / x_BTMD.shape[-1]
