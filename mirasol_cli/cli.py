@@ -7,6 +7,7 @@ completion answer at once.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -231,7 +232,7 @@ def _train(
     if dry_run:
         from mirasol_cli.training.dry_run import dry_run as rehearse
 
-        result = rehearse(recipe, stage=stage, device=device, limit=limit, say=console.say)
+        result = rehearse(recipe, stage=stage, device=device, limit=limit, say=console.say if json else console.print_result)
         text = None
     else:
         from mirasol_cli.evaluation.during_training import validator
@@ -239,7 +240,7 @@ def _train(
 
         validate = validator(recipe, console.say)
         result = train(recipe, stage=stage, resume=resume, limit=limit, device=device, threads=threads, validate=validate)
-        text = f"{result['run']}: {result['step']} steps done\nnext: mirasol eval {name} --checkpoint {result['run']}"
+        text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', name, *overrides])}"
     if json:
         console.print_json(result)
     elif text:

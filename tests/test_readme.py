@@ -1,0 +1,101 @@
+"""The README's commands: the quick ones run, the others are parsed and their recipes loaded; the long ones run with --slow."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from mirasol_cli import cli
+from mirasol_cli.recipe import load_recipe, shipped_recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.M | re.S)
+SHELL = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
+LINES = [line for line in SHELL if line and not line.startswith(("#", "export"))]
+PARTS = [part.strip() for line in LINES for part in line.split("&&")]
+MIRASOL = [part for part in PARTS if part.startswith("mirasol ")]
+QUICK = [part for part in MIRASOL if part.split()[1] in ("--help", "doctor", "recipes") or "--dry-run" in part]
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(MIRASOL) >= 15
+    assert len(QUICK) >= 6
+    assert len(LINES[0].split("&&")) == 4  # from a fresh machine to an answer
+    assert LINES[1] == 'pip install -e ".[dev]" && pytest'
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_quick_commands_run(command: str, tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli import main; main()"
+    arguments = [sys.executable, "-c", code, str(ROOT), *shlex.split(command)[1:]]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 40
+
+
+@pytest.mark.parametrize("command", [*MIRASOL, *(line.partition("mirasol_cli ")[2] for line in LINES if "torchrun" in line)])
+def test_every_command_parses_and_its_recipe_loads(command: str) -> None:
+    words = shlex.split(command.removeprefix("mirasol "))
+    group = typer.main.get_command(cli.app)
+    if words[0].startswith("-"):
+        return
+    name, rest = words[0], words[1:]
+    subcommand = group.commands[name]  # type: ignore[attr-defined]
+    if name == "recipes":
+        subcommand, rest = subcommand.commands[rest[0]], rest[1:]
+    given = subcommand.make_context(name, rest).params
+    if "overrides" in given:
+        recipe = given["recipe"] or given["dataset"]
+        load_recipe(recipe if recipe in shipped_recipes() else "memorise", given["overrides"] or ())
+
+
+def test_table_of_recipes_is_complete_and_right() -> None:
+    table = README.partition("## Recipes")[2].partition("\nThe question sets")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")]
+    named = {name: row for row in rows for name in re.findall(r"`([\w-]+)`", row[0])}
+    assert sorted(named) == sorted(shipped_recipes())
+    for name, row in named.items():
+        recipe = load_recipe(name)
+        assert row[1] == f"{recipe.clip.frames} / {recipe.clip.chunks}", name
+        assert row[2] == ("yes" if recipe.data.sound else "no"), name
+        header = (ROOT / "recipes" / f"{name}.yaml").read_text()
+        for figure in re.findall(r"\d\d\.\d", row[3]):
+            assert figure in header
+
+
+def test_tour_names_files_that_exist() -> None:
+    tour = README.partition("## The source")[2].partition("\n## ")[0]
+    paths = [path for path in re.findall(r"`([\w/]+(?:\.py|/))`", tour)]
+    assert len(paths) > 20
+    folders = [path for path in paths if path.endswith("/")]
+    for path in paths:
+        places = [ROOT / "mirasol_cli" / path, *(ROOT / "mirasol_cli" / folder / path for folder in folders)]
+        assert any(place.exists() for place in places), path
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    from mirasol_cli import errors
+
+    documented = {int(code) for code in re.findall(r"\| (\d+) \|", README.partition("exit code")[2].partition("As a library")[0])}
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.MirasolError)]
+    assert {error.exit_code for error in classes} <= documented
+    assert {0, 130, 143} <= documented
+
+
+@pytest.mark.slow
+def test_the_first_line_gives_an_answer(tmp_path: Path) -> None:
+    """The one line from a fresh machine to an answer, but for `pip install`, shortened by an override of its own kind."""
+    for part in (piece.strip() for piece in LINES[0].split("&&")):
+        if part.startswith("pip "):
+            continue
+        words = [word.replace("data.clips=100", "data.clips=8") for word in shlex.split(part)[1:]]
+        words = [word.replace("train.steps=120", "train.steps=60") for word in words]
+        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code, str(ROOT), *words], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{part}: {done.stderr}"
+    assert done.stdout.strip()
