@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from mirasol_cli import files, prepare_engines, prepare_plan
+from mirasol_cli.datasets.catalogue import DATASETS
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
-from mirasol_cli.prepare import prepare
+from mirasol_cli.prepare import prepare, recipe_of
+from mirasol_cli.prepare_report import ProgressLine, kind_of_reason
+from mirasol_cli.recipe import default_shards, load_recipe
 from mirasol_cli.shards import format as shard_format
 from mirasol_cli.shards.reader import ShardFolder
 from tests.fake_decoding import FakePool, tree, write_recipe, write_world
@@ -458,3 +461,45 @@ def test_the_real_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert train["audio"] == {"none": 3, "silent": 3, "sound": 13}
     split = ShardFolder(tmp_path).split("train")
     assert len([split.media(clip) for clip in split.kept]) == 19
+
+
+# ------------------------------------------------------------------------------------------------ defaults and words
+
+
+def test_every_data_set_has_a_recipe() -> None:
+    assert recipe_of("nextqa", None).startswith("nextqa-")
+    assert recipe_of("nextqa", "oe") == "nextqa-oe"
+    for name in DATASETS:
+        load_recipe(recipe_of(name, None))
+    assert recipe_of("my.jsonl", None) == "memorise"
+
+
+def test_training_finds_what_prepare_wrote(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRASOL_DATA", str(tmp_path / "data"))
+    summary = world.prepare(out=None, max_failed=20)
+    assert summary["out"] == str(default_shards("manifest", load_recipe(str(world.recipe)).clip))
+    named = world.prepare(out=None, max_failed=20, overrides=[f"data.shards={tmp_path / 'named'}"])
+    assert named["out"] == str(tmp_path / "named")
+
+
+def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [100.0], []
+    monkeypatch.setattr("mirasol_cli.prepare_report.time.monotonic", lambda: now[0])
+    progress = ProgressLine(1000, said.append, bar=False)
+    for _ in range(20):
+        now[0] += 1
+        progress(10, 360.0)
+    assert len(said) == 4
+    assert said[-1] == "200 of 1000 clips, 2.00 h of video, 10.0 clips/s, 0:01:20 left"
+
+
+def test_reasons_are_counted_by_kind() -> None:
+    assert kind_of_reason("truncated: decoded 3.1 of 10.0 s in 'a.mp4'") == kind_of_reason("truncated: decoded 4 of 9.5 s in 'b c.mp4'")
+    assert kind_of_reason("empty file") == "empty file"
+
+
+def test_a_folder_that_cannot_be_written(world: World) -> None:
+    world.out.write_text("a file where the folder should be")
+    with pytest.raises(EnvironmentProblem, match="cannot write") as caught:
+        world.prepare()
+    assert caught.value.exit_code == 5
