@@ -1,0 +1,51 @@
+"""Files that are complete or absent, and paths that stay inside."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mirasol_cli.errors import DataError, EnvironmentProblem
+from mirasol_cli.files import inside, read_json, read_jsonl, write_atomic, write_jsonl
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentProblem, match=r"no space left while writing .*a\.json"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_any_text_survives_jsonl(tmp_path: Path) -> None:
+    rows = [{"text": "a\u2028b\x85c\nd\u2029"}, {"text": ""}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_damage_names_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(DataError, match=r"rows\.jsonl' line 2"):
+        read_jsonl(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"none\.json' is missing"):
+        read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("name", ["../out.mp4", "a/../../out.mp4", "/etc/passwd", "a\0b", "link/out.mp4"])
+def test_nothing_leads_outside_the_root(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    assert inside(root, name) is None
+
+
+@pytest.mark.parametrize("name", ["-abc.mp4", "a b/c.mp4", "v_v_x.mp4", "a/../c.mp4"])
+def test_odd_names_inside_are_fine(tmp_path: Path, name: str) -> None:
+    assert inside(tmp_path, name) == tmp_path / name
