@@ -18,8 +18,8 @@ TASKS = ("qa",)
 
 
 def candidates(clip: ClipSpan) -> list[Candidate]:
-    """`vid1201`, the mapped `-4wsuPCjDBc_5_15`, and `video1201` of some re-packaged copies: the file is the clip."""
-    return [Candidate(clip.video), *(Candidate(name) for name in clip.aliases), Candidate(clip.video.replace("vid", "video", 1))]
+    """`vid1201` or the mapped `-4wsuPCjDBc_5_15`: the file is the clip. Never `video1201`, which is one of MSR-VTT."""
+    return [Candidate(clip.video), *(Candidate(name) for name in clip.aliases)]
 
 
 def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:

@@ -15,7 +15,7 @@ from mirasol_cli.datasets.example import LABEL_PROMPT, Candidate, ClipSpan, Data
 from mirasol_cli.datasets.folder import AnnotationFiles
 from mirasol_cli.datasets.splits import SPLIT_WORDS, build_split, finish
 from mirasol_cli.datasets.tables import csv_rows, seconds
-from mirasol_cli.errors import DataError
+from mirasol_cli.errors import DataError, UsageError
 
 NAME, TITLE = "vggsound", "VGG-Sound"
 LICENCE = "VGG-Sound: annotations CC BY 4.0; the videos stay with their YouTube uploaders"
@@ -36,7 +36,13 @@ def candidates(clip: ClipSpan) -> list[Candidate]:
 
 
 def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:
-    """train, val (held out of train) and test from `vggsound.csv`; else what `train.csv` and `test.csv` list."""
+    """train, val (held out of train) and test from `vggsound.csv`; else what `train.csv` and `test.csv` list.
+
+    Raises:
+        UsageError: `options.held_out` is no share.
+    """
+    if not 0 <= options.held_out < 1:
+        raise UsageError(f"the share {options.held_out:g} of VGG-Sound's train ids cannot be held out", "give 0 or more, and less than 1")
     files = AnnotationFiles(root, prefer="vggsound")
     texts: dict[str, list[Text]] = {"train": [], "val": [], "test": []}
     path = files.first(r"vgg[-_]?sound\.csv")

@@ -140,7 +140,7 @@ def test_llava_turns_placeholders_and_tasks(tmp_path: Path) -> None:
         {"id": 0, "conversations": conversation("<image>\nWhat is it?", "A cat.", "Why?", "It sits."), "data_source": "s", "video": video}
     ]
     write(tmp_path, {
-        "0_30_s_academic_oe_v0_1_qa_processed.json": json.dumps(rows),
+        "0_30_s_academic_oe_v0_1_qa_processed.json": json.dumps([*rows, {"id": 1, "image": "x.png"}]),
         "0_30_s_academic_v0_1_cap_processed.json": json.dumps([rows[0] | {"conversations": conversation("<image>\nDescribe.", "A cat.")}]),
         f"videos/{video}": "",
     })  # fmt: skip
@@ -148,6 +148,7 @@ def test_llava_turns_placeholders_and_tasks(tmp_path: Path) -> None:
     assert [(t.id, t.question, t.answer) for t in splits["qa"].texts] == [("s/0", "What is it?", "A cat."), ("s/0/2", "Why?", "It sits.")]
     assert [(t.question, t.answer) for t in splits["caption"].texts] == [("Describe.", "A cat.")]
     assert splits["qa"].clips == splits["caption"].clips
+    assert any("1 entries of" in note and "have no video" in note for note in splits["qa"].notes)
     assert VideoIndex(tmp_path).find(candidates(splits["qa"].clips[0])) == tmp_path / "videos" / video
 
 

@@ -6,7 +6,7 @@ import pytest
 from mirasol_cli.datasets.example import LABEL_PROMPT, ClipSpan, DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex, span_to_read
 from mirasol_cli.datasets.vggsound import candidates, read
-from mirasol_cli.errors import DataError
+from mirasol_cli.errors import DataError, UsageError
 from tests.excerpts import place, write
 
 OPTIONS = DatasetOptions()
@@ -74,6 +74,22 @@ def test_val_is_a_fixed_small_share_of_the_train_videos(tmp_path: Path) -> None:
     # the choice depends on the id alone
     assert {clip.video for clip in part["val"].clips} == {video for video in ids["val"] if video < "id01000"}
     assert any("held out of train by YouTube id (2.0% of the ids)" in note for note in whole["val"].notes)
+
+
+def test_the_class_list_is_that_of_stat_csv_in_order(tmp_path: Path) -> None:
+    stat = 'zebra braying,650,animals\n"female speech, woman speaking",1050,people\npeople marching,10,people\napplause,9,people\n'
+    write(tmp_path, {"vggsound.csv": ROWS, "stat.csv": stat})
+    split = by_name(read(tmp_path, None, OPTIONS))["test"]
+    assert split.labels == ("applause", "female speech, woman speaking", "people marching", "zebra braying")
+    assert "class list: the 4 labels of 'stat.csv', sorted" in split.notes
+    assert "1 labels are not in 'stat.csv', such as 'eletric blender running'" in split.notes
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_is_a_share(tmp_path: Path, share: float) -> None:
+    write(tmp_path, {"vggsound.csv": ROWS})
+    with pytest.raises(UsageError, match="cannot be held out"):
+        read(tmp_path, None, DatasetOptions(held_out=share))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,11 @@ def llava(path: Path, notes: list[str]) -> Iterator[Row]:
     """
     task = "qa" if re.search(r"_(oe|mc)(_|$)", path.stem) else "caption"
     split = split_word(path.stem) or "train"
+    without = 0
     for number, row in json_records(path):
+        if not row.get("video"):  # the mixes that circulate hold entries about images and about text alone
+            without += 1
+            continue
         clip = ClipSpan(video=text_of(path, number, row, "video"))
         source, turns = str(row.get("data_source") or ""), row.get("conversations")
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
@@ -68,3 +72,5 @@ def llava(path: Path, notes: list[str]) -> Iterator[Row]:
             question = PLACEHOLDER.sub("", text_of(path, number, human, "value")).strip()
             text_id = key if place == 0 else f"{key}/{place + 1}"
             yield Row(split, task, Text(id=text_id, clip=clip, question=question, answer=text_of(path, number, gpt, "value"), type=source))
+    if without:
+        notes.append(f"{without} entries of '{path.name}' have no video and were left out")
