@@ -175,6 +175,14 @@ def test_encode_compiles_into_one_graph(kind: str) -> None:
     torch.testing.assert_close(compiled(batch), network.encode(batch).latents_BTMD)
 
 
+def test_a_flip_changes_the_flipped_clip_only() -> None:
+    network = model()
+    plain = network.encode(media()).latents_BTMD
+    flipped = network.encode(media(flip_B=torch.tensor([False, True]))).latents_BTMD
+    torch.testing.assert_close(flipped[0], plain[0])
+    assert not torch.allclose(flipped[1], plain[1], atol=1e-3)
+
+
 def test_two_encoders_when_asked_for() -> None:
     shared = model()
     apart = model(encoder=EncoderConfig(width=24, layers=2, heads=2, mlp=48, share=False))
