@@ -88,14 +88,14 @@ def confusion(rows: Sequence[dict[str, Any]], classes: int = 15) -> str | None:
         side = 0.32 * len(common) + 1.6
         figure = Figure(figsize=(side + 0.6, side))
         axes = figure.add_subplot()
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=-0.25, vmax=1)  # nothing stays transparent
         axes.set_xticks(range(len(common) + 1), [*(_short(name, 16) for name in common), "(other)"], rotation=60, ha="right")
         axes.set_yticks(range(len(common)), [_short(name, 16) for name in common])
         axes.set_xlabel("predicted")
         axes.set_ylabel("gold")
         for (y, x), count in np.ndenumerate(table):
             if count:
-                axes.text(x, y, f"{int(count)}", ha="center", va="center", fontsize=7, color="white" if share[y, x] > 0.5 else "#26323f")
+                axes.text(x, y, f"{int(count)}", ha="center", va="center", fontsize=7, color="white" if share[y, x] > 0.4 else "#26323f")
         return svg(figure)
 
 

@@ -12,6 +12,7 @@ from mirasol_cli.evaluation.intervals import compare
 from mirasol_cli.evaluation.protocols import accepted, judge, official_figures, score
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions
+from mirasol_cli.evaluation.wups import wups_figures
 
 MISSING_LISTED = 1000
 """Missing videos named in results.json; all of them are rows of predictions.jsonl."""
@@ -49,8 +50,6 @@ def results_of(setting: Setting, rows: list[dict], labels: Sequence[str], option
     if setting.recipe.eval.official and (official := official_figures(rows, setting.protocol)):
         results["official"] = official
     if options.wordnet_dir:
-        from mirasol_cli.evaluation.wups import wups_figures
-
         results["metrics"] |= wups_figures(rows, options.wordnet_dir)
     if options.baseline:
         results["comparison"] = comparison(rows, options.baseline, setting)

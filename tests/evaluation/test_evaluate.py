@@ -331,6 +331,8 @@ def test_more_chunks_at_evaluation_load_the_same_weights(world, tmp_path):
 def test_what_cannot_be_evaluated_says_so(world, tmp_path):
     with pytest.raises(UsageError, match="unknown control 'mute'"):
         evaluate(world, Options(controls=("mute",)))
+    with pytest.raises(UsageError, match="WUPS of open-ended NExT-QA, not of manifest"):
+        evaluate(world, Options(wordnet_dir=tmp_path))
     with pytest.raises(ShardError, match="no split 'val'"):
         evaluate(world, Options(split="val"))
     with pytest.raises(UsageError, match="no name of a split"):
