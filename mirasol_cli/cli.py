@@ -453,8 +453,9 @@ def run(arguments: list[str]) -> int:
         console.report_error("interrupted", "interrupted", None, as_json=as_json)
         return 130
     except Exception as error:
-        if not hasattr(error, "format_message"):  # Typer's own errors: a wrong option, command or value
-            return console.report_bug(error, as_json=as_json)
+        if not hasattr(error, "format_message"):  # which Typer's own errors have: a wrong option, command or value
+            problem = console.environment_problem(error)
+            return console.report_expected(problem, as_json=as_json) if problem else console.report_bug(error, as_json=as_json)
         if type(error).__name__ == "NoArgsIsHelpError":
             console.print_result(error.format_message())
             return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from mirasol_cli.errors import MirasolError
+from mirasol_cli.errors import EnvironmentProblem, MirasolError
+from mirasol_cli.files import disk_problem
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -87,6 +89,17 @@ def report_expected(error: MirasolError, *, as_json: bool) -> int:
     if error.kind != "stopped":  # in the further processes of a run: the first one has told why
         report_error(error.kind, error.message, error.hint, as_json=as_json, summary=getattr(error, "summary", None))
     return error.exit_code
+
+
+def environment_problem(error: Exception) -> EnvironmentProblem | None:
+    """What is the machine's fault and not ours: a full disk, a forbidden file, too little memory."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return disk_problem(error, Path(os.fsdecode(error.filename or "a temporary file")))
+    if isinstance(error, PermissionError) and error.filename:
+        return EnvironmentProblem(f"no permission for '{os.fsdecode(error.filename)}'", "check the permissions of the file and its folder")
+    if isinstance(error, MemoryError):
+        return EnvironmentProblem("out of memory", "lower train.batch_clips, eval.batch_clips or --workers")
+    return None
 
 
 def report_bug(error: Exception, *, as_json: bool) -> int:

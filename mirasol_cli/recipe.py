@@ -70,14 +70,6 @@ def find_recipe(name_or_path: str) -> Path:
     raise RecipeError([what + (f"; did you mean {' or '.join(near)}?" if near else "")], "see them all: mirasol recipes ls")
 
 
-def recipe_of_dataset(dataset: str) -> str:
-    """The shipped recipe that gives `prepare DATASET` its default geometry; `memorise` for a manifest."""
-    shipped = shipped_recipes()
-    if dataset in shipped:
-        return dataset
-    return next((name for name in shipped if load_recipe(name).data.dataset == dataset), "memorise")
-
-
 def recipe_header(path: Path) -> str:
     """The comment at the top of a recipe file, without the `#` marks."""
     lines = []

@@ -1,5 +1,6 @@
 """The command line as a contract: help, options, JSON, exit codes, one helpful line for everything that is misspelt."""
 
+import errno
 import inspect
 import json
 import os
@@ -196,6 +197,10 @@ def test_all_problems_of_a_recipe_are_printed(tmp_path: Path, capsys: Output) ->
         (errors.Diverged("d"), 6, "diverged"),
         (errors.Interrupted("saved", 143), 143, "interrupted"),
         (errors.Interrupted("saved", 130), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "shard-00000"), 5, "environment"),
+        (PermissionError(errno.EACCES, "Permission denied", "shard-00000"), 5, "environment"),
+        (MemoryError(), 5, "environment"),
+        (OSError(errno.EIO, "I/O error", "x"), 1, "bug"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("oh"), 1, "bug"),
     ],
