@@ -329,6 +329,14 @@ def test_a_lost_shard_is_made_again_without_being_asked(world: World) -> None:
     assert tree(world.out) == good
 
 
+def test_what_a_killed_write_left_is_removed(world: World) -> None:
+    stale = world.out / "train" / ".shard-00077.safetensors.partial"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"half")
+    world.prepare(max_failed=20)
+    assert not stale.exists()
+
+
 def test_another_geometry_stops_before_work(world: World) -> None:
     world.prepare(max_failed=20)
     good = tree(world.out)
