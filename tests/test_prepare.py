@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ class World:
     def prepare(self, **options: Any) -> dict[str, Any]:
         FakePool.submitted = []
         self.said.clear()
-        settings = dict(root=self.root, out=self.out, recipe=str(self.recipe), workers=2, say=self.said.append) | options
+        settings: dict[str, Any] = {
+            "root": self.root,
+            "out": self.out,
+            "recipe": str(self.recipe),
+            "workers": 2,
+            "say": self.said.append,
+        } | options
         return prepare(str(self.manifest), **settings)
 
     def undisturbed(self, **options: Any) -> dict[str, bytes]:
@@ -299,12 +306,13 @@ def test_verify_finds_damage_and_repairs_it(world: World, name: str, damage: str
     path = world.out / "train" / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
-    {
+    actions: dict[str, Callable[[], Any]] = {
         "flip": lambda: path.write_bytes(content),
         "cut": lambda: path.write_bytes(content[: len(content) // 2]),
         "empty": lambda: path.write_bytes(b""),
         "delete": path.unlink,
-    }[damage]()
+    }
+    actions[damage]()
     if (name, damage) != ("index.json", "delete"):  # then the split counts as not prepared
         for _ in range(2):
             with pytest.raises(ShardError, match=name.replace(".", r"\.")) as caught:
@@ -491,7 +499,8 @@ def test_training_finds_what_prepare_wrote(world: World, tmp_path: Path, monkeyp
 
 
 def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, said = [100.0], []
+    now = [100.0]
+    said: list[str] = []
     monkeypatch.setattr("mirasol_cli.prepare_report.time.monotonic", lambda: now[0])
     progress = ProgressLine(1000, said.append, bar=False)
     for _ in range(20):

@@ -33,7 +33,12 @@ class World:
     def prepare(self, out: Path, **options: Any) -> int:
         """One run to its end; how many sources were decoded."""
         FakePool.submitted = []
-        settings = {"root": self.folder / "videos", "out": out, "recipe": str(self.folder / "small.yaml"), "workers": 2} | options
+        settings: dict[str, Any] = {
+            "root": self.folder / "videos",
+            "out": out,
+            "recipe": str(self.folder / "small.yaml"),
+            "workers": 2,
+        } | options
         prepare(str(self.folder / "annotations.jsonl"), max_failed=50, say=lambda line: None, **settings)
         return len(FakePool.submitted)
 
@@ -51,7 +56,7 @@ class World:
                 real_replace(source, target)
                 time.sleep(pause_s)
 
-            files.os.replace = replace
+            files.os.replace = replace  # type: ignore[assignment]
             prepare_engines.open_pool = lambda options, geometry: FakePool(geometry, pause_s)  # type: ignore[assignment,return-value]
             self.prepare(out, **options)
             code = 0

@@ -193,7 +193,7 @@ def test_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     from mirasol_cli.datasets.example import ClipSpan
 
     clips = tuple(ClipSpan(video=f"v{number}", start_s=1.0, end_s=2.5) for number in range(5))
-    contents = []
+    contents: list[bytes] = []
     for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]):
         slot = ShardSlot(folder=tmp_path / str(len(contents)), number=0, clips=clips, geometry=SMALL, views=1)
         slot.folder.mkdir()

@@ -97,15 +97,10 @@ def test_permutations_are_near_uniform() -> None:
     assert all(900 < count < 1100 for count in first.values())
 
 
-def test_what_cannot_be_ordered_is_refused() -> None:
-    for wrong in (
-        dict(sources=[]),
-        dict(sources=[{0: []}]),
-        dict(sources=[{0: [1]}], ratios=[0.0]),
-        dict(sources=[{0: [1]}], ratios=[1, 1]),
-    ):
-        with pytest.raises(ValueError):
-            UnitOrder(**wrong)
+@pytest.mark.parametrize(("sources", "ratios"), [([], None), ([{0: []}], None), ([{0: [1]}], [0.0]), ([{0: [1]}], [1, 1])])
+def test_what_cannot_be_ordered_is_refused(sources: list, ratios: list[float] | None) -> None:
+    with pytest.raises(ValueError, match="source"):
+        UnitOrder(sources, ratios)
 
 
 def test_only_kept_clips_with_answers_are_trained_on(tmp_path: Path) -> None:
