@@ -58,6 +58,7 @@ class Model:
     checkpoint: Path
     warnings: list[str] = field(default_factory=list)
     load_s: float = 0.0
+    usual_clip_s: float | None = None  # about the longest clip it was trained on; longer ones are long
     _last: tuple[tuple, OpenClip] | None = None
 
     def open(self, video: str | Path, start_s: float | None = None, end_s: float | None = None, say: Say = lambda _: None) -> OpenClip:
@@ -65,7 +66,7 @@ class Model:
         path = find_video(str(video))
         key = (path.resolve(), path.stat().st_mtime_ns, start_s, end_s)
         if self._last is None or self._last[0] != key:
-            self._last = (key, open_clip(self.answerer, path, start_s, end_s, say))
+            self._last = (key, open_clip(self.answerer, path, start_s, end_s, usual_s=self.usual_clip_s, say=say))
         return self._last[1]
 
     def ask(
@@ -138,7 +139,7 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
     recipe, place = loaded.recipe, resolve_device(device)
     answerer = Answerer(loaded.model, loaded.vocabulary, settings, place, sound=recipe.data.sound, precision=recipe.train.precision)
     warnings = [DEMO_WARNING] if folder.resolve() == DEMO_CHECKPOINT.resolve() else []
-    return Model(answerer, folder, warnings, time.perf_counter() - began)
+    return Model(answerer, folder, warnings, time.perf_counter() - began, loaded.usual_clip_s)
 
 
 def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str, str]:

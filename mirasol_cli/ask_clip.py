@@ -85,18 +85,20 @@ def _near_name(path: Path) -> Path | None:
 
 
 def usual_seconds(geometry: ClipGeometry) -> float:
-    """OURS: the longest span whose spectrogram needs no pooling; beyond it, a chunk would hold less and less detail."""
+    """OURS: what counts as an ordinary length where the checkpoint does not know its training clips: the longest span whose
+    spectrogram needs no pooling."""
     audio = geometry.audio
     return geometry.chunks * audio.columns * audio.hop / audio.sample_rate
 
 
 def open_clip(
-    answerer: Answerer, path: Path, start_s: float | None = None, end_s: float | None = None, say: Callable[[str], None] = lambda _: None
-) -> OpenClip:
+    answerer: Answerer, path: Path, start_s: float | None = None, end_s: float | None = None, *,
+    usual_s: float | None = None, say: Callable[[str], None] = lambda _: None,
+) -> OpenClip:  # fmt: skip
     """Decode and encode a video, or the span of it from `start_s` to `end_s` (seconds).
 
-    A span longer than `usual_seconds` goes through in pieces of fixed seconds where the Combiner has a memory (TTM):
-    the answer then rests on that memory and on the latents of the last piece. Elsewhere its frames are spread over
+    A span longer than `usual_s` (the training clips' length; `usual_seconds` by default) goes through in pieces of
+    fixed seconds where the Combiner has a memory (TTM): the answer then rests on that memory and on the latents of the last piece. Elsewhere its frames are spread over
     all of it.
 
     Raises:
@@ -114,9 +116,10 @@ def open_clip(
         first, last = max(start_s or 0.0, info.start_s), min(info.end_s if end_s is None else end_s, info.end_s)
         if last <= first:
             raise MediaError(f"the span from {start_s or 0:g} s lies outside the video of {info.end_s:.1f} s", "change --start or --end")
-        long = last - first > usual_seconds(answerer.geometry) * 1.05
+        usual_s = usual_s or usual_seconds(answerer.geometry)
+        long = last - first > 1.05 * usual_s
         if long and answerer.model.config.combiner.kind == "ttm":
-            clip = _open_in_pieces(answerer, pool, path, first, last, say)
+            clip = _open_in_pieces(answerer, pool, path, first, last, usual_s, say)
         else:
             clip = _open_whole(answerer, pool, path, ClipRequest(start_s=start_s, end_s=end_s))
             if long:
@@ -172,11 +175,11 @@ def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipR
 
 
 def _open_in_pieces(
-    answerer: Answerer, pool: DecodePool, path: Path, start_s: float, end_s: float, say: Callable[[str], None]
+    answerer: Answerer, pool: DecodePool, path: Path, start_s: float, end_s: float, piece_s: float, say: Callable[[str], None]
 ) -> OpenClip:  # fmt: skip
-    """Constant memory for any length: one piece is decoded while the model reads the one before."""
+    """Pieces of about `piece_s`, in constant memory for any length: one is decoded while the model reads the one before."""
     geometry = answerer.geometry
-    count = int(np.ceil((end_s - start_s) / usual_seconds(geometry)))
+    count = int(np.ceil((end_s - start_s) / piece_s))
     edges = np.linspace(start_s, end_s, count + 1)
     requests = [ClipRequest(start_s=float(first), end_s=float(last)) for first, last in pairwise(edges)]
     state = memory = None

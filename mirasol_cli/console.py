@@ -134,4 +134,11 @@ def metrics_table(results: dict[str, Any]) -> str:
         exact = scores.get("exact_match")
         if isinstance(exact, (int, float)):
             lines.append(f"  {'type ' + kind:28} {exact:.4f}  of {scores['n']}")
+    for group, scores in (results.get("groups") or {}).items():
+        lines.append(f"  {'group ' + group:28} {scores['exact_match']:.4f}  of {scores['n']}")
+    for control, scores in (results.get("controls") or {}).items():
+        if control != "none" and "exact_match" in scores:
+            follows = scores.get("follows_media")
+            text = f"  follows the media shown in {follows['follows']} of {follows['n']}" if follows else ""
+            lines.append(f"  {'control ' + control:28} {scores['exact_match']:.4f}{text}")
     return "\n".join(lines)

@@ -266,6 +266,15 @@ def test_a_long_video_goes_through_in_pieces_that_equal_all_at_once(tmp_path):
     assert model.answer(opened, "what is it").logprob == pytest.approx(expected.logprob, abs=1e-3)
 
 
+def test_what_counts_as_long_comes_from_the_training_clips(tmp_path):
+    video = render(tmp_path / "v.mp4", 0.6, frames_per_second=40)
+    model = model_of("ttm")
+    model.usual_clip_s = 0.6
+    assert model.open(video).chunks == 2
+    model.usual_clip_s = 0.2
+    assert model.open(video, 0.0).chunks == 6
+
+
 def test_the_beginning_of_a_long_video_reaches_the_answer(tmp_path):
     """Only the first of five pieces differs; memory must carry it to the end."""
     rng_a, rng_b = render(tmp_path / "a.mp4", 1.6, sound="none"), tmp_path / "b.mp4"

@@ -328,6 +328,7 @@ class LoadedModel:
     path: Path
     step: int
     averaged: bool  # the weights are the moving average (EMA)
+    usual_clip_s: float | None = None  # seconds that 95 % of its training clips did not exceed, where known
 
 
 def load_model(checkpoint: Path) -> LoadedModel:
@@ -364,7 +365,9 @@ def load_model(checkpoint: Path) -> LoadedModel:
         raise CheckpointError(
             f"'{checkpoint}': the tokenizer has {vocabulary.size} pieces, the model {config['vocab_size']}", "use another checkpoint"
         )
-    return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None)
+    usual = config.get("usual_clip_s")
+    usual_clip_s = float(usual) if isinstance(usual, (int, float)) and usual > 0 else None
+    return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None, usual_clip_s)
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None:

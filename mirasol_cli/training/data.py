@@ -102,6 +102,16 @@ class TrainingData:
                 digest.update(f"{clip}:{[source.texts[p]['id'] for p in positions]}".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
+    @property
+    def usual_clip_s(self) -> float:
+        """Seconds that 95 % of the training clips do not exceed: what `ask` takes for an ordinary length."""
+        seconds: list[float] = []
+        for source in self.sources:
+            records = source.split.index.shards
+            lengths = {clip: length for record in records for clip, length in zip(record.kept, record.seconds, strict=True)}
+            seconds += [lengths[clip] for clip in source.by_clip]
+        return round(sorted(seconds)[int(0.95 * (len(seconds) - 1))], 3)
+
     def step_units(self, step: int) -> list[Unit]:
         """The units of the global batch of a step (from 0)."""
         batch = self.recipe.train.batch_clips

@@ -286,6 +286,7 @@ def small_files(run: Run, validation: Mapping[str, float] | None, score: float |
         "clip": run.recipe.clip.to_plain(),
         "model": replace(run.recipe, model=run.config).to_plain()["model"],
         "vocab_size": run.vocabulary.size,
+        "usual_clip_s": run.data.usual_clip_s,
     }
     state = {
         "schema": STATE_SCHEMA, "stage": run.stage, "step": run.step, "bad_steps": run.bad_steps, "data": run.data.fingerprint,
