@@ -101,6 +101,29 @@ def test_2_clips_without_sound_without_picture_and_with_both_behave_as_alone(kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_2_what_lies_under_a_mask_changes_nothing(kind: str) -> None:
+    """Single patches and tubes of a chunk, and padding chunks that are told by their own mask alone."""
+    network, batch, masks = model(kind), media(), all_valid()
+    masks["audio_valid_BTN"][:, :, 2:] = False  # the upper row of patches
+    masks["video_valid_BTN"][:, :, ::3] = False
+    before = network.encode(replace(batch, **masks)).latents_BTMD
+    sound, hidden = batch.mel_BTZS.clone(), ~masks["video_valid_BTN"]
+    sound[:, :, 16:] += 3
+    tubes, start = [], 0
+    for pixels in batch.tubes:
+        end = start + pixels.shape[2]
+        tubes.append(torch.where(hidden[:, :, start:end, None], 255 - pixels, pixels))
+        start = end
+    after = network.encode(replace(batch, mel_BTZS=sound, tubes=tuple(tubes), **masks)).latents_BTMD
+    assert torch.equal(before, after)
+
+    padding = torch.tensor([[True] * 4, [True, True, False, False]])
+    ragged = replace(batch, chunk_valid_BT=padding)
+    assert network.encode(ragged).present_BT.equal(padding)
+    assert (changed_chunks(network, ragged, change(ragged, 1, 2)) == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_3_one_state_dict_at_every_length(kind: str) -> None:
     """128 frames as 16 x 8; 512 as 64 x 8 and as 16 x 32, at the default tubes and a small size."""
     config = model_config(kind)
