@@ -98,8 +98,8 @@ def open_clip(
     """Decode and encode a video, or the span of it from `start_s` to `end_s` (seconds).
 
     A span longer than `usual_s` (the training clips' length; `usual_seconds` by default) goes through in pieces of
-    fixed seconds where the Combiner has a memory (TTM): the answer then rests on that memory and on the latents of the last piece. Elsewhere its frames are spread over
-    all of it.
+    fixed seconds where the Combiner has a memory (TTM): the answer then rests on that memory and on the latents of the
+    last piece. Elsewhere its frames are spread over all of it.
 
     Raises:
         UsageError: an empty span.

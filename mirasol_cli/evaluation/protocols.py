@@ -34,6 +34,9 @@ def _given_type(row: Mapping) -> str:
 
 
 def _first_word(row: Mapping) -> str:
+    """The type the data set's reader gave, which is the question's first word; the word itself where none was given."""
+    if _given_type(row):
+        return _given_type(row)
     words = row["question"].lower().split()
     return words[0] if words else ""
 

@@ -26,7 +26,7 @@ def test_the_forms_are_those_of_the_official_scripts():
     assert submission("msvd", "qa", []) is None
 
 
-@pytest.mark.parametrize("key", QUESTIONS, ids="-".join)
+@pytest.mark.parametrize("key", QUESTIONS, ids=["-".join(key) for key in QUESTIONS])
 def test_what_is_written_reads_back(tmp_path, key):
     rows = [{**row, "prediction": row["answer"]} for row in QUESTIONS[key]]
     path = write_submission(tmp_path, *key, rows)
