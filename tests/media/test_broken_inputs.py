@@ -1,6 +1,8 @@
 """What strangers have on disk: each input costs one clear sentence."""
 
 import os
+import socket
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media.container import decoded_frames
 from mirasol_cli.media.decode import decode_clips, probe
 from mirasol_cli.media.sampling import ClipRequest
 from tests.media.made_clips import barcode, clicks, regular, write_clip
@@ -111,6 +114,27 @@ def test_the_reason_is_short_and_right(tmp_path, name):
 def test_an_address_is_no_file(address):
     with pytest.raises(MediaError, match="a URL, not a file" if ":/" in address else "file not found"):
         probe(address)
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4"])
+def test_a_playlist_reaches_no_server(tmp_path, name):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        (tmp_path / name).write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{address}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(MediaError, match="not a media file"):
+            probe(tmp_path / name)
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_frames_that_the_decoder_calls_corrupt_are_left_out():
+    frames = [SimpleNamespace(is_corrupt=bad, number=k) for k, bad in enumerate([False, True, True, False])]
+    packets = [SimpleNamespace(size=1, frames=frames[:2]), SimpleNamespace(size=1, frames=frames[2:])]
+    codec = SimpleNamespace(decode=lambda packet: packet.frames)
+    stream = SimpleNamespace(codec_context=codec)
+    seen = decoded_frames(SimpleNamespace(demux=lambda stream: iter(packets)), stream)
+    assert [frame.number for frame in seen] == [0, 3]
 
 
 def test_names_are_never_taken_for_protocols_or_options(tmp_path, monkeypatch):
