@@ -216,19 +216,9 @@ def gradient_sync(runner: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def whole_parameters(model: nn.Module) -> Iterator[None]:
-    """Inside, a sharded model holds its whole parameters, so that any of its methods can be called (validation)."""
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.reshard()
-            module.set_reshard_after_forward(module is not sharded[0], recurse=False)
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `parallelise` has sharded it in place."""
+    return isinstance(model, FSDPModule)
 
 
 def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:

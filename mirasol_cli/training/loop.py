@@ -28,9 +28,10 @@ from mirasol_cli.model.flops import media_flops, text_flops
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.counts import PARTS, loss_counts, summed
 from mirasol_cli.training.data import MicroBatch, ReadAhead
-from mirasol_cli.training.distributed import gradient_sync, joined_world, resolve_device, whole_parameters
+from mirasol_cli.training.distributed import gradient_sync, is_sharded, joined_world, resolve_device, whole
 from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_per_s
 from mirasol_cli.training.optimizer import clip_gradients, set_rate
 from mirasol_cli.training.run_log import Display, Extras, status_of
@@ -276,19 +277,40 @@ def _not_finite(run: Run, bad: list[float], micro_batches: int) -> None:
 
 def _validate(run: Run, validate: Validate) -> dict[str, float]:
     """The metrics on every process; computed on the first one, on the averaged weights where there are any."""
+    with _validated_model(run) as model, torch.no_grad():
+        found = run.world.on_main(lambda: {key: float(value) for key, value in validate(model, run.vocabulary).items()})
+    # The others need the score only: it decides whether all save.
+    exact, loss = run.world.sum([found.get("exact_match", math.nan), found.get("loss", math.nan)] if found else [0.0, 0.0])
+    return found if found is not None else {"exact_match": exact, "loss": loss}
+
+
+@contextmanager
+def _validated_model(run: Run) -> Iterator[Mirasol]:
+    """The model in evaluation mode with the weights that `eval` would use. All processes enter together.
+
+    A sharded model is copied whole to the first process: a forward pass of that process alone would leave its shards' order of
+    communication different from the others', and the next backward pass would hang.
+    """
+    if is_sharded(run.model):
+        weights = whole(ck.model_tensors(run.model), run.world)
+        weights |= whole(run.averages.values, run.world) if run.averages is not None else {}
+        model = run.model
+        if run.world.is_main:
+            with torch.device(run.world.device), torch.random.fork_rng():
+                model = Mirasol(run.config, run.recipe.clip, run.vocabulary.size)
+            ck.load_weights(model, weights, "the run itself")
+        yield model.eval()
+        run.model.train()
+        return
     run.model.eval()
     if run.averages is not None:
         run.averages.swap(run.model)
     try:
-        with torch.no_grad(), whole_parameters(run.model):
-            found = run.world.on_main(lambda: {key: float(value) for key, value in validate(run.model, run.vocabulary).items()})
+        yield run.model
     finally:
         if run.averages is not None:
             run.averages.swap(run.model)
         run.model.train()
-    # The others need the score only: it decides whether all save.
-    exact, loss = run.world.sum([found.get("exact_match", math.nan), found.get("loss", math.nan)] if found else [0.0, 0.0])
-    return found if found is not None else {"exact_match": exact, "loss": loss}
 
 
 def _score(validation: Mapping[str, float]) -> float | None:

@@ -1,18 +1,23 @@
 """Training processes in tests: forked (fast: torch is imported already) or started afresh, as a launcher would (for signals)."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from mirasol_cli.errors import MirasolError
-from mirasol_cli.training.loop import train
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.training.loop import Validate, train
+from mirasol_cli.vocabulary import Vocabulary
 from tests import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
+HANGS_AFTER_S = 120.0
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -25,40 +30,63 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def forked(size: int, log: Path, work: Callable[[int], None]) -> list[int]:
-    """Run `work(rank)` in `size` forked processes; their exit codes. What they print is in `log`.<rank>."""
-    port, children = free_port(), []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with open(f"{log}.{rank}", "w") as file:
-                    os.dup2(file.fileno(), 1)
-                    os.dup2(file.fileno(), 2)
-                os.environ.update(environment(rank, size, port))
-                work(rank)
-                code = 0
-            except MirasolError as error:
-                os.write(2, f"{error.kind}: {error.message} ({error.hint})\n".encode())
-                code = error.exit_code
-            except BaseException:
-                os.write(2, traceback.format_exc().encode())
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def forked(
+    size: int, folder: Path, shards: Path, *words: str, resume: bool = False, validate: Validate | None = None
+) -> tuple[list[int], list[str]]:
+    """Finetune on `size` processes; their exit codes and what they printed.
+
+    They come from a server that has imported torch but never run it: a fork of a process that has trained may hang.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.processes"])
+    port, logs = free_port(), [folder.with_name(f"{folder.name}.log.{rank}") for rank in range(size)]
+    children = [
+        context.Process(target=_finetune, args=(environment(rank, size, port), log, folder, shards, words, resume, validate))
+        for rank, log in enumerate(logs)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(HANGS_AFTER_S)
+    for child in children:
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+    return [child.exitcode or 0 for child in children], [log.read_text() for log in logs]
+
+
+def _finetune(
+    variables: dict[str, str], log: Path, folder: Path, shards: Path, words: tuple[str, ...], resume: bool, validate: Validate | None
+) -> None:
+    os.environ.update(variables, OMP_NUM_THREADS="1")
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = 1
+    try:
+        recipe = synthetic.recipe(folder, shards, *words)
+        train(recipe, stage="finetune", device="cpu", threads=1, resume=resume, validate=validate)
+        code = 0
+    except MirasolError as error:
+        os.write(2, f"{error.kind}: {error.message} ({error.hint})\n".encode())
+        code = error.exit_code
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
 
 
 def run(size: int, folder: Path, shards: Path, *words: str, resume: bool = False) -> None:
     """Finetune to the end on `size` processes; all must succeed."""
+    codes, logs = forked(size, folder, shards, *words, resume=resume)
+    assert codes == [0] * size, "\n".join(logs)
 
-    def work(rank: int) -> None:
-        train(synthetic.recipe(folder, shards, *words), stage="finetune", device="cpu", resume=resume)
 
-    log = folder.with_name(folder.name + ".log")
-    codes = forked(size, log, work)
-    assert codes == [0] * size, "\n".join(Path(f"{log}.{rank}").read_text() for rank in range(size))
+def one_step_of_text(model: Mirasol, vocabulary: Vocabulary) -> dict[str, float]:
+    """A validation that calls a method other than forward."""
+    tokens = torch.ones(1, 1, 3, dtype=torch.int64)
+    logits = model.text.step(tokens, model.text.start_cache(1, 1, 4))
+    return {"exact_match": float(logits.shape[-1] == vocabulary.size), "checksum": float(logits.sum())}
 
 
 def start(size: int, run: Path, shards: Path, *words: str, stage: str = "finetune") -> list[subprocess.Popen]:

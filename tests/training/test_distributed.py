@@ -9,7 +9,6 @@ import torch
 from mirasol_cli.shards.reader import ShardFolder
 from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.data import TrainingData, open_sources
-from mirasol_cli.training.loop import train
 from tests import synthetic
 from tests.training.processes import forked, run
 
@@ -88,24 +87,16 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
 
 
 def test_a_batch_that_does_not_divide_is_refused_on_all_processes(tmp_path: Path) -> None:
-    data = shards(tmp_path)
-
-    def work(rank: int) -> None:
-        train(synthetic.recipe(tmp_path / "run", data, "train.batch_clips=3"), stage="finetune", device="cpu")
-
-    assert forked(2, tmp_path / "log", work) == [2, 2]
-    assert "train.batch_clips: 3 does not divide" in (tmp_path / "log.1").read_text()
+    codes, logs = forked(2, tmp_path / "run", shards(tmp_path), "train.batch_clips=3")
+    assert codes == [2, 2]
+    assert "train.batch_clips: 3 does not divide" in logs[1]
     assert not (tmp_path / "run").exists()
 
 
 def test_a_failure_on_the_first_process_ends_all(tmp_path: Path) -> None:
-    data = shards(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "something").write_text("")
-
-    def work(rank: int) -> None:
-        train(synthetic.recipe(tmp_path / "run", data), stage="finetune", device="cpu")
-
-    assert forked(2, tmp_path / "log", work) == [2, 2]
-    assert "is not empty" in (tmp_path / "log.0").read_text()
-    assert "first process" in (tmp_path / "log.1").read_text()
+    codes, logs = forked(2, tmp_path / "run", shards(tmp_path))
+    assert codes == [2, 2]
+    assert "is not empty" in logs[0]
+    assert "first process" in logs[1]

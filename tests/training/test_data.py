@@ -1,0 +1,189 @@
+"""Micro batches: order, randomness by sample, masks, reading ahead."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirasol_cli.errors import ShardError
+from mirasol_cli.recipe_schema import AugmentRecipe
+from mirasol_cli.shards.sampler import Unit
+from mirasol_cli.training import data
+from tests import synthetic
+
+NOTHING = ["drop_modality", "drop_chunks", "mask_latents"]
+
+
+def training_data(tmp_path: Path, *overrides: str, clips: int = 12, **options) -> data.TrainingData:  # type: ignore[no-untyped-def]
+    if not (tmp_path / "shards").exists():
+        synthetic.write_split(tmp_path / "shards" / "train", clips, **options)
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *overrides)
+    return data.TrainingData(recipe, data.open_sources(recipe), synthetic.vocabulary())
+
+
+def tensors(batch: data.MicroBatch) -> list[torch.Tensor]:
+    media = batch.media
+    found = [*media.tubes, media.mel_BTZS, media.thumbnails, batch.text.tokens_BQL]
+    return found + [mask for mask in (media.flip_B, media.latent_masked_BT) if mask is not None]
+
+
+def test_shares_make_up_the_global_batch(tmp_path: Path) -> None:
+    """Same samples, same augmentation, whoever makes them and in whatever pieces."""
+    augment = ["train.augment.flip=0.5", "train.augment.colour=1", "train.augment.mask_bins=4"]
+    whole = training_data(tmp_path, *augment)
+    pieces = training_data(tmp_path, *augment, "train.micro_batch_clips=1")
+    for step in (0, 3):  # the second is in the second epoch
+        (all_at_once,) = whole.micro_batches(step, range(4))
+        one_by_one = [batch for rank in range(2) for batch in pieces.micro_batches(step, range(2 * rank, 2 * rank + 2))]
+        assert len(one_by_one) == 4
+        assert [unit for batch in one_by_one for unit in batch.units] == list(all_at_once.units)
+        for position, batch in enumerate(one_by_one):
+            assert torch.equal(batch.media.mel_BTZS[0], all_at_once.media.mel_BTZS[position])
+            for small, large in zip(batch.media.tubes, all_at_once.media.tubes, strict=True):
+                assert torch.equal(small[0], large[position])
+
+
+def test_epochs_differ_and_steps_repeat(tmp_path: Path) -> None:
+    source = training_data(tmp_path, "train.augment.colour=1")
+    first, again = source.micro_batches(1, range(4)), source.micro_batches(1, range(4))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(first[0]), tensors(again[0]), strict=True))
+    plans = [
+        data.plan_sample(data.sample_generator(0, Unit(0, epoch, 3, (1,))), AugmentRecipe(colour=1), synthetic.GEOMETRY, 1)
+        for epoch in (0, 1)
+    ]
+    assert plans[0].gain != plans[1].gain
+
+
+def test_the_plan_does_not_depend_on_the_questions() -> None:
+    one, other = (data.sample_generator(5, Unit(0, 2, 3, texts)) for texts in ((0,), (1, 2)))
+    assert torch.equal(torch.rand(4, generator=one), torch.rand(4, generator=other))
+
+
+def test_frequencies_are_those_of_the_recipe() -> None:
+    augment = AugmentRecipe(flip=0.3, drop_modality=0.2, drop_chunks=0.4, mask_latents=0.25)
+    plans = [data.plan_sample(data.sample_generator(0, Unit(0, 0, clip, ())), augment, synthetic.GEOMETRY, 3) for clip in range(3000)]
+
+    def share(found) -> float:  # type: ignore[no-untyped-def]
+        return sum(map(float, found)) / len(plans)
+
+    assert share(plan.flip for plan in plans) == pytest.approx(0.3, abs=0.03)
+    assert share(plan.drop_sound for plan in plans) == pytest.approx(0.2, abs=0.03)
+    assert share(plan.drop_picture for plan in plans) == pytest.approx(0.2, abs=0.03)
+    assert not any(plan.drop_sound and plan.drop_picture for plan in plans)
+    assert share(bool(plan.dropped_T.any()) for plan in plans) == pytest.approx(0.4 * 0.875, abs=0.05)
+    assert share(plan.masked_T.float().mean() for plan in plans) == pytest.approx(0.25, abs=0.03)
+    assert not any(plan.dropped_T.all() or plan.masked_T.all() for plan in plans)
+    assert {plan.view for plan in plans} == {0, 1, 2}
+
+
+def test_switching_one_change_off_leaves_the_others() -> None:
+    unit = Unit(0, 0, 7, ())
+    with_flip = data.plan_sample(data.sample_generator(0, unit), AugmentRecipe(flip=1, colour=0.5), synthetic.GEOMETRY, 1)
+    without = data.plan_sample(data.sample_generator(0, unit), AugmentRecipe(flip=0, colour=0.5), synthetic.GEOMETRY, 1)
+    assert with_flip.flip
+    assert not without.flip
+    assert with_flip.gain == without.gain
+    assert torch.equal(with_flip.masked_T, without.masked_T)
+
+
+def test_only_clips_with_both_lose_one(tmp_path: Path) -> None:
+    """drop_modality 0.5: every clip loses its sound or its picture, but for those that had one only."""
+    source = training_data(tmp_path, "train.augment.drop_modality=0.5", "train.augment.drop_chunks=0", silent_clips=range(0, 12, 2))
+    for step in range(3):
+        (batch,) = source.micro_batches(step, range(4))
+        media = batch.media
+        video = torch.ones(4, dtype=torch.bool) if media.video_valid_BTN is None else media.video_valid_BTN.flatten(1).any(1)
+        assert media.audio_valid_BTN is not None
+        audio = media.audio_valid_BTN.flatten(1).any(1)
+        silent = torch.tensor([unit.clip % 2 == 0 for unit in batch.units])
+        assert torch.equal(video ^ audio, torch.ones(4, dtype=torch.bool))
+        assert bool(video[silent].all())
+        assert media.thumbnail_valid_BT is None or torch.equal(media.thumbnail_valid_BT.any(1), video)
+
+
+def test_without_changes_all_masks_are_none(tmp_path: Path) -> None:
+    source = training_data(tmp_path, *(f"train.augment.{key}=0" for key in NOTHING))
+    media = source.micro_batches(0, range(4))[0].media
+    masks = (media.video_valid_BTN, media.audio_valid_BTN, media.thumbnail_valid_BT, media.latent_masked_BT, media.flip_B)
+    assert masks == (None,) * 5
+
+
+def test_colour_changes_pixels_and_thumbnails_alike_and_keeps_uint8(tmp_path: Path) -> None:
+    plain, changed = (training_data(tmp_path, f"train.augment.colour={value}").micro_batches(0, range(4))[0].media for value in (0, 1))
+    for before, after in zip((*plain.tubes, plain.thumbnails), (*changed.tubes, changed.thumbnails), strict=True):
+        assert after.dtype == torch.uint8
+        assert not torch.equal(before, after)
+    darker = [
+        float(after.float().mean() - before.float().mean())
+        for before, after in ((plain.tubes[0], changed.tubes[0]), (plain.thumbnails, changed.thumbnails))
+    ]
+    assert darker[0] == pytest.approx(darker[1], abs=3)
+
+
+def test_flip_mirrors_the_thumbnails_and_leaves_the_tubes_to_the_model(tmp_path: Path) -> None:
+    plain, flipped = (training_data(tmp_path, f"train.augment.flip={value}").micro_batches(0, range(4))[0].media for value in (0, 1))
+    assert flipped.flip_B is not None
+    assert bool(flipped.flip_B.all())
+    assert torch.equal(flipped.thumbnails, plain.thumbnails.flip(4))
+    assert torch.equal(flipped.tubes[0], plain.tubes[0])
+
+
+def test_spectrogram_masks_are_zero_stretches(tmp_path: Path) -> None:
+    plain, masked = (
+        training_data(tmp_path, f"train.augment.mask_bins={value}", f"train.augment.mask_columns={value}")
+        .micro_batches(0, range(4))[0]
+        .media
+        for value in (0, 6)
+    )
+    changed = masked.mel_BTZS != plain.mel_BTZS
+    assert bool(changed.any())
+    assert bool((masked.mel_BTZS[changed] == 0).all())
+    assert bool((changed.all(dim=3).sum(dim=2) <= 6).all())
+
+
+def test_a_source_without_answers_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    synthetic.write_split(tmp_path / "shards" / "train", 2, questions=0)
+    with pytest.raises(ShardError, match="no text with an answer"):
+        data.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "shards"))
+    with pytest.raises(ShardError, match="nowhere"):
+        data.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "nowhere"))
+
+
+def test_another_geometry_is_refused_with_both_values(tmp_path: Path) -> None:
+    synthetic.write_split(tmp_path / "shards" / "train", 2)
+    with pytest.raises(ShardError, match=r"clip\.frames: 24 here, 12 there"):
+        data.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "shards", "clip.frames=24"))
+
+
+# ---------------------------------------------------------------------------------------------------------- reading ahead
+
+
+def test_read_ahead_keeps_the_order_and_measures_waiting() -> None:
+    def slow(step: int) -> int:
+        time.sleep(0.02)
+        return step * step
+
+    with data.ReadAhead(slow, range(3, 7)) as ahead:
+        assert list(ahead) == [9, 16, 25, 36]
+        assert ahead.waited_s > 0.03
+
+
+def test_an_error_is_raised_at_its_step() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise ShardError("shard 2 is damaged")
+        return step
+
+    got = []
+    with data.ReadAhead(make, range(5)) as ahead, pytest.raises(ShardError, match="shard 2"):
+        for item in ahead:
+            got.append(item)
+    assert got == [0, 1]
+
+
+def test_leaving_early_ends_the_thread() -> None:
+    with data.ReadAhead(lambda step: step, range(10**9)) as ahead:
+        assert next(iter(ahead)) == 0
+    ahead._thread.join(timeout=5)
+    assert not ahead._thread.is_alive()

@@ -1,0 +1,83 @@
+"""The gradient of a step is that of the weighted sum of global means, however the batch is cut up."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirasol_cli.model.losses import with_heads
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.shards.sampler import Unit
+from mirasol_cli.training.counts import loss_counts, summed
+from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
+from mirasol_cli.training.start import loss_weights
+from tests import synthetic
+
+ALL_LOSSES = ["loss.audio=1", "loss.contrastive=1", "train.augment.drop_modality=0.3"]
+
+
+def prepared(tmp_path: Path, *overrides: str) -> tuple[Recipe, TrainingData, Mirasol]:
+    if not (tmp_path / "shards").exists():
+        synthetic.write_split(tmp_path / "shards" / "train", 12, silent_clips=(1, 4, 6), questions=4)
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *overrides)
+    source = TrainingData(recipe, open_sources(recipe), synthetic.vocabulary())
+    torch.manual_seed(0)
+    return recipe, source, Mirasol(with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, source.vocabulary.size)
+
+
+def gradient(model: Mirasol, recipe: Recipe, batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+    weights = loss_weights(recipe.loss)
+    counts = summed(loss_counts(batch.media, batch.text, weights, recipe.clip) for batch in batches)
+    model.zero_grad()
+    for batch in batches:
+        model(batch.media, batch.text, weights).total(weights, counts).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_counts_before_the_forward_pass_are_those_of_the_model(tmp_path: Path, step: int) -> None:
+    recipe, source, model = prepared(tmp_path, *ALL_LOSSES)
+    (batch,) = source.micro_batches(step, range(4))
+    weights = loss_weights(recipe.loss)
+    parts = model(batch.media, batch.text, weights).parts
+    assert loss_counts(batch.media, batch.text, weights, recipe.clip) == {name: int(part.count) for name, part in parts.items()}
+    assert set(parts) == {"text", "latent", "video", "audio", "contrastive"}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path, size: int) -> None:
+    """The latent loss compares the clips in memory with each other, so it is left out here."""
+    words = ["loss.latent=0", "loss.audio=1", "train.augment.drop_modality=0.3"]
+    recipe, source, model = prepared(tmp_path, *words)
+    small = TrainingData(
+        synthetic.recipe(tmp_path, tmp_path / "shards", *words, f"train.micro_batch_clips={size}"), source.sources, source.vocabulary
+    )
+    for step in range(2):
+        whole, pieces = source.micro_batches(step, range(4)), small.micro_batches(step, range(4))
+        assert len(whole) == 1
+        assert len(pieces) == {1: 4, 3: 2}[size]
+        assert_same(gradient(model, recipe, whole), gradient(model, recipe, pieces))
+
+
+def test_grouped_questions_give_the_gradient_of_ungrouped_ones(tmp_path: Path) -> None:
+    recipe, source, model = prepared(tmp_path, "train.augment.drop_modality=0.3", "loss.latent=0")
+    grouped = [source._micro_batch([Unit(0, 0, clip, tuple(range(4 * clip, 4 * clip + 4))) for clip in range(4)])]
+    ungrouped = [source._micro_batch([Unit(0, 0, clip, (4 * clip + k,)) for clip in range(4)]) for k in range(4)]
+    assert_same(gradient(model, recipe, grouped), gradient(model, recipe, ungrouped))
+
+
+@pytest.mark.parametrize("zero", ["text", "latent", "video"])
+def test_a_loss_of_weight_zero_leaves_no_parameter_without_gradient(tmp_path: Path, zero: str) -> None:
+    from mirasol_cli.training.start import freeze_parts
+
+    recipe, source, model = prepared(tmp_path, f"loss.{zero}=0")
+    freeze_parts(model, recipe)
+    found = gradient(model, recipe, source.micro_batches(0, range(4)))
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
