@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+import time
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -12,6 +15,7 @@ from pathlib import Path
 from mirasol_cli.datasets.demo_world import Scene, questions, scenes
 from mirasol_cli.datasets.example import Candidate, ClipSpan, DatasetOptions, Split
 from mirasol_cli.datasets.manifest import read_manifest
+from mirasol_cli.datasets.resolver import Found, VideoIndex
 from mirasol_cli.datasets.splits import finish
 from mirasol_cli.errors import DataError
 from mirasol_cli.files import write_jsonl
@@ -53,9 +57,26 @@ def render(root: Path, *, seed: int, clips: int, workers: int, progress: Callabl
     videos.mkdir(parents=True, exist_ok=True)
     missing = [scene for world in worlds.values() for scene in world if not (videos / f"{scene.name}.mp4").exists()]
     _render_all(missing, videos, workers, progress)
-    for split, world in worlds.items():
-        write_jsonl(root / f"{split}.jsonl", _question_rows(seed, split, world))
-        write_jsonl(root / f"{split}-captions.jsonl", (_caption_row(split, scene) for scene in world))
+    _annotate(root, seed, worlds)
+
+
+def planned(*, seed: int, clips: int, task: str | None) -> list[Split]:
+    """What `read` gives after `render`, without a video and without a trace on the disk."""
+    size = WorldSize.of(clips)
+    with tempfile.TemporaryDirectory() as folder:
+        _annotate(Path(folder), seed, {split: scenes(seed, split, getattr(size, split)) for split in SPLITS})
+        return read(Path(folder), task, DatasetOptions())
+
+
+class PlannedVideos(VideoIndex):
+    """The videos of a world that may not be rendered yet: each will be there."""
+
+    def __init__(self, root: Path):
+        self.root, self.duplicates, self.files = root, {}, 0
+        self.outside, self.unreadable = [], []
+
+    def locate(self, candidates: Sequence[Candidate]) -> Found:
+        return Found(self.root / candidates[0].name)
 
 
 def candidates(clip: ClipSpan) -> list[Candidate]:
@@ -75,9 +96,16 @@ def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:
     return finish(splits, task, TITLE)
 
 
+def _annotate(root: Path, seed: int, worlds: Mapping[str, list[Scene]]) -> None:
+    for split, world in worlds.items():
+        write_jsonl(root / f"{split}.jsonl", _question_rows(seed, split, world))
+        write_jsonl(root / f"{split}-captions.jsonl", (_caption_row(split, scene) for scene in world))
+
+
 def _render_all(missing: list[Scene], videos: Path, workers: int, progress: Callable[[int, int], None] | None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max(1, workers), context, initializer=_leave_with_parent, initargs=(os.getpid(),)) as pool:
         jobs = [pool.submit(_render_one, scene, videos) for scene in missing]
         try:
             for done, job in enumerate(as_completed(jobs), 1):
@@ -87,6 +115,17 @@ def _render_all(missing: list[Scene], videos: Path, workers: int, progress: Call
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _leave_with_parent(parent: int) -> None:
+    """A killed command must not leave painters behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _render_one(scene: Scene, videos: Path) -> None:

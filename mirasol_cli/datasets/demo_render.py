@@ -51,7 +51,7 @@ def draw(scene: Scene) -> np.ndarray:
     """All frames of the scene: uint8 [frames, 96, 96, 3], RGB."""
     numbers = _numbers(scene, "picture")
     count = round(scene.seconds * scene.frames_per_second)
-    ground = numbers.uniform(20, 90, size=3).astype(np.float32)
+    ground = numbers.uniform(30, 80, size=3).astype(np.float32)
     slope = numbers.uniform(-25, 25)
     greys = [(numbers.uniform(0.1, 0.9), numbers.uniform(0.05, 0.95), numbers.uniform(0.02, 0.05)) for _ in range(scene.distractors)]
     homes = {sight.slot: (0.2 + 0.3 * sight.slot + numbers.uniform(-0.03, 0.03), numbers.uniform(0.44, 0.56)) for sight in scene.sights}
@@ -79,7 +79,9 @@ def _paint(image: np.ndarray, sight: Sight, x: float, y: float, radius: float) -
     """Paint one instrument, `radius` being half its height as a share of the picture."""
     across, down = (_COLUMNS - x) / radius, (_ROWS - y) / radius
     shape = _SHAPES[sight.instrument](across, down)
+    trim, colour = _TRIMS[sight.instrument]
     image[shape] = RGB[sight.colour]
+    image[shape & trim(across, down)] = colour
 
 
 def _box(across: np.ndarray, down: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
@@ -94,10 +96,20 @@ _SHAPES = {
     "drum": lambda x, y: _box(x, y, 0.95, 0.7),  # a wide box
     # a triangle and its clapper
     "bell": lambda x, y: (y > -0.9) & (y < 0.7) & (abs(x) < 0.15 + 0.5 * (y + 0.9)) | _disc(x, y - 0.85, 0.22),
-    "flute": lambda x, y: _box(x, y, 0.16, 1.1),  # a thin upright bar
+    "flute": lambda x, y: _box(x, y, 0.25, 1.1),  # a thin upright bar
     "horn": lambda x, y: (abs(x) < 1.0) & (abs(y) < 0.12 + 0.4 * (x + 1.0)),  # a cone that opens to the right
-    "guitar": lambda x, y: _disc(x, y - 0.5, 0.6) | _disc(x, y + 0.25, 0.42) | _box(x, y + 0.85, 0.12, 0.5),  # two discs and a neck
+    "guitar": lambda x, y: _disc(x, y - 0.5, 0.6) | _disc(x, y + 0.25, 0.42) | _box(x, y + 0.85, 0.16, 0.5),  # two discs and a neck
     "whistle": lambda x, y: _disc(x, y, 0.85) & ~_disc(x, y, 0.45),  # a ring
+}
+
+
+_TRIMS = {  # part of each instrument has a colour of its own, whatever the colour of the rest
+    "drum": (lambda x, y: y < -0.25, (245, 245, 245)),  # a white skin
+    "bell": (lambda x, y: y > 0.25, (250, 130, 20)),  # an orange rim
+    "flute": (lambda x, y: abs(y) > 0.6, (10, 10, 10)),  # black ends
+    "horn": (lambda x, y: x < -0.05, (30, 220, 220)),  # a turquoise mouthpiece
+    "guitar": (lambda x, y: y < 0.0, (120, 70, 30)),  # a brown neck
+    "whistle": (lambda x, y: y > 0.2, (225, 60, 225)),  # a pink lower half
 }
 
 
