@@ -53,7 +53,7 @@ class TubeTokens(nn.Module):
             mirrored = mirror_tubes(pixels_BTNP, tube)
             pixels_BTNP = torch.where(flip_B[:, None, None, None], mirrored, pixels_BTNP)
         kernels = pixels_BTNP.unflatten(-1, (tube.kernels_per_token, tube.kernel_numbers))
-        kernels = kernels.to(self.kind.dtype).mul(2 / 255).sub(1)  # (x / 255 - 0.5) / 0.5, as ViT's image processor
+        kernels = kernels.to(self.kind.dtype).mul_(2 / 255).sub_(1)  # (x / 255 - 0.5) / 0.5, as ViT's image processor
         return linear_map(kernels).flatten(-2) + self.kind[index]
 
 
