@@ -30,7 +30,7 @@ from mirasol_cli.prepare_plan import (
 from mirasol_cli.prepare_report import ProgressLine, Say, finish_split, say_table, split_summary
 from mirasol_cli.recipe import data_root, default_shards, load_recipe, shipped_recipes
 from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.shards.format import INDEX, SplitIndex, check_geometry
+from mirasol_cli.shards.format import INDEX, SplitIndex, check_geometry, record_name, shard_name
 from mirasol_cli.shards.reader import verify_split
 from mirasol_cli.shards.writer import remove_partials
 
@@ -113,18 +113,23 @@ def prepare(
 
     if dataset == "demo" and not dry_run:
         render_demo(root, chosen, limit, workers or default_workers(), say)
-    source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
-    videos = VideoIndex(root)
+    if dataset == "demo" and dry_run:
+        source, found, videos = planned_demo(root, chosen, limit, task)
+    else:
+        source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
+        videos = VideoIndex(root)
     plans = [
         plan_split(out / name, limited(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
         for name, tasks in together(found, splits).items()
     ]
     check_found(plans, videos, source)
     say(f"{source.NAME}: {sum(len(plan.expected) for plan in plans)} clips; licence: {source.LICENCE}")
+    for words in passed_over(videos):
+        say(words)
 
     decode = DecodeOptions(workers=workers or default_workers(), keep_truncated=keep_truncated, allow_audio_only=allow_audio_only)
     if dry_run:
-        return estimate(plans, decode, retry_failed, out, say)
+        return {**estimate(plans, decode, retry_failed, out, say), "licence": source.LICENCE}
     try:
         if merge:
             check_parts(plans)
@@ -223,7 +228,7 @@ def render_demo(root: Path, recipe: Recipe, limit: int | None, workers: int, say
     """Draw the demo world's videos and write its annotations; what is there already stays."""
     from mirasol_cli.datasets import demo
 
-    clips = recipe.data.clips or demo.DEFAULT_CLIPS
+    clips = _demo_clips(recipe, limit)
     bars: list[ProgressLine] = []
 
     def progress(done: int, videos: int) -> None:
@@ -233,12 +238,27 @@ def render_demo(root: Path, recipe: Recipe, limit: int | None, workers: int, say
         bars[0](1, 0.0)
 
     try:
-        demo.render(root, seed=recipe.data.seed, clips=min(clips, limit or clips), workers=workers, progress=progress)
+        demo.render(root, seed=recipe.data.seed, clips=clips, workers=workers, progress=progress)
     except OSError as error:
         raise disk_problem(error, root) from error
     finally:
         for bar in bars:
             bar.close()
+
+
+def planned_demo(root: Path, recipe: Recipe, limit: int | None, task: str | None) -> tuple[ModuleType, list[Split], VideoIndex]:
+    """What `prepare demo` would read, if its videos were rendered."""
+    from mirasol_cli.datasets import demo
+
+    splits = demo.planned(seed=recipe.data.seed, clips=_demo_clips(recipe, limit), task=task)
+    return demo, splits, demo.PlannedVideos(root)
+
+
+def _demo_clips(recipe: Recipe, limit: int | None) -> int:
+    from mirasol_cli.datasets.demo import DEFAULT_CLIPS
+
+    clips = recipe.data.clips or DEFAULT_CLIPS
+    return min(clips, limit or clips)
 
 
 def check_existing(out: Path, geometry: ClipGeometry, *, repair: bool) -> None:
@@ -261,11 +281,28 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
     if not clips:
         raise DataError(f"the annotations of {source.NAME} below '{videos.root}' name no clip")
     names = [getattr(name, "name", name) for name in source.candidates(clips[0])][:3]
+    hint = f"put the videos anywhere below that folder, or give their folder with --root; published: {source.SOURCE}"
     raise DataError(
         f"none of the {len(clips)} videos of {source.NAME} is below '{videos.root}', where {len(videos)} videos lie; "
         f"looked for {', '.join(repr(name) for name in names)} and so on",
-        f"put the videos anywhere below that folder, or give their folder with --root; published: {source.SOURCE}",
+        "; ".join([*passed_over(videos), hint]),
     )
+
+
+def passed_over(videos: VideoIndex) -> list[str]:
+    """What lies below the root and was not looked into, one sentence each: links out of it, folders without permission."""
+    words = []
+    if videos.outside:
+        names = _names(videos.outside)
+        words.append(f"links that lead out of '{videos.root}' are not followed ({names}): give what they point to with --root")
+    if videos.unreadable:
+        words.append(f"folders below '{videos.root}' that may not be read ({_names(videos.unreadable)}): change their permissions")
+    return words
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in sorted(names)[:3])
+    return f"{len(names)}: {shown}{', ...' if len(names) > 3 else ''}"
 
 
 # ------------------------------------------------------------------------------------------------ the work
@@ -332,16 +369,19 @@ def estimate(plans: Sequence[SplitPlan], decode: DecodeOptions, retry_failed: bo
     works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.to_do]
     clips = sum(len(plan.clips_to_decode(retry_failed=retry_failed)) for plan in plans)
     size = bytes_needed(plans, retry_failed=retry_failed)
-    seconds = clips * prepare_engines.seconds_per_clip(works) if clips else 0.0
+    per_clip = prepare_engines.seconds_per_clip(works) if clips else 0.0
+    seconds = None if per_clip is None else round(clips * per_clip, 1)
     splits = {}
     for plan in plans:
         splits[plan.name] = split_summary(plan)
         splits[plan.name]["expected"] = len(plan.expected)
-        splits[plan.name]["missing"] = sum(plan.sources[clip] is None for clip in plan.expected)
+        missing = splits[plan.name]["missing"] = sum(plan.sources[clip] is None for clip in plan.expected)
+        splits[plan.name]["share"] = round(1 - missing / max(1, len(plan.expected)), 4)
     say_table(splits, say)
-    say(f"to do: {clips} clips, {size:,} bytes in '{out}', about {seconds / 3600:.2f} hours with {decode.workers} workers")
+    time = "no video file to estimate the time from" if seconds is None else f"about {seconds / 3600:.2f} hours"
+    say(f"to do: {clips} clips, {size:,} bytes in '{out}', {time} with {decode.workers} workers")
     check_disk(out, size)
-    return {"splits": splits, "out": str(out), "dry_run": {"clips": clips, "bytes": size, "seconds": round(seconds, 1)}}
+    return {"splits": splits, "out": str(out), "dry_run": {"clips": clips, "bytes": size, "seconds": seconds}}
 
 
 # ------------------------------------------------------------------------------------------------ the end
@@ -363,11 +403,13 @@ def check_failures(summary: dict[str, Any], out: Path, max_failed: float, strict
 
 def verify_shards(out: Path, splits: Sequence[str], say: Say) -> dict[str, Any]:
     """Compare every file below `out` with its checksum. Raises ShardError that names all damaged files."""
-    names = sorted(path.parent.name for path in out.glob(f"*/{INDEX}"))
-    if not names or set(splits) - set(names):
+    names = sorted({path.parent.name for pattern in (INDEX, shard_name(0), record_name(0)) for path in out.glob(f"*/{pattern}")})
+    finished = [name for name in splits or names if (out / name / INDEX).exists()]
+    if not finished or set(splits) - set(names):
         wanted = ", ".join(sorted(set(splits) - set(names)))
         raise ShardError(f"'{out}' holds no finished split{' ' + wanted if wanted else ''}", "run the same command without --verify first")
-    problems = [problem for name in splits or names for problem in verify_split(out / name)]
+    problems = [f"'{out / name}' holds shards and no {INDEX}" for name in splits or names if name not in finished]
+    problems += [problem for name in finished for problem in verify_split(out / name)]
     if problems:
         raise ShardError(
             "\n".join(problems), "the same command with --verify --retry-failed prepares them again; intact clips are not decoded twice"

@@ -108,14 +108,16 @@ def sees(paths: list[str]) -> list[bool]:
 # ------------------------------------------------------------------------------------------------ dry run
 
 
-def seconds_per_clip(works: Sequence[ShardWork]) -> float:
-    """Wall seconds per clip with all workers, from decoding one clip each of a few files spread over the work. Writes nothing."""
-    jobs = [
-        job for work in works[:: max(1, len(works) // PROBED_FILES)] for job in jobs_of(open_shard_work(work)) if job.source.member is None
-    ]
+def seconds_per_clip(works: Sequence[ShardWork]) -> float | None:
+    """Wall seconds per clip with all workers, from decoding one clip each of a few files spread over the work. Writes nothing.
+
+    None: there is no file to try (videos inside of tars are not unpacked for it, those of the demo world may not be rendered yet).
+    """
+    some = works[:: max(1, len(works) // PROBED_FILES)]
+    jobs = [job for work in some for job in jobs_of(open_shard_work(work)) if job.source.member is None and job.path.exists()]
     chosen = jobs[:: max(1, len(jobs) // PROBED_FILES)][:PROBED_FILES]
     if not chosen:
-        return 0.0
+        return None
     options = works[0].options
     with open_pool(options, works[0].slot.geometry) as pool:
         pool.submit_probe("start", chosen[0].path)  # importing the decoders is not part of the measure

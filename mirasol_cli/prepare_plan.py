@@ -65,6 +65,8 @@ class SplitPlan:
     earlier: dict[int, ShardRecord]  # what is known of shards that have to be written again
     index: SplitIndex | None  # of an earlier run
     duplicates: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    outside: tuple[str, ...] = ()  # links that lead out of the root; they are not followed
+    unreadable: tuple[str, ...] = ()  # folders below the root without permission
     written: bool = False  # a shard was written in this run
 
     @property
@@ -139,6 +141,7 @@ def plan_split(
         folder=folder, root=videos.root, geometry=geometry, views=views_of(folder.name, geometry), splits=list(splits), clips=clips,
         expected=expected, sources=sources, records={}, earlier={}, index=index,
         duplicates={name: paths for name, paths in videos.duplicates.items() if name not in duplicates_before},
+        outside=tuple(sorted(videos.outside)), unreadable=tuple(sorted(videos.unreadable)),
     )  # fmt: skip
     for number in range(plan.shards):
         _judge_shard(plan, number, retry_failed, repair)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -29,6 +31,8 @@ from mirasol_cli.shards.format import (
 Say = Callable[[str], None]
 PLAIN_EVERY_S = 5.0
 """Seconds between lines of progress where no terminal is."""
+SAID = 8
+"""Notes, and kinds of failures, that are said of a split; the files hold all."""
 
 
 # ------------------------------------------------------------------------------------------------ files of a split
@@ -66,7 +70,7 @@ def finish_split(plan: SplitPlan, dataset: ModuleType) -> None:
 
 
 def lists(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
-    """The clips, by key, that deserve a look; and names that several files fit (the first was taken)."""
+    """The clips, by key, that deserve a look; names that several files fit (the first was taken); what was not looked into."""
 
     def keys(clips: Iterable[int]) -> list[str]:
         return [plan.clips[clip].key for clip in clips]
@@ -81,6 +85,8 @@ def lists(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
         "silent": with_sound("silent"),
         "short": keys(clip for record in records for clip in record.short),
         "duplicates": {name: list(paths) for name, paths in sorted(plan.duplicates.items())},
+        "links_outside": list(plan.outside),
+        "unreadable_folders": list(plan.unreadable),
     }  # fmt: skip
 
 
@@ -142,8 +148,8 @@ def split_summary(plan: SplitPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def say_table(splits: dict[str, dict[str, Any]], say: Say) -> None:
-    """The counts of every split, one line each."""
+def say_table(splits: dict[str, dict[str, Any]], say: Say, terminal: bool | None = None) -> None:
+    """The counts of every split: a table on a terminal, a line for each split elsewhere. Then what deserves a look."""
     columns = ("split", "expected", "kept", "failed", "missing", "questions", "no sound", "silent", "sound", "present", "hours", "MB")
     rows = [
         (name, c["expected"], c["kept"], c["failed"], c["missing"], c["questions"], *(c["audio"][state] for state in AUDIO_STATES),
@@ -151,16 +157,48 @@ def say_table(splits: dict[str, dict[str, Any]], say: Say) -> None:
         for name, c in splits.items()
     ]  # fmt: skip
     table = [columns, *(tuple(map(str, row)) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(columns))]
-    for row in table:
-        say("  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True))))
+    for line in _drawn(table) if (sys.stderr.isatty() if terminal is None else terminal) else _aligned(table):
+        say(line)
     for name, c in splits.items():
-        for reason, number in list(c["reasons"].items())[:8]:
-            say(f"  {name}: {number} failed: {reason}")
-        for note in c["notes"][:8]:
-            say(f"  {name}: {note}")
+        reasons = [f"{number} failed: {reason}" for reason, number in c["reasons"].items()]
+        _say_some(name, reasons, f"kinds of failures, all in {name}/{FAILURES}", say)
+        _say_some(name, c["notes"], f"notes, all in {name}/{INDEX}", say)
         if c["duplicates"]:
             say(f"  {name}: {c['duplicates']} names fit several files; which were taken is in {name}/{LISTS}")
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return [
+        "  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in table
+    ]
+
+
+def _drawn(table: Sequence[Sequence[str]]) -> list[str]:
+    """A column for each split: there are few of them, and twelve columns do not fit into 80 characters."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.ROUNDED)
+    for k, row in enumerate(table):
+        drawn.add_column(Text(row[0]), justify="right" if k else "left")  # Text: the name of a split is never read as markup
+    for cells in list(zip(*table, strict=True))[1:]:
+        drawn.add_row(*map(Text, cells))
+    console = Console(file=io.StringIO(), force_terminal=True, width=max(shutil.get_terminal_size().columns, 40))
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().rstrip("\n").split("\n")
+
+
+def _say_some(name: str, lines: Sequence[str], rest: str, say: Say) -> None:
+    """The first lines; how many more there are, and where."""
+    for line in lines[:SAID]:
+        say(f"  {name}: {line}")
+    if len(lines) > SAID:
+        say(f"  {name}: {len(lines) - SAID} more {rest}")
 
 
 # ------------------------------------------------------------------------------------------------ progress

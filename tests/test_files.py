@@ -2,12 +2,13 @@
 
 import errno
 import os
+import zlib
 from pathlib import Path
 
 import pytest
 
 from mirasol_cli.errors import DataError, EnvironmentProblem
-from mirasol_cli.files import inside, read_json, read_jsonl, write_atomic, write_jsonl
+from mirasol_cli.files import crc32_of, inside, read_json, read_jsonl, write_atomic, write_jsonl
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +50,9 @@ def test_nothing_leads_outside_the_root(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["-abc.mp4", "a b/c.mp4", "v_v_x.mp4", "a/../c.mp4"])
 def test_odd_names_inside_are_fine(tmp_path: Path, name: str) -> None:
     assert inside(tmp_path, name) == tmp_path / name
+
+
+def test_the_fast_crc32_is_the_common_one() -> None:
+    content = os.urandom(100_003)
+    assert crc32_of([content[:1], memoryview(content)[1:70_000], b"", content[70_000:]]) == zlib.crc32(content)
+    assert crc32_of([]) == 0

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -12,10 +14,11 @@ import pytest
 import torch
 
 from mirasol_cli import files, prepare_engines, prepare_plan
+from mirasol_cli.datasets import folder
 from mirasol_cli.datasets.catalogue import DATASETS
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
 from mirasol_cli.prepare import prepare, recipe_of
-from mirasol_cli.prepare_report import ProgressLine, kind_of_reason
+from mirasol_cli.prepare_report import ProgressLine, kind_of_reason, say_table
 from mirasol_cli.recipe import default_shards, load_recipe
 from mirasol_cli.shards import format as shard_format
 from mirasol_cli.shards.reader import ShardFolder
@@ -328,6 +331,19 @@ def test_verify_finds_damage_and_repairs_it(world: World, name: str, damage: str
     assert set(decoded) <= allowed
 
 
+def test_a_lost_index_is_noticed_and_made_again_from_the_shards(world: World) -> None:
+    world.prepare(max_failed=20)
+    good = tree(world.out)
+    (world.out / "train" / "index.json").unlink()
+    with pytest.raises(ShardError, match=r"'.*train' holds shards and no index.json"):
+        world.prepare(verify=True)
+    with pytest.raises(ShardError, match=r"no split 'train'; it has test"):
+        ShardFolder(world.out).split("train")
+    world.prepare(max_failed=20)
+    assert world.decoded == ["clip002.mp4"]  # it failed, which no file tells any more
+    assert tree(world.out) == good
+
+
 def test_a_lost_shard_is_made_again_without_being_asked(world: World) -> None:
     world.prepare(max_failed=20)
     good = tree(world.out)
@@ -381,6 +397,35 @@ def test_no_video_at_all(tmp_path: Path) -> None:
     assert not world.out.exists()
 
 
+def test_a_linked_folder_is_named_with_the_way_out(tmp_path: Path) -> None:
+    world = World(tmp_path, clips=2)
+    world.root.rename(tmp_path / "elsewhere")
+    world.root.mkdir()
+    (world.root / "videos").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="none of the 2 videos") as caught:
+        world.prepare()
+    assert re.match(r"links that lead out of '.*videos' are not followed \(1: 'videos'\): .* --root", caught.value.hint or "")
+    world.prepare(root=tmp_path / "elsewhere")
+
+
+def test_what_was_not_looked_into_is_said_and_listed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.root / "away").symlink_to("/")
+    (world.root / "locked").mkdir()
+    scandir = os.scandir
+
+    def forbidden(path: Any) -> Any:  # a permission means nothing to root
+        if str(path).rstrip("/").endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(folder.os, "scandir", forbidden)
+    world.prepare(max_failed=20)
+    assert any("not followed (1: 'away')" in line for line in world.said)
+    assert any("may not be read (1: 'locked/')" in line for line in world.said)
+    lists = json.loads((world.out / "train" / "lists.json").read_text())
+    assert (lists["links_outside"], lists["unreadable_folders"]) == (["away"], ["locked/"])
+
+
 def test_disk_too_small(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1000
@@ -424,6 +469,20 @@ def test_dry_run_writes_nothing(world: World) -> None:
     assert summary["dry_run"]["bytes"] > 11 * 4000
     assert (summary["splits"]["train"]["expected"], summary["splits"]["train"]["missing"]) == (10, 2)
     assert summary["dry_run"]["seconds"] >= 0
+
+
+def test_the_demo_is_counted_without_rendering(tmp_path: Path) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {"root": tmp_path / "demo", "overrides": ["data.clips=30"], "say": said.append}
+    summary = prepare("demo", out=tmp_path / "out", dry_run=True, **options)
+    assert not list(tmp_path.iterdir())
+    assert [counts["expected"] for counts in summary["splits"].values()] == [30, 8, 16]
+    assert summary["splits"]["train"]["questions"] > 60
+    assert summary["dry_run"]["clips"] == 54
+    assert summary["dry_run"]["bytes"] > 54 * 300_000
+    assert summary["dry_run"]["seconds"] is None
+    assert any("no video file to estimate the time from" in line for line in said)
+    assert prepare("demo", out=tmp_path / "out", dry_run=True, limit=5, **options)["splits"]["train"]["expected"] == 5
 
 
 @pytest.mark.parametrize(
@@ -508,6 +567,26 @@ def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         progress(10, 360.0)
     assert len(said) == 4
     assert said[-1] == "200 of 1000 clips, 2.00 h of video, 10.0 clips/s, 0:01:20 left"
+
+
+COUNTS = {
+    "expected": 4, "kept": 3, "failed": 1, "missing": 0, "questions": 8, "audio": {"none": 1, "silent": 0, "sound": 2}, "share": 0.75,
+    "seconds": 3600.0, "bytes": 2_000_000, "reasons": {f"reason {k}": 1 for k in range(11)}, "notes": ["one", "two"], "duplicates": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_table_at_the_end(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said: list[str] = []
+    say_table({"train": COUNTS, "[red]": COUNTS}, said.append, terminal=terminal)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(said))
+    assert ("╭" in text) == terminal
+    assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 100 - 20 * terminal for line in said)
+    for words in ("[red]", "75.0%", "1.00", "no sound", "train: 1 failed: reason 7", "3 more kinds of failures, all in train/failures"):
+        assert words in text
+    assert "reason 8" not in text
+    assert "more notes" not in text
 
 
 def test_reasons_are_counted_by_kind() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace

@@ -4,7 +4,8 @@
                   shard-00000.safetensors   media: one tensor per field, the kept clips of the shard stacked along dim 0
                   <task>.jsonl              texts that point to clips by number
                   failures.jsonl            clips that could not be used: video, stage, reason, hint
-                  lists.json                videos that are missing, duplicate, silent, without sound, short, failed
+                  lists.json                what deserves a look: clips missing, failed, silent, without sound, short; names that several
+                                            files fit; links and folders that were not looked into
                   index.json                geometry, versions, licence, counts, sizes and checksums of all of the above; written last
 
 Shard k holds the expected clips [k n, (k + 1) n) minus failures and missing files, where n is a function of the geometry alone.
@@ -16,14 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.files import sha256_of, write_atomic
+from mirasol_cli.files import crc32_of, sha256_of, write_atomic
 from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ def field_shapes(geometry: ClipGeometry) -> dict[str, tuple[str, tuple[int, ...]
 
 def row_checksum(row: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
     """CRC-32 over the bytes of the fields, in the given order."""
-    value = 0
-    for name in names:
-        value = zlib.crc32(row[name].reshape(-1).view("uint8").data, value)
-    return value
+    return crc32_of(row[name].reshape(-1).view("uint8").data for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
