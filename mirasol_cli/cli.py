@@ -255,7 +255,7 @@ def evaluate(
     recipe: RecipeName,
     overrides: Overrides = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="best|latest|demo|DIR", help="Which weights.")] = "best",
-    split: Annotated[str | None, typer.Option("--split", help="Split to evaluate on; default the recipe's eval.split.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split to evaluate on, or minitrain, minival: always the same 500 clips of train, val.")] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -306,7 +306,7 @@ def evaluate(
         device=device,
         wordnet_dir=wordnet_dir,
     )
-    with console.progress_bar("question") as progress:
+    with console.progress_bar("clip") as progress:
         results = run_evaluation(loaded, options_given, say=console.say, progress=progress)
     if json:
         console.print_json(results)

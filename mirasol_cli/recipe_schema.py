@@ -139,7 +139,7 @@ class TrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    split: str = setting("test", "split to evaluate on")
+    split: str = setting("test", "split to evaluate on; minitrain, minival: always the same 500 clips of train, val")
     decode: str = setting("greedy", choices=("greedy", "sample", "beam"))
     beams: int = setting(4, "beam search only", minimum=1)
     temperature: float = setting(1.0, "sampling only", above=0)

@@ -70,7 +70,7 @@ def _run(setting: Setting, options: Options, say: Say, progress: Progress | None
         say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'; {len(split.kept)} clips with media")
 
         def predictions(control: str | None, folder: Path, world: World) -> tuple[Plan, list[dict]]:
-            plan = Plan.of(split, setting.task, setting.protocol, limit=options.limit, control=control, seed=recipe.eval.seed)
+            plan = _plan(setting, split, options, control)
             origin = _origin(setting, split, path, plan, options)
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -98,14 +98,21 @@ def _run(setting: Setting, options: Options, say: Say, progress: Progress | None
         "decode": _decoding_words(recipe), "frames": recipe.clip.frames, "chunks": recipe.clip.chunks, "size": recipe.clip.size,
         "sound": recipe.data.sound,
     }  # fmt: skip
-    results = results_of(setting, rows, plan.labels, options, how)
+    results = results_of(setting, rows, plan.labels, options, how, split)
     if shown:
-        results["controls"] = {"none": control_line(rows, None, rows)}
+        results["controls"] = {"none": control_line(rows, None, rows, setting.protocol)}
+        alone = replace(options, baseline=None)
         for control, control_rows in shown.items():
-            control_results = results_of(setting, control_rows, plan.labels, replace(options, baseline=None), {**how, "control": control})
-            results["controls"][control] = control_results["control"] = control_line(control_rows, control, rows)
+            control_results = results_of(setting, control_rows, plan.labels, alone, {**how, "control": control}, split)
+            results["controls"][control] = control_results["control"] = control_line(control_rows, control, rows, setting.protocol)
             write_json(setting.folder / control / "results.json", control_results)
     return _finish(setting, results, rows, options, split, say)
+
+
+def _plan(setting: Setting, split: ShardSplit, options: Options, control: str | None = None) -> Plan:
+    sample = setting.subset.clips if setting.subset else None
+    seed = setting.recipe.eval.seed
+    return Plan.of(split, setting.task, setting.protocol, sample=sample, limit=options.limit, control=control, seed=seed)
 
 
 def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
@@ -159,6 +166,7 @@ def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, plan: Plan, o
         "checkpoint": sha256_of(checkpoint / "manifest.json"), "split": sha256_of(split.path / "index.json"), "task": setting.task,
         "eval": dataclasses.asdict(setting.recipe.eval), "clip": setting.recipe.clip.to_plain(), "sound": setting.recipe.data.sound,
         "precision": setting.recipe.train.precision, "device": options.device, "control": plan.control, "limit": options.limit,
+        "subset": dataclasses.asdict(setting.subset) if setting.subset else None,
     }  # fmt: skip
 
 
@@ -189,7 +197,7 @@ def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
         raise UsageError("--control needs a model, --predictions scores a file", "leave one of the two out")
     try:
         split = setting.open_split()
-        plan = Plan.of(split, setting.task, setting.protocol, limit=options.limit, seed=setting.recipe.eval.seed)
+        plan = _plan(setting, split, options)
     except DataError as error:
         say(f"scored without the split itself: {error.message}")
         split, questions = None, []
@@ -198,16 +206,17 @@ def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
         questions, labels = plan.questions(), plan.labels
     rows = read_predictions(options.predictions, questions)
     if questions:
-        rows = completed(rows, questions, options.predictions)
+        rows = completed(rows, questions, options.predictions, setting.protocol)
     else:
-        rows = [judge(row) for row in rows]
+        rows = [judge(row, setting.protocol) for row in rows]
     setting.folder.mkdir(parents=True, exist_ok=True)
     own = setting.folder / PREDICTIONS
     if options.predictions.resolve() != own.resolve():
         setting = replace(setting, folder=setting.folder / "rescored")
         setting.folder.mkdir(exist_ok=True)
         write_jsonl(setting.folder / PREDICTIONS, rows)
-    results = results_of(setting, rows, labels, options, {"predictions": str(options.predictions), "limit": options.limit})
+    how = {"predictions": str(options.predictions), "limit": options.limit}
+    results = results_of(setting, rows, labels, options, how, split)
     return _finish(setting, results, rows, options, split, say)
 
 
@@ -219,6 +228,11 @@ def _finish(setting: Setting, results: dict, rows: list[dict], options: Options,
         from mirasol_cli.evaluation.report import write_report
 
         write_report(folder / "report.html", results, rows, run_dir=Path(setting.recipe.run_dir), split=split)
+    if split:
+        prepared = results["prepared"]
+        say(f"{prepared['present']} of {prepared['clips']} clips of split '{split.name}' are present ({prepared['share']:.1%})")
+    if setting.subset:
+        say(f"{setting.split}: {results['subset']['clips']} clips of '{setting.subset.split}', {setting.subset.purpose}")
     for note in results["notes"]:
         say(note)
     if results["missing"]:

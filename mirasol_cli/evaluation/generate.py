@@ -16,6 +16,7 @@ from mirasol_cli.errors import DataError
 from mirasol_cli.evaluation.answerer import Answerer, Question
 from mirasol_cli.evaluation.controls import altered, derangement
 from mirasol_cli.evaluation.protocols import Protocol, judge
+from mirasol_cli.evaluation.subsets import choose
 from mirasol_cli.files import disk_problem, read_json, write_atomic, write_json
 from mirasol_cli.shards.format import json_line
 
@@ -40,13 +41,22 @@ class Plan:
 
     @staticmethod
     def of(
-        split: ShardSplit, task: str, protocol: Protocol, *, limit: int | None = None, control: str | None = None, seed: int = 0
+        split: ShardSplit, task: str, protocol: Protocol, *, sample: int | None = None, limit: int | None = None,
+        control: str | None = None, seed: int = 0,
     ) -> Plan:  # fmt: skip
-        """`limit` keeps the first clips that have questions. Raises DataError if there is no question at all."""
+        """Of the clips that have questions, `sample` keeps so many drawn by the hash of their keys, then `limit` the first ones.
+
+        Raises DataError if there is no question at all.
+        """
         texts: dict[int, list[dict]] = {}
         for text in split.texts(task):
             texts.setdefault(int(text["clip"]), []).append(text)
-        clips = sorted(texts.items())[:limit]
+        clips = sorted(texts.items())
+        if sample is not None:
+            keys = {clip: split.clips[clip]["key"] for clip in texts}
+            chosen = choose(keys.values(), sample)
+            clips = [(clip, rows) for clip, rows in clips if keys[clip] in chosen]
+        clips = clips[:limit]
         if not clips:
             raise DataError(f"'{split.path}' has no questions of task '{task}'", "prepare a split that has some")
         labels = tuple(split.index.tasks[task].labels)
@@ -101,7 +111,7 @@ def _predict_batch(plan: Plan, answerer: Answerer, clips: list[tuple[int, list[d
                 row |= answers[clip][position]
                 if plan.control == "swap-media":
                     row["shown"] = shown[clip]
-            rows.append(judge(row))
+            rows.append(judge(row, plan.protocol))
     return rows
 
 

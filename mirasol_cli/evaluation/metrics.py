@@ -14,8 +14,8 @@ ARTICLES = frozenset({"a", "an", "the"})
 
 
 def exact(prediction: str, answers: Sequence[str]) -> bool:
-    """Equality after strip with any accepted answer; nothing else is forgiven."""
-    return prediction.strip() in {answer.strip() for answer in answers}
+    """Equality after strip with any accepted answer; nothing else is forgiven. An empty prediction equals none."""
+    return bool(prediction.strip()) and prediction.strip() in {answer.strip() for answer in answers}
 
 
 def normalise(text: str) -> str:
@@ -36,6 +36,11 @@ def exact_normalised(prediction: str, answers: Sequence[str]) -> bool:
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
     """Best F1 of shared words over the accepted answers, both sides normalised (the SQuAD measure)."""
     return max((_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers), default=0.0)
+
+
+def set_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
+    """F1 of two sets of names, in any order."""
+    return _f1(list(set(predicted)), list(set(expected)))
 
 
 def _f1(predicted: list[str], expected: list[str]) -> float:

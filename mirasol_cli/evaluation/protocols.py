@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mirasol_cli.datasets.audioset import JOINT
 from mirasol_cli.evaluation import metrics
 from mirasol_cli.evaluation.intervals import METHOD, bootstrap
 
@@ -59,6 +60,7 @@ class Protocol:
     type_of: Callable[[Mapping], str] = _given_type
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> the types it holds
     per_class: bool = False  # also the mean per class, mAP and mAUC over classes present
+    sizes: Mapping[str, int] = field(default_factory=dict)  # split -> questions of the published annotation
     paper: str = ""  # the figure of the Mirasol3B paper, with how it is known
 
     @property
@@ -87,38 +89,43 @@ _CLASSES = (
 PROTOCOLS: dict[tuple[str, str], Protocol] = {
     ("msrvtt", "qa"): Protocol(
         name="MSRVTT-QA", kind=OPEN, type_of=_first_word, paper=f"50.4 ({_QUOTED_HIERARQ})",
+        sizes={"train": 158581, "val": 12278, "test": 72821},
         statement=f"Free generation, types by the first word of the question. {_MATCH}.",
     ),
     ("msvd", "qa"): Protocol(
-        name="MSVD-QA", kind=OPEN, type_of=_first_word,
+        name="MSVD-QA", kind=OPEN, type_of=_first_word, sizes={"train": 30933, "val": 6415, "test": 13157},
         statement=f"Free generation, types by the first word of the question. {_MATCH}.",
     ),
     ("activitynet", "qa"): Protocol(
         name="ActivityNet-QA", kind=OPEN, type_of=_activitynet_type, groups={"free": ACTIVITYNET_TYPES[3:]},
-        paper=f"51.1 ({_QUOTED_HIERARQ})",
+        paper=f"51.1 ({_QUOTED_HIERARQ})", sizes={"train": 32000, "val": 18000, "test": 8000},
         statement=f"Free generation; free is types 3 to 8 over their own number (the official script divides by a wrong one). {_MATCH}.",
     ),
     ("nextqa", "oe"): Protocol(
         name="NExT-QA open-ended", kind=OPEN, type_of=_nextqa_type, groups=NEXTQA_GROUPS,
+        sizes={"train": 37523, "val": 5343, "test": 9178},
         statement=f"Free generation, TP merged into TN; the added reference answer counts as well. {_MATCH}.",
     ),
     ("nextqa", "mc"): Protocol(
-        name="NExT-QA multiple choice", kind=CHOICE, type_of=_nextqa_type, groups=NEXTQA_GROUPS,
+        name="NExT-QA multiple choice", kind=CHOICE, type_of=_nextqa_type, groups=NEXTQA_GROUPS, sizes={"val": 4996, "test": 8564},
         statement="The choice of highest likelihood as answer, per token; TP merged into TN. A missing clip counts as wrong.",
     ),
     ("vggsound", "label"): Protocol(
-        name="VGG-Sound", kind=LABEL, per_class=True, paper=f"69.8 ({_QUOTED_MIRROR})", statement=f"{_CLASSES} (top-1, top-5, mAP).",
+        name="VGG-Sound", kind=LABEL, per_class=True, paper=f"69.8 ({_QUOTED_MIRROR})", sizes={"test": 15446},
+        statement=f"{_CLASSES} (top-1, top-5, mAP).",
     ),
     ("kinetics-sounds", "label"): Protocol(
         name="Kinetics-Sounds", kind=LABEL, per_class=True, statement=f"{_CLASSES} (top-1, top-5, mAP).",
     ),
     ("epic-sounds", "label"): Protocol(
-        name="EPIC-SOUNDS", kind=LABEL, per_class=True,
+        name="EPIC-SOUNDS", kind=LABEL, per_class=True, sizes={"val": 8035, "test": 5131},
         statement=f"{_CLASSES} (top-1, top-5); the mean per class, mAP and mAUC go over the classes that occur.",
     ),
     ("audioset", "label"): Protocol(
-        name="AudioSet", kind=MULTILABEL, per_class=True,
-        statement=f"{_CLASSES}; a generated name is right if it is one of the clip's. mAP goes over the classes that occur.",
+        name="AudioSet", kind=MULTILABEL, per_class=True, sizes={"test": 20371},
+        statement="The figure of this set is mAP: all names ranked by their likelihood, averaged over the classes that occur. Beside it "
+        f"all names of a clip are generated, joined as '{JOINT.strip()}' joins them. {_MATCH}, and a part of the names is not the answer; "
+        "label_f1 compares generated and true names as sets; valid_class is the share of outputs whose names are all in the closed set.",
     ),
 }  # fmt: skip
 _BY_TASK = {
@@ -138,20 +145,23 @@ def protocol_of(dataset: str, task: str) -> Protocol:
     return PROTOCOLS.get((dataset, task)) or _BY_TASK.get(task, _OPEN)
 
 
-def accepted(row: Mapping) -> tuple[str, ...]:
-    """All answers that count as right; empty where the split has no labels."""
+def accepted(row: Mapping, protocol: Protocol) -> tuple[str, ...]:
+    """All answers that count as right; empty where the split has no labels.
+
+    References are further right answers, but with several labels they are the single labels, none of which is the whole answer.
+    """
     first = () if row.get("answer") is None else (row["answer"],)
-    return (*first, *(row.get("references") or ()))
+    return first if protocol.kind == MULTILABEL else (*first, *(row.get("references") or ()))
 
 
-def judge(row: Mapping) -> dict:
+def judge(row: Mapping, protocol: Protocol) -> dict:
     """The row with `correct` and `correct_normalised` set from its prediction (None without a gold answer)."""
-    answers, prediction = accepted(row), row.get("prediction") or ""
+    answers, prediction = accepted(row, protocol), row.get("prediction") or ""
     if not answers:
         return {**row, "correct": None, "correct_normalised": None}
     return {
         **row,
-        "correct": bool(prediction.strip()) and metrics.exact(prediction, answers),
+        "correct": metrics.exact(prediction, answers),
         "correct_normalised": metrics.exact_normalised(prediction, answers),
     }
 
@@ -169,7 +179,7 @@ class Scored:
 
 def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (), *, seed: int = 0) -> Scored:
     """All figures of `rows`, which hold every expected question once (missing clips included, with `missing` true)."""
-    judged = [judge(row) for row in rows if accepted(row)]
+    judged = [judge(row, protocol) for row in rows if accepted(row, protocol)]
     notes = []
     if len(judged) < len(rows):
         notes.append(f"{len(rows) - len(judged)} of {len(rows)} questions have no gold answer; they are not scored")
@@ -215,8 +225,15 @@ def _columns(rows: list[dict], protocol: Protocol) -> dict[str, list[float]]:
         "exact_match_normalised": [float(row["correct_normalised"]) for row in rows],
     }
     if protocol.kind == CAPTION:
-        columns["token_f1"] = [metrics.token_f1(row.get("prediction") or "", accepted(row)) for row in rows]
+        columns["token_f1"] = [metrics.token_f1(row.get("prediction") or "", accepted(row, protocol)) for row in rows]
+    if protocol.kind == MULTILABEL:
+        columns["label_f1"] = [metrics.set_f1(_generated_labels(row), row.get("references") or [row["answer"]]) for row in rows]
     return columns
+
+
+def _generated_labels(row: Mapping) -> list[str]:
+    """The names in a prediction of several labels."""
+    return [name for part in (row.get("prediction") or "").split(JOINT.strip()) if (name := part.strip())]
 
 
 def _part(columns: Mapping[str, Sequence[float]], indices: list[int]) -> dict:
@@ -234,8 +251,12 @@ def _ordered(types: Sequence[str]) -> list[str]:
 def _label_figures(rows: list[dict], protocol: Protocol, labels: list[str]) -> dict[str, float]:
     """Figures over the closed set: validity of what was generated, ranking by likelihood."""
     number = {label: c for c, label in enumerate(labels)}
-    figures = {"valid_class": sum((row.get("prediction") or "").strip() in number for row in rows) / len(rows)}
-    gold_sets = [[number[answer] for answer in accepted(row) if answer in number] for row in rows]
+    if protocol.kind == MULTILABEL:
+        valid = [bool(names := _generated_labels(row)) and all(name in number for name in names) for row in rows]
+    else:
+        valid = [(row.get("prediction") or "").strip() in number for row in rows]
+    figures = {"valid_class": sum(valid) / len(rows)}
+    gold_sets = [[number[label] for label in (row["answer"], *(row.get("references") or ())) if label in number] for row in rows]
     scored = [i for i, gold in enumerate(gold_sets) if gold]
     if protocol.kind == LABEL and protocol.per_class and scored:
         gold = np.array([gold_sets[i][0] for i in scored])
@@ -270,7 +291,7 @@ def official_figures(rows: Sequence[Mapping], protocol: Protocol) -> dict[str, f
     """
     if protocol is not PROTOCOLS["activitynet", "qa"]:
         return {}
-    judged = [judge(row) for row in rows if accepted(row)]
+    judged = [judge(row, protocol) for row in rows if accepted(row, protocol)]
     counts = Counter(_activitynet_type(row) for row in judged)  # keeps the order of first appearance
     denominator = sum(list(counts.values())[3:])
     right = sum(bool(row["correct"]) for row in judged if _activitynet_type(row) in protocol.groups["free"])

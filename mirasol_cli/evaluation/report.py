@@ -88,7 +88,7 @@ def _pictures(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[
 
 
 def _page(results: dict[str, Any], rows: Sequence[dict], visible: Sequence[dict], clips: dict[int, dict], run_dir: Path) -> bytes:
-    type_of = protocol_of(results["dataset"], results["task"]).type_of
+    protocol = protocol_of(results["dataset"], results["task"])
     intervals = results["intervals"]
     parts = [("all", results["metrics"]["exact_match"], intervals.get("exact_match"))] if results["metrics"] else []
     for section in ("groups", "by_type"):
@@ -96,7 +96,7 @@ def _page(results: dict[str, Any], rows: Sequence[dict], visible: Sequence[dict]
     by_clip: dict[int, list[dict]] = defaultdict(list)
     for row in visible:
         verdict = "unscored" if row["correct"] is None else "right" if row["correct"] else "wrong"
-        by_clip[row["clip"]].append({**row, "kind": type_of(row), "verdict": verdict, "gold": " / ".join(accepted(row))})
+        by_clip[row["clip"]].append({**row, "kind": protocol.type_of(row), "verdict": verdict, "gold": " / ".join(accepted(row, protocol))})
     no_picture = {"sheet": None, "sound": None, "note": ""}
     text = _environment.get_template("report.html").render(
         results=results,

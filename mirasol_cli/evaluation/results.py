@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import DataError
 from mirasol_cli.evaluation.intervals import compare
-from mirasol_cli.evaluation.protocols import accepted, judge, official_figures, score
+from mirasol_cli.evaluation.metrics import exact
+from mirasol_cli.evaluation.protocols import Protocol, accepted, judge, official_figures, score
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions
 from mirasol_cli.evaluation.wups import wups_figures
+
+if TYPE_CHECKING:
+    from mirasol_cli.shards.reader import ShardSplit
 
 MISSING_LISTED = 1000
 """Missing videos named in results.json; all of them are rows of predictions.jsonl."""
 
 
-def completed(rows: list[dict], questions: Sequence[dict], source: Path) -> list[dict]:
+def completed(rows: list[dict], questions: Sequence[dict], source: Path, protocol: Protocol) -> list[dict]:
     """Every expected question once, in order: what the file does not answer counts as missing."""
     given = {row["id"]: row for row in rows}
     unknown = given.keys() - {question["id"] for question in questions}
@@ -32,11 +36,23 @@ def completed(rows: list[dict], questions: Sequence[dict], source: Path) -> list
     rows = []
     for question in questions:
         answer = given.get(question["id"], absent)
-        rows.append(judge({**question, **{key: answer[key] for key in taken if key in answer}}))
+        rows.append(judge({**question, **{key: answer[key] for key in taken if key in answer}}, protocol))
     return rows
 
 
-def results_of(setting: Setting, rows: list[dict], labels: Sequence[str], options: Options, how: dict[str, Any]) -> dict[str, Any]:
+def prepared_share(split: ShardSplit, task: str, protocol: Protocol) -> dict[str, Any]:
+    """How much of the split as it was published is at hand: clips by the annotation, questions by what is known of the set."""
+    expected, kept = split.index.counts.get("expected", len(split.clips)), len(split.kept)
+    return {
+        "clips": expected, "present": kept, "share": kept / expected if expected else 0.0,
+        "questions": split.index.tasks[task].texts, "published_questions": protocol.sizes.get(split.name),
+    }  # fmt: skip
+
+
+def results_of(
+    setting: Setting, rows: list[dict], labels: Sequence[str], options: Options, how: dict[str, Any], split: ShardSplit | None
+) -> dict[str, Any]:
+    """What results.json holds. `how` is how the rows were made; `split` is None where only a file of predictions is at hand."""
     scored = score(rows, setting.protocol, labels, seed=setting.recipe.eval.seed)
     missing = sorted({str(row["video"]) for row in rows if row.get("missing")})
     protocol = setting.protocol
@@ -47,6 +63,18 @@ def results_of(setting: Setting, rows: list[dict], labels: Sequence[str], option
         "protocol": {"name": protocol.name, "statement": protocol.statement, "paper": protocol.paper or None, **how},
         "notes": scored.notes, "missing_videos": missing[:MISSING_LISTED],
     }  # fmt: skip
+    if split:
+        results["prepared"] = prepared = prepared_share(split, setting.task, protocol)
+        if prepared["published_questions"] not in (None, prepared["questions"]):
+            results["notes"].append(
+                f"the annotation at hand has {prepared['questions']:,} questions where the published split '{split.name}' has "
+                f"{prepared['published_questions']:,}: the figures are not those of the benchmark"
+            )
+    if setting.subset:
+        clips = len({row["clip"] for row in rows})
+        results["subset"] = {"of": setting.subset.split, "clips": clips, "purpose": setting.subset.purpose}
+        if split:
+            results["subset"]["of_clips"] = len(split.clips)
     if setting.recipe.eval.official and (official := official_figures(rows, setting.protocol)):
         results["official"] = official
     if options.wordnet_dir:
@@ -59,20 +87,22 @@ def results_of(setting: Setting, rows: list[dict], labels: Sequence[str], option
 def comparison(rows: list[dict], baseline: Path, setting: Setting) -> dict[str, Any]:
     """Paired with the baseline's predictions for the same questions, by video."""
     questions = [{**row, "prediction": None} for row in rows]
-    theirs = {row["id"]: judge(row) for row in read_predictions(baseline, questions)}
-    both = [(row, theirs[row["id"]]) for row in rows if row["id"] in theirs and accepted(row)]
+    theirs = {row["id"]: row["prediction"] for row in read_predictions(baseline, questions)}
+    both = [(row, judge({**row, "prediction": theirs[row["id"]]}, setting.protocol)) for row in rows if row["id"] in theirs]
+    both = [(row, other) for row, other in both if row["correct"] is not None]
     if not both:
         raise DataError(f"'{baseline}' shares no labelled question with these predictions", "compare predictions of the same split")
     result: dict[str, Any] = {"baseline": str(baseline), "left_out": len(rows) - len(both)}
     for name, key in (("exact_match", "correct"), ("exact_match_normalised", "correct_normalised")):
         mine = [float(row[key]) for row, _ in both]
-        other = [float(judge({**row, "prediction": their["prediction"]})[key]) for row, their in both]
-        result[name] = dataclasses.asdict(compare(mine, other, [str(a["video"]) for a, _ in both], setting.recipe.eval.seed))
+        baseline_values = [float(other[key]) for _, other in both]
+        videos = [str(row["video"]) for row, _ in both]
+        result[name] = dataclasses.asdict(compare(mine, baseline_values, videos, setting.recipe.eval.seed))
     return result
 
 
-def control_line(rows: list[dict], control: str | None, plain: list[dict]) -> dict[str, Any]:
-    """One line of the controls table."""
+def control_line(rows: list[dict], control: str | None, plain: list[dict], protocol: Protocol) -> dict[str, Any]:
+    """One line of the controls table; `plain` are the rows with everything shown."""
     judged = [row for row in rows if row["correct"] is not None]
     line: dict[str, Any] = {"n": len(judged)}
     if judged:
@@ -81,11 +111,11 @@ def control_line(rows: list[dict], control: str | None, plain: list[dict]) -> di
     before = {row["id"]: row["prediction"] for row in plain}
     line["changed_answers"] = sum(row["prediction"] != before.get(row["id"]) for row in rows) / max(len(rows), 1)
     if control == "swap-media":
-        line["follows_media"] = follows_media(rows)
+        line["follows_media"] = follows_media(rows, protocol)
     return line
 
 
-def follows_media(rows: list[dict]) -> dict[str, Any]:
+def follows_media(rows: list[dict], protocol: Protocol) -> dict[str, Any]:
     """How often the answer is one that belongs to the clip that was shown, over questions which that clip is asked as well."""
     asked: dict[tuple[int, str, str], list[dict]] = {}
     for row in rows:
@@ -93,9 +123,9 @@ def follows_media(rows: list[dict]) -> dict[str, Any]:
     follows = keeps = n = 0
     for row in rows:
         same_question = asked.get((row.get("shown", -1), row["question"], row.get("context") or ""), [])
-        answers = [answer for other in same_question for answer in accepted(other)]
+        answers = [answer for other in same_question for answer in accepted(other, protocol)]
         if answers:
             n += 1
-            follows += bool(judge({**row, "answer": None, "references": answers})["correct"])
+            follows += exact(row["prediction"] or "", answers)
             keeps += bool(row["correct"])
     return {"n": n, "follows": follows, "keeps": keeps, "share": follows / n if n else None}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mirasol_cli.errors import ShardError, UsageError
 from mirasol_cli.evaluation.protocols import Protocol, protocol_of
+from mirasol_cli.evaluation.subsets import SUBSETS, Subset
 from mirasol_cli.recipe import default_shards
 from mirasol_cli.recipe_schema import Recipe
 
@@ -37,7 +38,7 @@ class Setting:
     recipe: Recipe
     dataset: str
     task: str
-    split: str
+    split: str  # as asked for: a prepared split, or a subset of one
     protocol: Protocol
     folder: Path  # <run>/eval/<split>
     shards: Path
@@ -52,11 +53,15 @@ class Setting:
         folder = Path(recipe.run_dir) / "eval" / split
         return Setting(recipe, source.dataset, source.task, split, protocol_of(source.dataset, source.task), folder, shards)
 
+    @property
+    def subset(self) -> Subset | None:
+        return SUBSETS.get(self.split)
+
     def open_split(self) -> ShardSplit:
-        """Raises ShardError where the shards were made with another geometry than the recipe's."""
+        """The prepared split, of which a subset is a part. Raises ShardError where its geometry is not the recipe's."""
         from mirasol_cli.shards.reader import ShardFolder
 
-        split = ShardFolder(self.shards).split(self.split)
+        split = ShardFolder(self.shards).split(self.subset.split if self.subset else self.split)
         differences = self.recipe.clip.differences(split.geometry)
         if differences:
             raise ShardError(

@@ -22,19 +22,19 @@ def validate(
     model: Mirasol, vocabulary: Vocabulary, split: ShardSplit, recipe: Recipe, *, task: str, limit: int | None = None,
     device: torch.device | str = "cpu", rank: int = 0, size: int = 1,
 ) -> dict[str, float]:  # fmt: skip
-    """Figures of a model in training on a split's first `limit` clips; the model returns to the mode it was in.
+    """Figures of a model in training on `limit` clips of a split, drawn as for `minival`; the model returns to the mode it was in.
 
     Returns:
         n, and the sums `exact_match` and `exact_match_normalised` of this process's share of the batches (all of them by
         default), so that several processes add up; `validation_figures` divides.
     """
-    # Class names are generated only: ranking hundreds of them takes too long while training waits.
-    protocol = protocol_of("", "mc" if task == "mc" else "qa")
+    protocol = protocol_of(recipe.data.training_sources()[0].dataset, task)
     settings = replace(recipe.eval, decode="greedy")
     was_training = model.training
     answerer = Answerer(model, vocabulary, settings, device, sound=recipe.data.sound, precision=recipe.train.precision)
     try:
-        plan = Plan.of(split, task, protocol, limit=limit, seed=recipe.eval.seed)
+        # Class names are only generated: ranking hundreds of them takes too long while training waits.
+        plan = replace(Plan.of(split, task, protocol, sample=limit, seed=recipe.eval.seed), labels=())
         numbers = range(rank, batches_of(plan, recipe.eval.batch_clips), size)
         rows = [row for batch in predict(plan, answerer, numbers) for row in batch if row["correct"] is not None and not row.get("missing")]
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol_cli.errors import DataError, EnvironmentProblem
-from mirasol_cli.evaluation.protocols import accepted
+from mirasol_cli.evaluation.protocols import NEXTQA_GROUPS, PROTOCOLS, accepted
 
 Similarity = Callable[[str, str], float]
 """Wu-Palmer similarity of two words' first senses, in [0, 1]; 0 where a word is unknown or they share nothing."""
@@ -20,7 +20,7 @@ NEEDED = ("corpora/wordnet", "tokenizers/punkt_tab", "taggers/averaged_perceptro
 STOP_WORDS = "stopwords.txt"
 EQUALITY_TYPES = ("DC", "DB")
 """Counts and yes/no questions are compared for equality."""
-GROUPS = {"C": ("CW", "CH"), "T": ("TN", "TP", "TC"), "D": ("DB", "DC", "DL", "DO")}
+PROTOCOL = PROTOCOLS["nextqa", "oe"]
 
 
 def wups_figures(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, float]:
@@ -39,12 +39,12 @@ def wups_figures(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, f
 
 def figures(rows: Sequence[Mapping[str, Any]], words_of: Callable[[str], list[str]], similarity: Similarity) -> dict[str, float]:
     """The same with any way to get a text's words and any similarity."""
-    labelled = [row for row in rows if accepted(row)]
+    labelled = [row for row in rows if accepted(row, PROTOCOL)]
     if not labelled:
         return {}
     plain, strict = ([_best(row, words_of, similarity, threshold) for row in labelled] for threshold in (0.0, 0.9))
     result = {"wups": sum(plain) / len(plain), "wups_0.9": sum(strict) / len(strict)}
-    for group, types in GROUPS.items():
+    for group, types in NEXTQA_GROUPS.items():
         part = [value for row, value in zip(labelled, plain, strict=True) if row["type"] in types]
         if part:
             result[f"wups_{group.lower()}"] = sum(part) / len(part)
@@ -52,9 +52,11 @@ def figures(rows: Sequence[Mapping[str, Any]], words_of: Callable[[str], list[st
 
 
 def _best(row: Mapping[str, Any], words_of: Callable[[str], list[str]], similarity: Similarity, threshold: float) -> float:
-    """The better of the gold answer and the added reference answers."""
-    predicted = words_of(row.get("prediction") or "")
-    expected = [words_of(answer) for answer in accepted(row)]
+    """The better of the gold answer and the added reference answers; no answer, as of a missing clip, is worth nothing."""
+    if not (row.get("prediction") or "").strip():
+        return 0.0
+    predicted = words_of(row["prediction"])
+    expected = [words_of(answer) for answer in accepted(row, PROTOCOL)]
     if row["type"] in EQUALITY_TYPES:
         return float(any(predicted == words for words in expected))
     return max(wups(predicted, words, similarity, threshold) for words in expected)

@@ -18,6 +18,7 @@ from mirasol_cli.evaluation.generate import Plan, write_predictions
 from mirasol_cli.evaluation.protocols import protocol_of
 from mirasol_cli.evaluation.results import follows_media
 from mirasol_cli.evaluation.setting import Options
+from mirasol_cli.evaluation.subsets import SUBSETS, choose
 from mirasol_cli.evaluation.validation import validate, validation_figures
 from mirasol_cli.files import read_jsonl, write_jsonl
 from mirasol_cli.shards.reader import ShardFolder
@@ -185,6 +186,49 @@ def test_limit_takes_the_first_clips_and_is_marked(world):
     assert {row["clip"] for row in read_jsonl(run_folder(world) / "predictions.jsonl")} == {0, 1, 2}
 
 
+def test_minitrain_is_always_the_same_part_of_train_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(SUBSETS, "minitrain", replace(SUBSETS["minitrain"], clips=4))
+    recipe = tiny_recipe(tmp_path)
+    write_texts_split(tmp_path / "shards" / "train", texts(), VIDEOS, missing=MISSING)
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    results = evaluate(recipe, Options(split="minitrain", report=False))
+    assert results["split"] == "minitrain"
+    assert results["subset"] == {"of": "train", "clips": 4, "of_clips": 11, "purpose": "to gauge memorization"}
+    rows = read_jsonl(tmp_path / "run" / "eval" / "minitrain" / "predictions.jsonl")
+    chosen = {row["video"] for row in rows}
+    assert len(chosen) == 4
+
+    # other clips that come or go exchange no more than what has to be exchanged, and a media file that is lost changes nothing
+    later = tiny_recipe(tmp_path / "later")
+    more = [*texts(), *({"id": f"n{c}", "clip": c, "question": "what is it", "answer": "yes"} for c in (11, 12))]
+    write_texts_split(tmp_path / "later" / "shards" / "train", more, [*VIDEOS, "w0.mp4", "w1.mp4"], missing=(0, 1, 2, 3))
+    write_tiny_checkpoint(tmp_path / "later" / "run" / "checkpoints", later)
+    evaluate(later, Options(split="minitrain", report=False))
+    again = {row["video"] for row in read_jsonl(tmp_path / "later" / "run" / "eval" / "minitrain" / "predictions.jsonl")}
+    assert again - {"w0.mp4", "w1.mp4"} <= chosen
+
+
+def test_a_larger_sample_holds_the_smaller_one():
+    keys = [f"v{i}" for i in range(100)]
+    assert choose(keys, 10) < choose(reversed(keys), 30)
+    assert len(choose(keys, 500)) == 100
+
+
+def test_what_share_of_the_split_is_at_hand_is_said(tmp_path):
+    recipe = tiny_recipe(tmp_path, dataset="activitynet")
+    write_texts_split(tmp_path / "shards" / "test", texts(), VIDEOS, missing=MISSING)
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    said = []
+    results = evaluate(recipe, Options(), say=said.append)
+    assert results["prepared"] == {"clips": 11, "present": 10, "share": 10 / 11, "questions": 27, "published_questions": 8000}
+    assert "10 of 11 clips of split 'test' are present (90.9%)" in said
+    warning = "the annotation at hand has 27 questions where the published split 'test' has 8,000"
+    assert any(warning in note for note in results["notes"])
+    page = (run_folder(recipe) / "report.html").read_text()
+    assert "the annotation at hand has 27 questions" in page
+    assert "10 of 11 clips" in page
+
+
 def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     results = evaluate(world, Options(controls=("all",), report=False))
     names = {"no-sound", "no-picture", "text-only", "shuffle-chunks", "swap-media"}
@@ -215,7 +259,7 @@ def test_follows_media_counts_answers_of_the_clip_that_was_shown():
         {"clip": 2, "shown": 0, "question": "describe the clip", "answer": "a cow", "prediction": "a dog", "correct": False},
         {"clip": 2, "shown": 0, "question": "how many", "answer": "two", "prediction": "two", "correct": True},  # clip 0 is not asked this
     ]
-    assert follows_media(rows) == {"n": 3, "follows": 2, "keeps": 1, "share": pytest.approx(2 / 3)}
+    assert follows_media(rows, protocol_of("manifest", "qa")) == {"n": 3, "follows": 2, "keeps": 1, "share": pytest.approx(2 / 3)}
 
 
 def test_multiple_choice_picks_the_likeliest_choice(tmp_path):

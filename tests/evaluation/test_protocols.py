@@ -184,11 +184,19 @@ def test_audioset_counts_every_label_of_a_clip():
     rows = []
     for i in range(80):
         names = [labels[c] for c in np.flatnonzero(positive[i])]
-        rows.append(row(i, names[0], names[-1], references=names[1:], scores=logits[i].tolist()))
+        rows.append(row(i, "; ".join(names), names[0], references=names, scores=logits[i].tolist()))
     scored = score(rows, protocol_of("audioset", "label"), labels)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert scored.metrics["mAP"] == pytest.approx(m.average_precision_score(positive, probabilities, average="macro"))
-    assert scored.metrics["exact_match"] == 1.0  # each prediction is one of the clip's names
+    single = positive.sum(axis=1) == 1
+    assert 0 < single.mean() < 1
+    assert scored.metrics["exact_match"] == pytest.approx(single.mean())  # one name of several is not the answer
+    assert scored.metrics["label_f1"] == pytest.approx(np.mean(2 / (1 + positive.sum(axis=1))))
+    turned = score([{**r, "prediction": " ;".join(reversed(r["references"]))} for r in rows], protocol_of("audioset", "label"), labels)
+    assert turned.metrics["label_f1"] == turned.metrics["valid_class"] == 1.0
+    assert turned.metrics["exact_match"] == pytest.approx(single.mean())
+    invented = score([{**r, "prediction": r["answer"] + "; unheard-of"} for r in rows], protocol_of("audioset", "label"), labels)
+    assert invented.metrics["valid_class"] == 0.0
 
 
 def test_types_by_first_word():
@@ -214,7 +222,14 @@ def test_without_labels_nothing_is_scored_and_it_says_so():
     scored = score([row(0, None, "yes"), row(1, None, "no")], protocol_of("epic-sounds", "label"), ["yes", "no"])
     assert scored.metrics == {}
     assert "without labels" in scored.notes[-1]
-    assert judge(row(0, None, "yes"))["correct"] is None
+    assert judge(row(0, None, "yes"), protocol_of("epic-sounds", "label"))["correct"] is None
+
+
+def test_an_added_reference_of_nextqa_counts_and_an_empty_answer_never_does():
+    protocol = protocol_of("nextqa", "oe")
+    assert judge(row(0, "curious", "happy", references=["happy"]), protocol)["correct"] is True
+    assert judge(row(0, "curious", "sad", references=["happy"]), protocol)["correct"] is False
+    assert judge(row(0, "", "", references=[" "]), protocol)["correct"] is False
 
 
 def test_captions_have_token_f1_and_manifest_choices_are_compared_as_text():
