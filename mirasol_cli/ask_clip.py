@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from mirasol_cli.media.workers import DecodePool
 
 SAMPLE_CLIP = Path(__file__).parent / "assets" / "demo.mp4"
+HINTS = {
+    "no video stream": "only sound was found, and an answer needs a picture",
+    "truncated": "download it again, or ask about the part that is there, with --end",
+}
+"""Reasons whose usual hint names an option of `prepare`."""
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
 
 
@@ -65,6 +70,8 @@ def find_video(video: str) -> Path:
         return SAMPLE_CLIP
     if path.is_dir():
         raise MediaError(f"'{video}' is a folder", "give one video file in it", stage="probe")
+    if path.exists() and not path.is_file():
+        raise MediaError(f"'{video}' is not a regular file", "give a video file", stage="probe")
     if not path.is_file():
         near = _near_name(path)
         raise MediaError(f"there is no file '{video}'", f"did you mean '{near}'?" if near else "check the path", stage="probe")
@@ -77,7 +84,7 @@ def _near_name(path: Path) -> Path | None:
     import difflib
 
     try:
-        names = [entry.name for entry in path.parent.iterdir()]
+        names = [entry.name for entry in path.parent.iterdir() if entry.exists()]
     except OSError:
         return None
     near = difflib.get_close_matches(path.name, names, n=1)
@@ -139,11 +146,12 @@ def open_clip(
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """A MediaError tells a reason; here it also names the file."""
+    """A MediaError tells a reason; here it also names the file, and the way out is one that `ask` has."""
     try:
         yield
     except MediaError as error:
-        raise MediaError(f"'{path}' cannot be used: {error.message}", error.hint, stage=error.stage) from None
+        hint = next((hint for reason, hint in HINTS.items() if error.reason.startswith(reason)), error.hint)
+        raise MediaError(f"'{path}' cannot be used: {error.message}", hint, stage=error.stage) from None
 
 
 def _next_result(pool: DecodePool) -> Any:
