@@ -255,7 +255,9 @@ def evaluate(
     recipe: RecipeName,
     overrides: Overrides = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="best|latest|demo|DIR", help="Which weights.")] = "best",
-    split: Annotated[str | None, typer.Option("--split", help="Split to evaluate on, or minitrain, minival: always the same 500 clips of train, val.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split to evaluate on, or minitrain, minival: always the same 500 clips of train, val.")
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(

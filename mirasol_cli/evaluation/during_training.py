@@ -18,10 +18,11 @@ VALIDATION_SPLIT = "val"
 
 
 def validator(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Mirasol, Vocabulary], Mapping[str, float]] | None:
-    """Exact match on `train.evaluate_limit` clips of `val` (always the same, a part of `minival`), or None where nothing is to be validated on.
+    """Exact match on `train.evaluate_limit` clips of `val`, or None where nothing is to be validated on.
 
-    The test split never chooses a checkpoint: without a `val` split there is no validation, and one line says so. Only a
-    recipe that is evaluated on its own training split (`memorise`) is validated there.
+    They are always the same clips, drawn as those of `minival` are. The test split never chooses a checkpoint: without a
+    `val` split there is no validation, and one line says so. Only a recipe that is evaluated on its own training split
+    (`memorise`) is validated there.
     """
     if not recipe.train.evaluate_every:
         return None

@@ -233,6 +233,8 @@ def _finish(setting: Setting, results: dict, rows: list[dict], options: Options,
         say(f"{prepared['present']} of {prepared['clips']} clips of split '{split.name}' are present ({prepared['share']:.1%})")
     if setting.subset:
         say(f"{setting.split}: {results['subset']['clips']} clips of '{setting.subset.split}', {setting.subset.purpose}")
+    if results["limited"]:
+        say(f"limited to the first {options.limit} clips: not figures of the whole split")
     for note in results["notes"]:
         say(note)
     if results["missing"]:

@@ -18,7 +18,7 @@ SUBSETS = {
     "minitrain": Subset("train", 500, "to gauge memorization"),
     "minival": Subset("val", 500, "to monitor progress"),
 }
-"""OURS: names of `eval.split` beside the prepared splits. 500 clips: with one question each, a share near one half is known to +-4 points."""
+"""OURS: names of `eval.split` beside the prepared splits. 500 clips tell a share near one half to 4 points or better."""
 
 
 def choose(keys: Iterable[str], count: int) -> frozenset[str]:
