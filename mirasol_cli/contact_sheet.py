@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.shards.format import AUDIO_STATES
@@ -24,6 +24,9 @@ UNSEEN = 112
 ROW, GAP, BAR = 128, 6, 8
 """px: height of a row, space between things, height of the bar of frame masks."""
 MASKED, INK, PAPER = (220, 60, 50), (20, 20, 20), (255, 255, 255)
+LETTER, LINE = 12, 17
+"""px: size of the letters, height of a line."""
+LEGEND = "each row: {frames} of {of} frames as the tubes see them (grey: no tube), thumbnails, sound (low notes below); red: masked"
 
 
 def write_contact_sheets(out: Path, splits: Sequence[str], number: int) -> list[Path]:
@@ -52,12 +55,13 @@ def contact_sheet(split: ShardSplit, clip: int, texts: Sequence[str]) -> Image.I
     shown = min(FRAMES_SHOWN, geometry.frames_per_chunk)
     spectrogram_width = max(ROW, min(384, geometry.audio.columns))
     width = 2 * GAP + 72 + (shown + 1) * (ROW + GAP) + spectrogram_width
-    lines = _heading(split, clip, sample, texts, width // 7)
-    top = GAP + 14 * len(lines) + GAP
+    lines = [*_heading(split, clip, sample, texts, width // 6), LEGEND.format(frames=shown, of=geometry.frames_per_chunk)]
+    top = GAP + LINE * len(lines) + GAP
     sheet = Image.new("RGB", (width, top + geometry.chunks * (ROW + BAR + 2 * GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
+    draw.font = ImageFont.load_default(LETTER)
     for number, line in enumerate(lines):
-        draw.text((GAP, GAP + 14 * number), line, INK)
+        draw.text((GAP, GAP + LINE * number), line, INK)
     frames_TFHWC = tube_frames(sample, geometry)
     for chunk in range(geometry.chunks):
         y = top + chunk * (ROW + BAR + 2 * GAP)
@@ -83,8 +87,8 @@ def _heading(split: ShardSplit, clip: int, sample: Mapping[str, np.ndarray], tex
     start, end = sample["span"]
     state = AUDIO_STATES[int(sample["audio_state"])]
     real = int(sample["frame_valid"].sum())
-    first = f"{split.name} clip {clip}: {split.clips[clip]['key']}   {start:.2f} to {end:.2f} s   sound: {state}   "
-    first += f"{real} of {sample['frame_valid'].size} frames shown"
+    first = f"{split.name} clip {clip}: {split.clips[clip]['key']}; {start:.2f} to {end:.2f} s; sound: {state}; "
+    first += f"{real} of {sample['frame_valid'].size} frames differ from the one before"
     return [line for text in (first, *texts[:12]) for line in wrap(text, columns) or [""]]
 
 
