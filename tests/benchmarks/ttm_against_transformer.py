@@ -1,0 +1,92 @@
+"""The Token Turing Machine as Combiner against the Transformer that sees history: FLOPs, time and memory by number of chunks.
+
+    python tests/benchmarks/ttm_against_transformer.py
+
+FLOPs are those of each preset's Combiner at 224 px (the table that `--dry-run` prints from). Time (forward and backward of the
+Combiner alone) and memory are taken at a size that the Transformer with history can still be run at here: width 128, two
+layers, 64 tokens a chunk, 16 outputs, memory of 32.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from common import Report, alternate, arguments, in_child, peak_mib, resolved_model
+
+CHUNKS = (4, 16, 64)
+TIMED = (1, 2, 4, 16, 64, 128)
+TOKENS = 64
+
+
+def forms(config: Any) -> dict[str, Any]:
+    return {
+        "ttm": replace(config, kind="ttm"),
+        "history": replace(config, kind="transformer", context="history"),
+        "chunk": replace(config, kind="transformer", context="chunk"),
+    }
+
+
+def flops_tables(report: Report) -> None:
+    from mirasol_cli.model.flops import combiner_flops
+
+    rows = []
+    for preset in ("small", "base", "mirasol3b"):
+        config, geometry = resolved_model(preset)
+        for chunks in CHUNKS:
+            count = {name: combiner_flops(form, config.encoder.width, geometry.tokens_per_chunk, chunks) / 1e9 for name, form in forms(config.combiner).items()}
+            report.row(preset=preset, chunks=chunks, gflops=count)
+            rows.append([preset, chunks, *(round(count[name], 1) for name in ("ttm", "history", "chunk")), count["history"] / count["ttm"]])
+    report.table(["preset", "chunks", "TTM GFLOP", "Transformer, history", "Transformer, chunk only", "history / TTM"], rows)
+
+
+def work(name: str, chunks: int) -> Any:
+    import torch
+
+    from mirasol_cli.model.combiner import build_combiner
+
+    torch.manual_seed(0)
+    config, _ = resolved_model("demo")
+    combiner = build_combiner(forms(config.combiner)[name], config.encoder.width, TOKENS)
+    x = torch.randn(1, chunks, TOKENS, config.encoder.width, requires_grad=True)
+
+    def run() -> None:
+        out, _ = combiner(x)
+        out.sum().backward()
+
+    return run
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--peak", nargs=2, help="(used by the script itself)")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        run = work(args.peak[0], int(args.peak[1]))
+        before = peak_mib()
+        run()
+        print(json.dumps({"mib": peak_mib() - before}))
+        return
+    report = Report("ttm_against_transformer", "TTM against Transformer with history", smoke=args.smoke)
+    flops_tables(report)
+    rows, crossing = [], None
+    for chunks in TIMED[:2] if args.smoke else TIMED:
+        names = ("ttm", "history", "chunk")
+        timings = alternate({name: work(name, chunks) for name in names}, 1 if args.smoke else args.rounds, patience=args.patience)
+        memory = {name: in_child(__file__, "--threads", str(args.threads), "--peak", name, str(chunks))["mib"] for name in names}
+        for name in names:
+            report.row(chunks=chunks, combiner=name, mib=memory[name], **timings[name].plain())
+        if crossing is None and timings["ttm"].median < timings["history"].median:
+            crossing = chunks
+        rows.append([chunks, *(timings[name] for name in names), *(round(memory[name], 1) for name in names)])
+    report.table(["chunks", "TTM s", "history s", "chunk only s", "TTM MiB", "history MiB", "chunk only MiB"], rows)
+    report.text(f"In time, TTM is the faster one from {crossing} chunks on (of those measured)." if crossing else "TTM was never faster.")
+    report.write("In FLOPs TTM is below the Transformer with history at every number of chunks: its Transformer sees only the M tokens read.")
+
+
+if __name__ == "__main__":
+    main()
