@@ -346,6 +346,9 @@ def ask(
       mirasol ask clip.mp4 "what is playing?" --checkpoint runs/demo --why
     """
     _set_threads(threads)
+    from mirasol_cli.media.workers import start_ahead
+
+    start_ahead()  # importing torch takes most of the time of a short clip's answer, here and in the decoder: side by side
     from mirasol_cli.ask import ask as run_ask
 
     result = run_ask(

@@ -109,3 +109,4 @@ def _load() -> Callable[[Job, Callable[[str], None]], Iterator[tuple]]:
 
 if __name__ == "__main__":
     run(sys.argv[1:], _load)
+    os._exit(0)  # taking decoders and torch down in order takes up to a second, and `ask` waits for it

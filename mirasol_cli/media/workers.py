@@ -33,6 +33,12 @@ START_LIMIT_S = 300.0
 WORKER_COMMAND = (sys.executable, "-P", "-m", "mirasol_cli.media.worker")  # -P: never import from the current folder
 
 
+def start_ahead() -> None:
+    """Start one decoding process now, for the first pool that wants one: it then imports what it needs beside this process."""
+    if not _started_ahead:
+        _started_ahead.append(_Worker.start(WORKER_COMMAND, MEMORY_LIMIT_BYTES))
+
+
 class DecodePool:
     """Child processes that decode files under a time and a memory limit. Results come in the order they are ready.
 
@@ -126,9 +132,14 @@ class DecodePool:
             if not idle and len(self._workers) >= self._size:
                 return
             if not idle:
-                idle = [_Worker.start(self.command, self.memory_limit_bytes)]
+                idle = [self._new_worker()]
                 self._workers += idle
             idle[0].give(self._waiting.popleft(), self.geometry, self.time_limit_s)
+
+    def _new_worker(self) -> _Worker:
+        if _started_ahead and (self.command, self.memory_limit_bytes) == (WORKER_COMMAND, MEMORY_LIMIT_BYTES):
+            return _started_ahead.pop()
+        return _Worker.start(self.command, self.memory_limit_bytes)
 
     def _receive(self, worker: _Worker) -> _Task | None:
         """Take one message; the task, if that finished it."""
@@ -247,6 +258,10 @@ class _Worker:
             self.process.kill()
             code = self.process.wait()
         return code
+
+
+_started_ahead: list[_Worker] = []
+"""By `start_ahead`; one that no pool takes ends with this process."""
 
 
 def decode_one(

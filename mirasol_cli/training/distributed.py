@@ -9,22 +9,24 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 Result = TypeVar("Result")
 
@@ -194,6 +196,9 @@ def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.
     if kind == "ddp":
         ids = [world.device.index] if world.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh(world.device.type, (world.size,))
     # Weights travel in bf16, gradients are summed in float32: autocast computes in bf16 anyhow.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
@@ -211,14 +216,21 @@ def gradient_sync(runner: nn.Module, last: bool) -> Iterator[None]:
         with runner.no_sync():
             yield
         return
-    if isinstance(runner, FSDPModule):
+    if is_sharded(runner):
         runner.set_requires_gradient_sync(last)
     yield
 
 
-def is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:
     """Whether `parallelise` has sharded it in place."""
-    return isinstance(model, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # takes a second to import; where nobody has, nothing is sharded
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is one process's part of a sharded tensor."""
+    sharded = sys.modules.get("torch.distributed.tensor")
+    return sharded is not None and isinstance(tensor, sharded.DTensor)
 
 
 def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
@@ -228,7 +240,7 @@ def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """
     found = {}
     for name, tensor in tensors.items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
         if world.is_main:
             found[name] = full.detach().to("cpu", copy=True)
     return found
@@ -236,7 +248,9 @@ def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 def like(full: Tensor, reference: Tensor) -> Tensor:
     """`full` (the same on every process) on the device, in the type and sharding of `reference`, without communication."""
-    if isinstance(reference, DTensor):
+    if is_sharded_tensor(reference):
+        from torch.distributed.tensor import distribute_tensor
+
         moved = full.to(reference.to_local().device, reference.dtype)
         return distribute_tensor(moved, reference.device_mesh, reference.placements, src_data_rank=None)
     return full.to(reference.device, reference.dtype)

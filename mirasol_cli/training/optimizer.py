@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mirasol_cli.errors import CheckpointError
 from mirasol_cli.recipe_schema import RatesRecipe, TrainRecipe
-from mirasol_cli.training.distributed import like
+from mirasol_cli.training.distributed import is_sharded_tensor, like
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _ENCODER_PARTS = ("video_tokens", "audio_tokens", "encoder", "video_encoder", "audio_encoder")
@@ -111,7 +110,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
     """
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
-    if isinstance(norm, DTensor):
+    if is_sharded_tensor(norm):
         norm = norm.full_tensor()
     value = float(norm)
     if largest > 0 and math.isfinite(value):
