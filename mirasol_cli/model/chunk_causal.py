@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mirasol_cli.model.layers import Block, join_heads, norm, rotary_table, rotate, split_heads
 
@@ -54,14 +52,6 @@ class ChunkBlock(Block):
         past: KeyValue | None,
     ) -> tuple[Tensor, KeyValue]:
         """Queries x [B, T, L, D] at the chunks of memory [B, T, N, D]; also returns keys and values, past included."""
-        if self.checkpoint and torch.is_grad_enabled():
-            result = checkpoint(self._chunks, x_BTLD, memory_BTND, blocks, rotary, past, use_reentrant=False)
-            return cast(tuple[Tensor, KeyValue], result)
-        return self._chunks(x_BTLD, memory_BTND, blocks, rotary, past)
-
-    def _chunks(
-        self, x_BTLD: Tensor, memory_BTND: Tensor, blocks: list[QueryBlock], rotary: tuple[Tensor, Tensor], past: KeyValue | None
-    ) -> tuple[Tensor, KeyValue]:
         heads = self.attention.heads
         normed = self.norm1(x_BTLD)
         query = rotate(_heads_first(self.attention.query(normed), heads), *rotary)

@@ -14,12 +14,9 @@ block of a Combiner asks from M tokens only, while it looks at all N.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6  # ViT's, not torch's 1e-5
 
@@ -56,10 +53,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """y = x + Attention(norm1(x)); y + MLP(norm2(y)) (TubeViT Eqs. 1-2), with dropout and stochastic depth.
-
-    `checkpoint` (see `set_checkpointing`) recomputes the block in the backward pass instead of keeping its activations.
-    """
+    """y = x + Attention(norm1(x)); y + MLP(norm2(y)) (TubeViT Eqs. 1-2), with dropout and stochastic depth."""
 
     def __init__(self, width: int, heads: int, mlp: int, *, dropout: float = 0.0, drop_path: float = 0.0, gelu: str = "none"):
         super().__init__()
@@ -68,15 +62,9 @@ class Block(nn.Module):
         self.norm2 = norm(width)
         self.mlp = FeedForward(width, mlp, dropout=dropout, gelu=gelu)
         self.dropout, self.drop_path = dropout, drop_path
-        self.checkpoint = False
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None = None, memory_BKD: Tensor | None = None) -> Tensor:
         """[B, L, D] -> [B, L, D]. Keys and values come from `memory` where it is given, else from `x`."""
-        if self.checkpoint and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(self._forward, x_BLD, mask, memory_BKD, use_reentrant=False))
-        return self._forward(x_BLD, mask, memory_BKD)
-
-    def _forward(self, x_BLD: Tensor, mask: Tensor | None, memory_BKD: Tensor | None) -> Tensor:
         query = self.norm1(x_BLD)
         memory = query if memory_BKD is None else self.norm1(memory_BKD)
         return self.after_attention(x_BLD, self.attention(query, memory, mask))
@@ -91,13 +79,6 @@ class Block(nn.Module):
             return branch
         keep = torch.rand(branch.shape[0], *[1] * (branch.dim() - 1), device=branch.device) >= self.drop_path
         return branch * keep / (1.0 - self.drop_path)
-
-
-def set_checkpointing(module: nn.Module, on: bool) -> None:
-    """Switch activation checkpointing of every block in `module` that knows it."""
-    for part in module.modules():
-        if hasattr(part, "checkpoint"):
-            part.checkpoint = on  # type: ignore[assignment]
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

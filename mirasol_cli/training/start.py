@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirasol_cli.errors import CheckpointError, DataError
+from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.files import read_json
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.losses import LossWeights, with_heads
@@ -194,12 +194,24 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
         return None
     if not path.is_file():
         raise DataError(f"{key}: there is no tokenizer '{path}'", "give a SentencePiece model file with init.tokenizer")
+    if init.text_decoder is not None and key != "init.text_decoder":
+        theirs = Path(init.text_decoder) / TOKENIZER
+        if theirs.is_file() and theirs.read_bytes() != path.read_bytes():
+            raise UsageError(
+                f"{key} leads to '{path}', which is another vocabulary than the one that init.text_decoder was trained with, '{theirs}'",
+                f"leave {key} out, or the text decoder",
+            )
     return path
 
 
 def initialise(model: Mirasol, recipe: Recipe) -> list[str]:
     """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
     init, notes = recipe.init, []
+    if init.video_encoder is not None and init.audio_encoder is not None and model.config.encoder.share:
+        raise UsageError(
+            "init.video_encoder and init.audio_encoder would both fill the one encoder that sound and picture share",
+            "give each its own with model.encoder.share=false, or name only one of them",
+        )
     if init.checkpoint is not None:
         notes.append(load_fitting(model, ck.find_checkpoint(Path(init.checkpoint), init.checkpoint)))
     if init.video_encoder or init.audio_encoder or init.text_decoder:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mirasol_cli.model.config import HEADS, EncoderConfig, LatentConfig
 from mirasol_cli.model.inputs import MediaBatch, TextBatch
-from mirasol_cli.model.layers import set_checkpointing
 from mirasol_cli.model.losses import LossWeights
 from mirasol_cli.model.mirasol import StreamState
 from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patches
+from mirasol_cli.training.distributed import prepare_blocks
 from tests.small_model import KINDS, all_valid, media, model, text
 
 EVERYTHING = LossWeights(audio=1, contrastive=1)
@@ -161,7 +161,7 @@ def test_activation_checkpointing_changes_no_gradient(kind: str) -> None:
     gradients = []
     for on in (False, True):
         network = model(kind, heads=HEADS).train()
-        set_checkpointing(network, on)
+        prepare_blocks(network, checkpoint_activations=on, compile=False)
         network(media(), text(), EVERYTHING).total(EVERYTHING).backward()
         gradients.append([p.grad for p in network.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
