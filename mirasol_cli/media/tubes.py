@@ -66,19 +66,31 @@ def thumbnail_frames(frames_per_chunk: int) -> np.ndarray:
 def thumbnails(frames_TFHWC: np.ndarray) -> np.ndarray:
     """uint8 [T, 4, 32, 32, 3] of uint8 [T, F, H, W, 3]: mean over the area of each thumbnail pixel, rounded half up.
 
-    All sums are whole numbers that float64 (or, for small pictures, float32) holds exactly: the bytes are the same everywhere.
+    All sums are whole numbers (below 2^32 for pictures of up to 4096 px), so the bytes are the same everywhere.
     """
     frames = np.asarray(frames_TFHWC)
     chosen = frames[:, thumbnail_frames(frames.shape[1])]
     height, width = chosen.shape[2:4]
-    exact = np.float32 if 255 * height * width < 2**24 else np.float64
-    rows, columns = _area_weights(height).astype(exact), _area_weights(width).astype(exact)
-    flat = chosen.reshape(-1, height, width * 3).astype(exact)
-    shrunk = np.matmul(rows, flat).reshape(-1, width, 3)
-    totals = np.matmul(columns, shrunk).astype(np.int64)
+    shrunk = _area_sums(chosen.reshape(-1, height, width * 3), 255)
+    totals = _area_sums(shrunk.reshape(-1, width, 3), 255 * height)
     area = height * width
     means = (totals + area // 2) // area
     return means.astype(np.uint8).reshape(*chosen.shape[:2], THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
+
+
+def _area_sums(numbers: np.ndarray, largest: int) -> np.ndarray:
+    """[n, extent, m], whose numbers are at most `largest`, to [n, 32, m]: sums over extent / 32 places each, times 32."""
+    extent = numbers.shape[1]
+    weights = _area_weights(extent)
+    first, rows = np.arange(THUMBNAIL_SIZE) * extent // THUMBNAIL_SIZE, np.arange(THUMBNAIL_SIZE)
+    kind = np.uint16 if largest * extent < 1 << 16 else np.uint32
+    sums = np.zeros((len(numbers), THUMBNAIL_SIZE, numbers.shape[2]), kind)
+    for k in range(int(np.count_nonzero(weights, axis=1).max())):
+        place = np.minimum(first + k, extent - 1)
+        weight = np.where(first + k < extent, weights[rows, place], 0).astype(kind)
+        under = numbers[:, k :: extent // THUMBNAIL_SIZE] if extent % THUMBNAIL_SIZE == 0 else numbers[:, place]  # a slice is faster
+        sums += under.astype(kind) * weight[:, None]
+    return sums
 
 
 def _area_weights(extent: int) -> np.ndarray:
