@@ -5,36 +5,46 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")  # no window, whatever the user's settings say
+import matplotlib.colors
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
-# Colours that read on light and on dark ground; the ground itself stays transparent, text takes the page's own.
+from mirasol_cli.geometry import ClipGeometry
+
+# Colours that read on light and on dark ground; the ground itself stays transparent, and `svg` gives INK the page's own colour.
 INK, ACCENT, OTHER = "#7f8790", "#3a7bd5", "#d5803a"
+LINES = (ACCENT, OTHER, "#3f9b6c", "#a066c4", "#c24f5a", "#8d8a2f", "#4aa5b5", "#9a7358")
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "mirasol", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
                          "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.parse_math": False}  # fmt: skip
 SHEET_CHUNKS = 8
 """Most chunks of a contact sheet; longer clips show every k-th."""
+SHEET_SIDE, SOUND_WIDTH, SOUND_HEIGHT = 112, 640, 64
+"""Most px of a picture in the sheet, and of a spectrogram."""
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element, without the XML header; the same figure gives the same text."""
+    """The figure as an SVG element, without the XML header, its ink in the colour of the text around it.
+
+    The same figure gives the same text.
+    """
     with matplotlib.rc_context(STYLE):
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
 def bars(parts: Sequence[tuple[str, float, tuple[float, float] | None]]) -> str:
     """One bar per (name, fraction, interval), with whiskers where there is an interval."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 0.34 * len(parts) + 0.6))
+        figure = Figure(figsize=(4.2, 0.3 * len(parts) + 0.6))
         axes = figure.add_subplot()
         for y, (_, value, interval) in enumerate(parts):
             axes.barh(y, 100 * value, color=ACCENT, height=0.62)
@@ -51,25 +61,40 @@ def bars(parts: Sequence[tuple[str, float, tuple[float, float] | None]]) -> str:
 
 
 def curves(log: Sequence[dict[str, Any]]) -> str | None:
-    """The losses of metrics.jsonl over the steps; None without any."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for line in log:
-        for name, value in _flat(line):
-            if "loss" in name and isinstance(value, (int, float)) and "step" in line and np.isfinite(value):
-                series.setdefault(name, []).append((float(line["step"]), float(value)))
-    series = {name: points for name, points in sorted(series.items()) if len(points) > 1}
-    if not series:
+    """The losses of metrics.jsonl over the steps, below them the exact match of validation; None without any loss."""
+    losses = {name.removeprefix("loss_"): points for name, points in _series(log, "loss").items() if len(points) > 1}
+    validation = _series(log, "exact_match").get("exact_match", [])
+    if not losses:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 3))
-        axes = figure.add_subplot()
-        for name, points in list(series.items())[:8]:
-            axes.plot(*zip(*points, strict=True), label=_short(name, 28), linewidth=1.3)
-        axes.set_xlabel("step")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        figure = Figure(figsize=(4.2, 4.4 if validation else 2.8))
+        axes = figure.subplots(2 if validation else 1, sharex=True, height_ratios=(2.4, 1) if validation else (1,), squeeze=False)[:, 0]
+        for (name, points), colour in zip(losses.items(), LINES, strict=False):
+            label = "total loss" if name == "loss" else _short(name, 28)
+            axes[0].plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.3)
+        if all(value > 0 for points in losses.values() for _, value in points):
+            axes[0].set_yscale("log")  # the total is many times its parts
+            axes[0].yaxis.set_major_formatter("{x:g}")
+        axes[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=1.2)
+        if validation:
+            axes[1].plot(*zip(*((step, 100 * value) for step, value in validation), strict=True), "o-", color=ACCENT, markersize=3)
+            axes[1].set_ylim(0, None)
+            axes[1].set_ylabel("exact match in\nvalidation, %")
+        axes[-1].set_xlabel("step")
+        for panel in axes:
+            panel.spines[["top", "right"]].set_visible(False)
         return svg(figure)
+
+
+def _series(log: Sequence[dict[str, Any]], start: str) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of every number whose name starts so, in the order of names."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for line in log:
+        step = line.get("step")
+        for name, value in line.items():
+            if name.startswith(start) and isinstance(step, int) and isinstance(value, (int, float)) and np.isfinite(value):
+                series.setdefault(name, []).append((float(step), float(value)))
+    return dict(sorted(series.items()))
 
 
 def confusion(rows: Sequence[dict[str, Any]], classes: int = 15) -> str | None:
@@ -85,56 +110,81 @@ def confusion(rows: Sequence[dict[str, Any]], classes: int = 15) -> str | None:
             table[column[gold], column.get(predicted, len(common))] += 1
     share = table / table.sum(axis=1, keepdims=True)
     with matplotlib.rc_context(STYLE):
-        side = 0.32 * len(common) + 1.6
-        figure = Figure(figsize=(side + 0.6, side))
+        side = 0.26 * len(common) + 1.2
+        figure = Figure(figsize=(side + 0.4, side))
         axes = figure.add_subplot()
-        axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=-0.25, vmax=1)  # nothing stays transparent
+        shade = np.zeros((*share.shape, 4))  # none is transparent, all is the full colour, on light ground and on dark
+        shade[:] = matplotlib.colors.to_rgba(ACCENT)
+        shade[..., 3] = np.where(share > 0, 0.15 + 0.85 * share, 0)
+        axes.imshow(shade, aspect="equal")
+        never = [i for i in range(len(common)) if not table[i, i]]
+        axes.plot(never, never, ".", color=INK, markersize=1.5)  # where right answers would lie
         axes.set_xticks(range(len(common) + 1), [*(_short(name, 16) for name in common), "(other)"], rotation=60, ha="right")
         axes.set_yticks(range(len(common)), [_short(name, 16) for name in common])
         axes.set_xlabel("predicted")
         axes.set_ylabel("gold")
         for (y, x), count in np.ndenumerate(table):
             if count:
-                axes.text(x, y, f"{int(count)}", ha="center", va="center", fontsize=7, color="white" if share[y, x] > 0.4 else "#26323f")
+                axes.text(x, y, f"{int(count)}", ha="center", va="center", fontsize=7, color="white" if share[y, x] > 0.5 else INK)
         return svg(figure)
 
 
-def contact_sheet(thumbnails_TKHWC: np.ndarray, frame_valid_TF: np.ndarray) -> str | None:
-    """One thumbnail per chunk side by side, as the `src` of an image; None without a real frame."""
-    chunks = [t for t in range(len(thumbnails_TKHWC)) if frame_valid_TF[t].any()]
-    if not chunks:
-        return None
-    picked = [chunks[i * len(chunks) // min(SHEET_CHUNKS, len(chunks))] for i in range(min(SHEET_CHUNKS, len(chunks)))]
-    return _jpeg(np.concatenate([thumbnails_TKHWC[t, thumbnails_TKHWC.shape[1] // 2] for t in picked], axis=1), scale=3)
+def contact_sheet(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> list[tuple[float, str]]:
+    """For at most SHEET_CHUNKS chunks with real frames, the seconds of the frame shown and the `src` of its picture."""
+    frames = whole_frames(sample, geometry)
+    valid_TF = sample["frame_valid"] > 0
+    chunks = np.flatnonzero(valid_TF.any(axis=1))
+    picked = [int(chunks[i * len(chunks) // min(SHEET_CHUNKS, len(chunks))]) for i in range(min(SHEET_CHUNKS, len(chunks)))]
+    sheet = []
+    for chunk in picked:
+        if frames is not None and valid_TF[chunk, frames[0]]:
+            frame, picture = frames[0], frames[1][chunk]
+        else:  # a thumbnail, of which four share a chunk
+            k = len(sample["thumbnails"][chunk]) // 2
+            frame, picture = k * valid_TF.shape[1] // len(sample["thumbnails"][chunk]), sample["thumbnails"][chunk, k]
+        image = Image.fromarray(np.ascontiguousarray(picture))
+        scale = SHEET_SIDE / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        sheet.append((float(sample["frame_times"][chunk, frame]), _jpeg(image.resize(size, Image.Resampling.LANCZOS))))
+    return sheet
+
+
+def whole_frames(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> tuple[int, np.ndarray] | None:
+    """A frame number within the chunk, and that frame of every chunk, uint8 [T, H, W, 3], out of tubes that lie side by side.
+
+    None where every kind of tube leaves gaps.
+    """
+    for kind, tube in enumerate(geometry.tubes):
+        rows, columns = tube.grid(*geometry.chunk_shape)[1:]
+        if tube.stride[1:] == tube.kernel[1:] and tube.kernels_per_token == 1 and tube.offset[1:] == (0, 0) and rows and columns:
+            time, height, width = tube.kernel
+            tokens = sample[f"tubes.{kind}"][:, : rows * columns].reshape(geometry.chunks, rows, columns, time, height, width, 3)
+            frames = tokens[:, :, :, 0].transpose(0, 1, 3, 2, 4, 5)  # chunks, rows, height, columns, width, colours
+            return tube.offset[0], frames.reshape(geometry.chunks, rows * height, columns * width, 3)
+    return None
 
 
 def spectrogram(mel_TZS: np.ndarray, valid_TS: np.ndarray) -> str | None:
-    """The log-mel picture of all chunks in a row, low tones below; None without sound."""
+    """The log-mel picture of all chunks in a row, low tones below, as the `src` of an image; None without sound.
+
+    Columns that no chunk uses (windows shorter than the spectrogram) are left out, others without sound are black.
+    """
     if not valid_TS.any():
         return None
-    mel = np.concatenate(list(np.where(valid_TS[:, None] > 0, mel_TZS.astype(np.float32), np.nan)), axis=1)
-    low, high = np.nanpercentile(mel, [2, 99.5])
-    grey = np.nan_to_num((mel - low) / max(high - low, 1e-6), nan=0.0).clip(0, 1)[::-1]
-    width = min(grey.shape[1], 512)
-    columns = np.arange(width) * grey.shape[1] // width
-    rgb = matplotlib.colormaps["magma"](grey[:: max(1, grey.shape[0] // 64)][:, columns])[..., :3]
-    return _jpeg((255 * rgb).astype(np.uint8), scale=1)
+    used_S = valid_TS.any(axis=0)
+    valid = valid_TS[:, used_S].reshape(-1) > 0
+    mel = np.concatenate(list(mel_TZS[:, :, used_S].astype(np.float32)), axis=1)[::-1]
+    low, high = np.percentile(mel[:, valid], [2, 99.5])
+    rgb = (255 * matplotlib.colormaps["magma"](((mel - low) / max(high - low, 1e-6)).clip(0, 1))[..., :3]).astype(np.uint8)
+    rgb[:, ~valid] = 0
+    image = Image.fromarray(rgb)
+    return _jpeg(image.resize((min(image.width, SOUND_WIDTH), min(image.height, SOUND_HEIGHT)), Image.Resampling.BOX))
 
 
-def _jpeg(image_HWC: np.ndarray, scale: int) -> str:
-    from PIL import Image
-
-    picture = Image.fromarray(np.ascontiguousarray(image_HWC))
+def _jpeg(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.resize((picture.width * scale, picture.height * scale)).save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _flat(line: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in line.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return found
 
 
 def _short(text: str, length: int) -> str:

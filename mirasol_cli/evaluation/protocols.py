@@ -171,6 +171,7 @@ class Scored:
     """All figures of one predictions file; fractions, NaN-free."""
 
     metrics: dict[str, float]
+    counts: dict[str, int]  # how many questions each of them is about
     by_type: dict[str, dict]
     groups: dict[str, dict]
     intervals: dict
@@ -184,7 +185,7 @@ def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (
     if len(judged) < len(rows):
         notes.append(f"{len(rows) - len(judged)} of {len(rows)} questions have no gold answer; they are not scored")
     if not judged:
-        return Scored({}, {}, {}, {"method": METHOD}, [*notes, "nothing to score: this split is published without labels"])
+        return Scored({}, {}, {}, {}, {"method": METHOD}, [*notes, "nothing to score: this split is published without labels"])
 
     columns = _columns(judged, protocol)
     overall = {name: float(np.mean(values)) for name, values in columns.items()}
@@ -194,6 +195,7 @@ def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (
     overall["empty"] = sum(not (row.get("prediction") or "").strip() for row in judged) / len(judged)
     if protocol.ranks_labels and labels:
         overall |= _label_figures(judged, protocol, list(labels))
+    counts = {name: len(present) if name.endswith("_present") else len(judged) for name in overall}
 
     types = [protocol.type_of(row) for row in judged]
     videos = [str(row["video"]) for row in judged]
@@ -215,7 +217,7 @@ def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (
             for name, members in parts.items()
             if (part := [i for i, t in enumerate(types) if t in members])
         }
-    return Scored(overall, by_type, groups, intervals, notes)
+    return Scored(overall, counts, by_type, groups, intervals, notes)
 
 
 def _columns(rows: list[dict], protocol: Protocol) -> dict[str, list[float]]:

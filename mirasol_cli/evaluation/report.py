@@ -28,6 +28,7 @@ _environment = jinja2.Environment(
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
 _environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
+_environment.filters["words"] = lambda value: {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
 
 
 def write_report(path: Path, results: dict[str, Any], rows: Sequence[dict[str, Any]], *, run_dir: Path, split: ShardSplit | None) -> None:
@@ -44,7 +45,7 @@ def write_report(path: Path, results: dict[str, Any], rows: Sequence[dict[str, A
     visible = [row for row in rows if row["clip"] in clips] if split else list(rows)
     page = _page(results, rows, visible[:ROWS_SHOWN], clips, run_dir)
     while len(page) > LARGEST_BYTES and clips:  # pictures of large data: fewer clips
-        clips = dict(list(clips.items())[: len(clips) // 2])
+        clips = dict(list(clips.items())[: len(clips) * 3 // 4])
         page = _page(results, rows, [row for row in visible if row["clip"] in clips][:ROWS_SHOWN], clips, run_dir)
     write_atomic(path, page)
 
@@ -73,11 +74,11 @@ def _pictures(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[
         return {}
     kept, pictures = set(split.kept), {}
     for clip in clips:
-        sheet = sound = None
+        sheet, sound = [], None
         try:
             if clip in kept:
                 media = {name: value.numpy() for name, value in split.media(clip).items()}
-                sheet = figures.contact_sheet(media["thumbnails"], media["frame_valid"])
+                sheet = figures.contact_sheet(media, split.geometry)
                 if int(media["audio_state"]) == 2:
                     sound = figures.spectrogram(media["mel"], media["mel_valid"])
             note = "" if clip in kept else "missing: no media in the shards"
@@ -97,7 +98,7 @@ def _page(results: dict[str, Any], rows: Sequence[dict], visible: Sequence[dict]
     for row in visible:
         verdict = "unscored" if row["correct"] is None else "right" if row["correct"] else "wrong"
         by_clip[row["clip"]].append({**row, "kind": protocol.type_of(row), "verdict": verdict, "gold": " / ".join(accepted(row, protocol))})
-    no_picture = {"sheet": None, "sound": None, "note": ""}
+    no_picture: dict[str, Any] = {"sheet": [], "sound": None, "note": ""}
     text = _environment.get_template("report.html").render(
         results=results,
         clips=[{"number": clip, "rows": group, **clips.get(clip, no_picture)} for clip, group in by_clip.items()],

@@ -59,7 +59,8 @@ def results_of(
     results: dict[str, Any] = {
         "dataset": setting.dataset, "task": setting.task, "split": setting.split, "n": len(rows),
         "missing": sum(bool(row.get("missing")) for row in rows), "limited": how.get("limit") is not None,
-        "metrics": scored.metrics, "by_type": scored.by_type, "groups": scored.groups, "intervals": scored.intervals,
+        "metrics": scored.metrics, "counts": scored.counts, "by_type": scored.by_type, "groups": scored.groups,
+        "intervals": scored.intervals,
         "protocol": {"name": protocol.name, "statement": protocol.statement, "paper": protocol.paper or None, **how},
         "notes": scored.notes, "missing_videos": missing[:MISSING_LISTED],
     }  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from mirasol_cli.evaluation.evaluate import evaluate
 from mirasol_cli.evaluation.report import stratified
 from mirasol_cli.evaluation.setting import Options
 from mirasol_cli.files import read_jsonl
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media.tubes import cut_tubes, thumbnails
 from tests.evaluation.tiny import tiny_recipe, write_texts_split, write_tiny_checkpoint
 
 HOSTILE = '<script>document.title="pwned"</script><img src=x onerror="document.title=\'pwned\'">&"\'</article>'
@@ -127,10 +132,36 @@ def test_confusion_needs_two_answers_and_counts_the_rest_as_other():
     assert figures.confusion(rows[:1]) is None
 
 
-def test_pictures_leave_out_what_is_masked():
-    thumbnails = np.zeros((3, 4, 32, 32, 3), np.uint8)
-    assert figures.contact_sheet(thumbnails, np.zeros((3, 4), np.uint8)) is None
-    assert figures.contact_sheet(thumbnails, np.ones((3, 4), np.uint8)).startswith("data:image/jpeg;base64,")
+def test_the_contact_sheet_shows_whole_frames_at_their_times():
+    from PIL import Image
+
+    geometry = ClipGeometry(frames=32, chunks=4, size=96)
+    rng = np.random.default_rng(0)
+    frames = np.repeat(np.repeat(rng.integers(0, 256, (4, 8, 6, 6, 3), np.uint8), 16, 2), 16, 3)
+    sample = {f"tubes.{kind}": np.asarray(tubes) for kind, tubes in enumerate(cut_tubes(frames, geometry))}
+    sample |= {"frame_valid": np.ones((4, 8), np.uint8), "frame_times": np.arange(32.0).reshape(4, 8), "thumbnails": thumbnails(frames)}
+    number, whole = figures.whole_frames(sample, geometry)
+    assert number == 0
+    assert (whole == frames[:, 0]).all()
+    sheet = figures.contact_sheet(sample, geometry)
+    assert [seconds for seconds, _ in sheet] == [0.0, 8.0, 16.0, 24.0]
+    picture = Image.open(io.BytesIO(base64.b64decode(sheet[2][1].split(",")[1])))
+    assert picture.size == (112, 112)
+    assert abs(np.asarray(picture.resize((96, 96)), float) - frames[2, 0]).mean() < 20
+    sample["frame_valid"][1] = 0  # a chunk without a real frame is left out
+    sample["frame_valid"][2, 0] = 0  # a frame that is not real is replaced by a thumbnail
+    assert [seconds for seconds, _ in figures.contact_sheet(sample, geometry)] == [0.0, 20.0, 24.0]
+    sample["frame_valid"][:] = 0
+    assert figures.contact_sheet(sample, geometry) == []
+
+
+def test_tubes_that_leave_gaps_give_no_whole_frame():
+    gaps = ClipGeometry(frames=32, chunks=4, size=96)
+    gaps = replace(gaps, tubes=gaps.tubes[:3])
+    assert figures.whole_frames({}, gaps) is None
+
+
+def test_spectrograms_leave_out_what_is_masked():
     assert figures.spectrogram(np.zeros((2, 16, 16), np.float16), np.zeros((2, 16), np.uint8)) is None
     assert figures.spectrogram(np.random.default_rng(0).random((2, 16, 16)), np.ones((2, 16), np.uint8)) is not None
 
@@ -159,12 +190,22 @@ def test_it_fits_a_desktop_and_a_phone_and_runs_no_text_of_others(tmp_path):
     content = path.read_text()
     measured = path.with_name("measured.html")  # the same page, with a script that writes down how wide it became
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', content).group(0)
-    probe = "<script>document.body.dataset.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth</script>"
+    probe = """<script>
+        const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+        document.body.dataset.wide = wide;
+        parent.postMessage(wide, "*");
+    </script>"""
     measured.write_text(content.replace(policy, "").replace("</body>", probe + "</body>"))
-    views = [("desktop", 1280, ()), ("phone", 500, ()), ("dark", 1280, ("--blink-settings=preferredColorScheme=0",))]
+    phone = path.with_name("phone.html")  # no window is as narrow as a phone, a frame is
+    phone.write_text(
+        '<!doctype html><script>addEventListener("message", event => { document.body.dataset.wide = event.data })</script>'
+        f'<body style="margin:0"><iframe src="{measured.name}" style="width:390px;height:2400px;border:0"></iframe></body>'
+    )
+    views = [("desktop", measured, 1280, ()), ("phone", phone, 500, ("--virtual-time-budget=5000",)),
+             ("dark", measured, 1280, ("--blink-settings=preferredColorScheme=0",))]  # fmt: skip
     brightness = {}
-    for name, width, more in views:
-        document = screenshot(measured, tmp_path / f"{name}.png", width, tmp_path / f"profile-{name}", *more)
+    for name, page, width, more in views:
+        document = screenshot(page, tmp_path / f"{name}.png", width, tmp_path / f"profile-{name}", *more)
         assert 'data-wide="0"' in document  # nothing has to be scrolled sideways
         assert "<title>pwned" not in document
         picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
