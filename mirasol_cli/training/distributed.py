@@ -25,7 +25,6 @@ from torch.utils.checkpoint import checkpoint as recompute
 from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
 
 if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 Result = TypeVar("Result")
@@ -217,11 +216,11 @@ def gradient_sync(runner: nn.Module, last: bool) -> Iterator[None]:
             yield
         return
     if is_sharded(runner):
-        runner.set_requires_gradient_sync(last)
+        runner.set_requires_gradient_sync(last)  # type: ignore[operator]
     yield
 
 
-def is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:
+def is_sharded(model: nn.Module) -> bool:
     """Whether `parallelise` has sharded it in place."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # takes a second to import; where nobody has, nothing is sharded
     return fsdp is not None and isinstance(model, fsdp.FSDPModule)
