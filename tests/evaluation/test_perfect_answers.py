@@ -47,3 +47,31 @@ def test_perfect_answers(tmp_path, dataset, task):
     assert all(part["exact_match"] == 1.0 for part in (*scored.by_type.values(), *scored.groups.values()))
     wrong = score([{**row, "prediction": "surely not"} for row in rows], protocol, split.labels)
     assert wrong.metrics["exact_match"] == 0.0
+
+
+@pytest.mark.real
+def test_the_hidden_labels_of_epic_sounds_are_said_not_scored(tmp_path):
+    files = {
+        "epic-sounds/EPIC_Sounds_recognition_test_timestamps.head100.csv": "EPIC_Sounds_recognition_test_timestamps.csv",
+        "epic-sounds/EPIC_Sounds_validation.head200.csv": "EPIC_Sounds_validation.csv",
+    }
+    splits = open_dataset("epic-sounds").read(place(tmp_path, files), "label", DatasetOptions())
+    (test,) = [split for split in splits if split.name == "test"]
+    rows = [{**text.to_json(clip), "video": text.clip.video, "prediction": "click"} for clip, text in enumerate(test.texts)]
+    scored = score(rows, protocol_of("epic-sounds", "label"), test.labels)
+    assert scored.metrics == scored.counts == {}
+    assert scored.notes == ["100 of 100 questions have no gold answer; they are not scored",
+                            "nothing to score: this split is published without labels"]  # fmt: skip
+
+
+@pytest.mark.real
+def test_the_added_references_of_nextqa_reach_the_scores(tmp_path):
+    files = {
+        "nextqa/oe/test.rows_for_add_reference.csv": "test.csv",
+        "nextqa/oe/add_reference_answer_test.head20.json": "add_reference_answer_test.json",
+    }
+    (split,) = open_dataset("nextqa").read(place(tmp_path, files), "oe", DatasetOptions())
+    added = [text for text in split.texts if text.references]
+    assert added
+    rows = [{**text.to_json(0), "video": text.clip.video, "prediction": text.references[0]} for text in added]
+    assert score(rows, protocol_of("nextqa", "oe")).metrics["exact_match"] == 1.0
