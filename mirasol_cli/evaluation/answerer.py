@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mirasol_cli.batches import media_batch
+from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model import decoding
 from mirasol_cli.prompts import encode_prompt
 from mirasol_cli.recipe_schema import EvalRecipe
@@ -53,7 +54,7 @@ class Answerer:
         self._autocast = half
 
     @property
-    def geometry(self):  # type: ignore[no-untyped-def]
+    def geometry(self) -> ClipGeometry:
         return self.model.geometry
 
     def precision(self) -> AbstractContextManager:
@@ -78,10 +79,10 @@ class Answerer:
     def answers(self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]]) -> list[list[Answer]]:
         """One answer per question, `questions[b]` being those about clip b. The same question about a clip is decoded once."""
         distinct = [list(dict.fromkeys((q.text, q.context) for q in row)) for row in questions]
-        ids = {(q.text, q.context): q.id for row in reversed(questions) for q in reversed(row)}
+        id_of = {(q.text, q.context): q.id for row in reversed(questions) for q in reversed(row)}  # of equal ones the first
         encoded = [[self.prompt(Question(text, context)) for text, context in row] for row in distinct]
         prompts = [[ids for ids, _ in row] for row in encoded]
-        decoded = self._decode(memory, prompts, [[_seed(self.settings.seed, ids[key]) for key in row] for row in distinct])
+        decoded = self._decode(memory, prompts, [[_seed(self.settings.seed, id_of[key]) for key in row] for row in distinct])
         result = []
         for row, keys, found, lengths in zip(questions, distinct, decoded, encoded, strict=True):
             by_key = {

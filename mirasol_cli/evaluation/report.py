@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from mirasol_cli.errors import DataError, ShardError
-from mirasol_cli.evaluation import figures
+from mirasol_cli.evaluation import figures, pictures
 from mirasol_cli.evaluation.protocols import accepted, protocol_of
 from mirasol_cli.files import read_jsonl, write_atomic
 
@@ -72,20 +72,20 @@ def _pictures(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[
     """Contact sheet and spectrogram per clip; a clip without media says so."""
     if split is None:
         return {}
-    kept, pictures = set(split.kept), {}
+    kept, found = set(split.kept), {}
     for clip in clips:
         sheet, sound = [], None
         try:
             if clip in kept:
                 media = {name: value.numpy() for name, value in split.media(clip).items()}
-                sheet = figures.contact_sheet(media, split.geometry)
+                sheet = pictures.contact_sheet(media, split.geometry)
                 if int(media["audio_state"]) == 2:
-                    sound = figures.spectrogram(media["mel"], media["mel_valid"])
+                    sound = pictures.spectrogram(media["mel"], media["mel_valid"])
             note = "" if clip in kept else "missing: no media in the shards"
         except ShardError as error:
             note = error.message
-        pictures[clip] = {"sheet": sheet, "sound": sound, "note": note}
-    return pictures
+        found[clip] = {"sheet": sheet, "sound": sound, "note": note}
+    return found
 
 
 def _page(results: dict[str, Any], rows: Sequence[dict], visible: Sequence[dict], clips: dict[int, dict], run_dir: Path) -> bytes:

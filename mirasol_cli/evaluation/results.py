@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mirasol_cli.errors import DataError
 from mirasol_cli.evaluation.intervals import compare
 from mirasol_cli.evaluation.metrics import exact
-from mirasol_cli.evaluation.protocols import Protocol, accepted, judge, official_figures, score
+from mirasol_cli.evaluation.protocols import Protocol, accepted, judge
+from mirasol_cli.evaluation.scoring import official_figures, score
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions
 from mirasol_cli.evaluation.wups import wups_figures

@@ -7,7 +7,8 @@ import pytest
 
 from mirasol_cli.datasets.catalogue import open_dataset
 from mirasol_cli.datasets.example import DatasetOptions
-from mirasol_cli.evaluation.protocols import protocol_of, score
+from mirasol_cli.evaluation.protocols import protocol_of
+from mirasol_cli.evaluation.scoring import score
 from tests.excerpts import place
 
 FILES = {

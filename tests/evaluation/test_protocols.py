@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mirasol_cli.evaluation.protocols import ACTIVITYNET_TYPES, judge, official_figures, protocol_of, score
+from mirasol_cli.evaluation.protocols import ACTIVITYNET_TYPES, judge, protocol_of
+from mirasol_cli.evaluation.scoring import official_figures, score
 from tests.paths import SHARED
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirasol_cli.evaluation import figures, report
+from mirasol_cli.evaluation import figures, pictures, report
 from mirasol_cli.evaluation.evaluate import evaluate
 from mirasol_cli.evaluation.report import stratified
 from mirasol_cli.evaluation.setting import Options
@@ -140,30 +140,30 @@ def test_the_contact_sheet_shows_whole_frames_at_their_times():
     frames = np.repeat(np.repeat(rng.integers(0, 256, (4, 8, 6, 6, 3), np.uint8), 16, 2), 16, 3)
     sample = {f"tubes.{kind}": np.asarray(tubes) for kind, tubes in enumerate(cut_tubes(frames, geometry))}
     sample |= {"frame_valid": np.ones((4, 8), np.uint8), "frame_times": np.arange(32.0).reshape(4, 8), "thumbnails": thumbnails(frames)}
-    number, whole = figures.whole_frames(sample, geometry)
+    number, whole = pictures.whole_frames(sample, geometry)
     assert number == 0
     assert (whole == frames[:, 0]).all()
-    sheet = figures.contact_sheet(sample, geometry)
+    sheet = pictures.contact_sheet(sample, geometry)
     assert [seconds for seconds, _ in sheet] == [0.0, 8.0, 16.0, 24.0]
     picture = Image.open(io.BytesIO(base64.b64decode(sheet[2][1].split(",")[1])))
     assert picture.size == (112, 112)
     assert abs(np.asarray(picture.resize((96, 96)), float) - frames[2, 0]).mean() < 20
     sample["frame_valid"][1] = 0  # a chunk without a real frame is left out
     sample["frame_valid"][2, 0] = 0  # a frame that is not real is replaced by a thumbnail
-    assert [seconds for seconds, _ in figures.contact_sheet(sample, geometry)] == [0.0, 20.0, 24.0]
+    assert [seconds for seconds, _ in pictures.contact_sheet(sample, geometry)] == [0.0, 20.0, 24.0]
     sample["frame_valid"][:] = 0
-    assert figures.contact_sheet(sample, geometry) == []
+    assert pictures.contact_sheet(sample, geometry) == []
 
 
 def test_tubes_that_leave_gaps_give_no_whole_frame():
     gaps = ClipGeometry(frames=32, chunks=4, size=96)
     gaps = replace(gaps, tubes=gaps.tubes[:3])
-    assert figures.whole_frames({}, gaps) is None
+    assert pictures.whole_frames({}, gaps) is None
 
 
 def test_spectrograms_leave_out_what_is_masked():
-    assert figures.spectrogram(np.zeros((2, 16, 16), np.float16), np.zeros((2, 16), np.uint8)) is None
-    assert figures.spectrogram(np.random.default_rng(0).random((2, 16, 16)), np.ones((2, 16), np.uint8)) is not None
+    assert pictures.spectrogram(np.zeros((2, 16, 16), np.float16), np.zeros((2, 16), np.uint8)) is None
+    assert pictures.spectrogram(np.random.default_rng(0).random((2, 16, 16)), np.ones((2, 16), np.uint8)) is not None
 
 
 def screenshot(page: Path, target: Path, width: int, profile: Path, *more: str) -> str:
