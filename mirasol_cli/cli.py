@@ -282,6 +282,7 @@ def evaluate(
       mirasol eval demo
       mirasol eval demo --control swap-media --control text-only
       mirasol eval msrvtt --split val --checkpoint latest --limit 100
+      mirasol eval msrvtt --split minitrain      (memorized? 500 clips of train, always the same)
       mirasol eval msrvtt --predictions theirs.jsonl --baseline runs/msrvtt/eval/test/predictions.jsonl
     """
     _set_threads(threads)

@@ -129,7 +129,9 @@ def metrics_table(results: dict[str, Any]) -> str:
         if isinstance(value, (int, float)):
             between = intervals.get(name)
             text = f"  [{between[0]:.4f}, {between[1]:.4f}]" if isinstance(between, (list, tuple)) and len(between) == 2 else ""
-            lines.append(f"  {name:28} {value:.4f}{text}")
+            counts = results.get("counts") or {}
+            count = f"  of {counts[name]}" if name in counts else ""
+            lines.append(f"  {name:28} {value:.4f}{count}{text}")
     for kind, scores in (results.get("by_type") or {}).items():
         exact = scores.get("exact_match")
         if isinstance(exact, (int, float)):

@@ -67,7 +67,7 @@ def _run(setting: Setting, options: Options, say: Say, progress: Progress | None
         answerer = Answerer(
             model, loaded.vocabulary, recipe.eval, world.device, sound=recipe.data.sound, precision=recipe.train.precision
         )
-        say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'; {len(split.kept)} clips with media")
+        say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'")
 
         def predictions(control: str | None, folder: Path, world: World) -> tuple[Plan, list[dict]]:
             plan = _plan(setting, split, options, control)
