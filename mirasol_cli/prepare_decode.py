@@ -10,6 +10,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def write_shards(
 
     Raises EnvironmentProblem where the disk is full; shards that are finished stay.
     """
-    with tempfile.TemporaryDirectory(prefix="mirasol-") as scratch, ThreadPoolExecutor(1) as writer:
-        decoding = _Decoding(works, pool, Path(scratch), watch)
+    with ExitStack() as scratch, ThreadPoolExecutor(1) as writer:
+        decoding = _Decoding(works, pool, scratch, watch)
         writing: tuple[Filling, Future[ShardRecord]] | None = None
         for filling in decoding.filled():
             if writing is not None:
@@ -76,8 +77,9 @@ def write_shards(
 class _Decoding:
     """Keeps the pool busy with the sources of the shards that are next, and puts the results where they belong."""
 
-    def __init__(self, works: Iterable[ShardWork], pool: DecodePool, scratch: Path, watch: Watch | None):
+    def __init__(self, works: Iterable[ShardWork], pool: DecodePool, scratch: ExitStack, watch: Watch | None):
         self._works, self._pool, self._scratch, self._watch = iter(works), pool, scratch, watch
+        self._unpacked: Path | None = None  # where tar members lie meanwhile; made when the first is needed
         self._results = pool.results()
         self._open: list[Filling] = []
         self._waiting: deque[Job] = deque()
@@ -115,10 +117,11 @@ class _Decoding:
     def _submit(self, job: Job) -> None:
         try:
             if job.source.member is not None:
-                job.unpacked = unpack(job.source, self._scratch)
+                self._unpacked = self._unpacked or Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="mirasol-")))
+                job.unpacked = unpack(job.source, self._unpacked)
         except (DataError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_problem(error, self._scratch) from error
+                raise disk_problem(error, self._unpacked or Path(tempfile.gettempdir())) from error
             self._finish(job, [MediaError(str(error), "fetch the tar again", stage="unpack")] * len(job.positions))
             return
         self._tag += 1
