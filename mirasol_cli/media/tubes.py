@@ -84,10 +84,10 @@ def _area_sums(numbers: np.ndarray, largest: int) -> np.ndarray:
     weights = _area_weights(extent)
     first, rows = np.arange(THUMBNAIL_SIZE) * extent // THUMBNAIL_SIZE, np.arange(THUMBNAIL_SIZE)
     kind = np.uint16 if largest * extent < 1 << 16 else np.uint32
-    sums = np.zeros((len(numbers), THUMBNAIL_SIZE, numbers.shape[2]), kind)
+    sums: np.ndarray = np.zeros((len(numbers), THUMBNAIL_SIZE, numbers.shape[2]), kind)
     for k in range(int(np.count_nonzero(weights, axis=1).max())):
         place = np.minimum(first + k, extent - 1)
-        weight = np.where(first + k < extent, weights[rows, place], 0).astype(kind)
+        weight: np.ndarray = np.where(first + k < extent, weights[rows, place], 0).astype(kind)
         under = numbers[:, k :: extent // THUMBNAIL_SIZE] if extent % THUMBNAIL_SIZE == 0 else numbers[:, place]  # a slice is faster
         sums += under.astype(kind) * weight[:, None]
     return sums
