@@ -128,7 +128,8 @@ def speed(trial: Trial, rounds: int) -> dict[str, Any]:
     median, peak = statistics.median(times), peak_flops_per_s(trial.device, True)
     rate = 3 * trial.forward_flops / median
     return {
-        "parameters": trial.parameters, "clips": trial.clips, "step_s": median, "min_s": min(times), "max_s": max(times), "loss": loss.item(),
+        "parameters": trial.parameters, "clips": trial.clips, "step_s": median, "min_s": min(times), "max_s": max(times),
+        "loss": loss.item(),
         "clips_per_s": trial.clips / median, "tflops": rate / 1e12, "mfu": rate / peak if peak else None,
         "peak_gib": trial.peak_gib(), "first_steps_s": settled,
     }  # fmt: skip
@@ -239,9 +240,7 @@ def main() -> None:
         if task == "decode":
             options = [*(option for option in options if option != "--checkpoint"), "--no-shard", "--no-compile"]
         try:
-            done = subprocess.run(
-                [*command, *options], capture_output=True, text=True, timeout=left, env=environment(), check=False
-            )
+            done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=left, env=environment(), check=False)
         except subprocess.TimeoutExpired:
             return {"skipped": "no time left"}
         if done.returncode:
@@ -278,8 +277,8 @@ def main() -> None:
     report.table(["preset", "frames", "parameters", "clips", "step s", "spread", "TFLOP/s", "MFU", "peak GiB"], training)
     report.table(["preset", "frames", "rows side by side", "decoding tok/s", "tok/s per row", "encoding s"], texts)
     report.write(
-        f"Device: {device}. bf16 autocast, FSDP2 on one process, compile per block{' switched off' if args.no_compile else ''}; `mirasol3b` "
-        "recomputes its blocks in the backward pass, which is not counted as work. Decoding runs eager and unsharded."
+        f"Device: {device}. bf16 autocast, FSDP2 on one process, compile per block{' (switched off)' if args.no_compile else ''}; "
+        "`mirasol3b` recomputes its blocks in the backward pass, which is not counted as work. Decoding runs eager and unsharded."
     )
     if failed:
         raise SystemExit("a part failed; see the rows above")

@@ -36,7 +36,8 @@ class Step:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
 
     def ask(self) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -61,7 +62,9 @@ def worker(args: Any) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     tubes = [SHORT_TUBES] if args.short_tubes else []
-    config, geometry = resolved_model(args.preset, f"clip.frames={args.frames}", f"clip.chunks={args.chunks}", f"clip.size={args.size}", *tubes)
+    config, geometry = resolved_model(
+        args.preset, f"clip.frames={args.frames}", f"clip.chunks={args.chunks}", f"clip.size={args.size}", *tubes
+    )
     model, weights = Mirasol(config, geometry, VOCABULARY), LossWeights(text=10)
     optimizer = build_optimizer(model, TrainRecipe())
     media, text = random_media(geometry, 1), random_text(1, 4, VOCABULARY)
@@ -99,7 +102,17 @@ def main() -> None:
         if args.smoke:
             lengths = lengths[:2]
         found: dict[int, list[dict[str, Any]]] = {frames: [] for frames, _ in lengths}
-        common = ["--preset", args.preset, "--size", str(args.size), "--threads", str(args.threads), "--patience", str(args.patience), *short]
+        common = [
+            "--preset",
+            args.preset,
+            "--size",
+            str(args.size),
+            "--threads",
+            str(args.threads),
+            "--patience",
+            str(args.patience),
+            *short,
+        ]
         steps = {frames: Step("--frames", str(frames), "--chunks", str(chunks), *common) for frames, chunks in lengths}
         for step in steps.values():
             step.ask()
@@ -117,7 +130,18 @@ def main() -> None:
             times.append((float(frames), median))
             memory.append((float(frames), peak))
             count = sum(s["quiet"] for s in found[frames])
-            rows.append([frames, chunks, found[frames][0]["tokens_per_chunk"], median, f"{min(quiet):.3g}-{max(quiet):.3g}", 1e3 * median / frames, peak, count])
+            rows.append(
+                [
+                    frames,
+                    chunks,
+                    found[frames][0]["tokens_per_chunk"],
+                    median,
+                    f"{min(quiet):.3g}-{max(quiet):.3g}",
+                    1e3 * median / frames,
+                    peak,
+                    count,
+                ]
+            )
             report.row(series=series, frames=frames, chunks=chunks, median_s=median, peak_mib=peak, quiet=count, samples=found[frames])
         report.table([series, "chunks", "tokens a chunk", "step s", "spread", "ms a frame", "peak MiB", "quiet"], rows)
         (slope, intercept), (bytes_slope, base) = line_through(times), line_through(memory)

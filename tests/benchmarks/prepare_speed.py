@@ -80,8 +80,9 @@ for number, line in enumerate(open(sys.argv[1])):
 def render(path: Path, seconds: int, seed: int) -> None:
     picture = f"testsrc2=s=640x360:r=25:d={seconds},hue=h={seed * 37 % 360},noise=alls=12:allf=t:all_seed={seed}"
     sound = f"anoisesrc=d={seconds}:c=pink:a=0.4:seed={seed},aresample=44100"
-    command = ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound, "-shortest", "-c:v", "libx264",
-               "-preset", "veryfast", "-crf", "28", "-g", "125", "-pix_fmt", "yuv420p", "-c:a", "aac", "-movflags", "+faststart", str(path)]  # fmt: skip
+    video = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-g", "125", "-pix_fmt", "yuv420p"]
+    sources = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound, "-shortest"]
+    command = ["ffmpeg", "-v", "error", "-y", *sources, *video, "-c:a", "aac", "-movflags", "+faststart", str(path)]
     subprocess.run(command, check=True)
 
 
@@ -165,7 +166,7 @@ def main() -> None:
         sets = make_sets(folder, 3 if args.smoke else args.sources)
         for title, sources in list(sets.items())[: 1 if args.smoke else None]:
             works = {
-                f"{who}{rest}": (lambda work=work, rest=rest: work(folder, f"{title}{rest}"))
+                f"{who}{rest}": (lambda work=work, name=f"{title}{rest}": work(folder, name))
                 for who, work in contestants.items()
                 for rest in ("", "-first")
             }
@@ -176,11 +177,16 @@ def main() -> None:
             steady = {who: timings[who].median - timings[f"{who}-first"].median for who in contestants}
             for who in contestants:
                 report.row(set=title, who=who, clips=clips, steady_s=steady[who], **timings[who].plain())
-            rows += [[title, clips, who, timings[who], short(steady[who]), short((clips - 1) / steady[who]) if steady[who] > 0 else "-"] for who in contestants]
+            rows += [
+                [title, clips, who, timings[who], short(steady[who]), short((clips - 1) / steady[who]) if steady[who] > 0 else "-"]
+                for who in contestants
+            ]
             if title == "one clip a source":
-                notes.append(f"{title}: prepare over bare decoding, steady {verdict(steady['prepare'] / steady['bare'], 1.15, at_most=True)}; "
-                             f"with start-up {timings['prepare'].median / timings['bare'].median:.2f}.")  # fmt: skip
-            notes.append(f"{title}: prepare over the user's loop, in all {verdict(timings['prepare'].median / timings['user'].median, 1.0, at_most=True)}.")
+                floor = verdict(steady["prepare"] / steady["bare"], 1.15, at_most=True)
+                whole = timings["prepare"].median / timings["bare"].median
+                notes.append(f"{title}: prepare over bare decoding, steady {floor}; with start-up {whole:.2f}.")
+            against = verdict(timings["prepare"].median / timings["user"].median, 1.0, at_most=True)
+            notes.append(f"{title}: prepare over the user's loop, in all {against}.")
     report.table(["set", "clips", "who", "seconds in all", "steady s", "clips/s, steady"], rows)
     for note in notes:
         report.text(note)

@@ -117,9 +117,7 @@ def geometry(shape: dict, chunks: int):  # type: ignore[no-untyped-def]
     height, width, time = shape["video_patch"]
     tube = Tube(kernel=(time, height, width), stride=(time, height, width))
     audio = AudioGeometry(bins=shape["mels"], columns=2 * shape["audio_frames_per_chunk"], patch=shape["audio_patch"][0])
-    found = ClipGeometry(
-        frames=chunks * shape["frames_per_chunk"], chunks=chunks, size=shape["image"], tubes=(tube,), audio=audio
-    )
+    found = ClipGeometry(frames=chunks * shape["frames_per_chunk"], chunks=chunks, size=shape["image"], tubes=(tube,), audio=audio)
     if (found.video_tokens, found.audio_tokens) != (32, 8):
         raise RuntimeError(f"{found.video_tokens} + {found.audio_tokens} tokens per chunk, not 32 + 8")
     return found
@@ -232,7 +230,7 @@ def main() -> None:
     steps, speeds = [], []
     goals = {16: 0.6, 64: 0.75, 256: 0.85, 512: 0.85}
     for count in map(int, frames.split(",")):
-        rival = found["mirasol-pytorch/sdpa", count] if ("mirasol-pytorch/sdpa", count) in found else None
+        rival = found.get(("mirasol-pytorch/sdpa", count))
         for (name, at), result in found.items():
             if at != count:
                 continue
@@ -247,9 +245,12 @@ def main() -> None:
             report.row(impl=name, frames=count, gflops=flops[name, count] / 1e9, gemm_share=share)
             steps.append([count, name, f"{result['params'] / 1e6:.1f} M", result["train_step_s"], result["train_step_min_s"], ratio,
                           flops[name, count] / 1e9, f"{share:.0%}", result["rss_mb"], memory, result["quiet"]["train"]])  # fmt: skip
-            speeds.append([count, name, result["gen_tok_s"], faster, result["decode_tok_s"], result["encode_s"], result["quiet"]["generate"]])
+            speeds.append(
+                [count, name, result["gen_tok_s"], faster, result["decode_tok_s"], result["encode_s"], result["quiet"]["generate"]]
+            )
     report.table(
-        ["frames", "model", "parameters", "step s", "best s", "of rival", "GFLOP a step", "of GEMM rate", "peak MiB", "of rival", "quiet"], steps
+        ["frames", "model", "parameters", "step s", "best s", "of rival", "GFLOP a step", "of GEMM rate", "peak MiB", "of rival", "quiet"],
+        steps,
     )
     report.table(["frames", "model", "whole generation tok/s", "times rival", "decoding tok/s", "encoding s", "quiet"], speeds)
     first, last = (found.get(("mirasol", count)) for count in (16, 512))

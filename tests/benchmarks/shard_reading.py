@@ -116,12 +116,12 @@ def data_wait(folder: Path, steps: int, threads: int) -> dict[str, float]:
     text = f"""
 schema: 1
 name: reading
-data: {{dataset: synthetic, shards: "{folder / 'shards'}"}}
+data: {{dataset: synthetic, shards: "{folder / "shards"}"}}
 clip: {{frames: 32, chunks: 4, size: 64}}
 model: {{preset: demo}}
 init: {{vocabulary: 300}}
 train: {{steps: {steps}, batch_clips: 8, lr: 1e-4, checkpoint_every: {steps}, log_every: 5}}
-run: {{dir: "{folder / 'run'}"}}
+run: {{dir: "{folder / "run"}"}}
 """
     train(parse_recipe(text, "reading.yaml"), stage="finetune", device="cpu", threads=threads)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -155,13 +155,19 @@ def main() -> None:
             timings = alternate(readers(folder, split, order), 1 if args.smoke else args.rounds, patience=args.patience)
             rates = {what: clips / timing.median for what, timing in timings.items()}
             for what, timing in timings.items():
-                report.row(size=title, layout=what, clips_per_s=rates[what], bytes_per_s=rates[what] * geometry.bytes_per_clip, **timing.plain())
+                report.row(
+                    size=title, layout=what, clips_per_s=rates[what], bytes_per_s=rates[what] * geometry.bytes_per_clip, **timing.plain()
+                )
             report.table(
                 [title, "clips/s", "MB/s", "times tar in order", "seconds for all"],
-                [[what, rates[what], rates[what] * geometry.bytes_per_clip / 1e6, rates[what] / rates["tar, in order"], timings[what]] for what in rates],
+                [
+                    [what, rates[what], rates[what] * geometry.bytes_per_clip / 1e6, rates[what] / rates["tar, in order"], timings[what]]
+                    for what in rates
+                ],
             )
+            tar = verdict(rates["ours"] / rates["tar, in order"], 5.0, at_most=False)
             report.text(
-                f"{title} ({geometry.bytes_per_clip:,} bytes). Against the tar: {verdict(rates['ours'] / rates['tar, in order'], 5.0, at_most=False)}; "
+                f"{title} ({geometry.bytes_per_clip:,} bytes). Against the tar: {tar}; "
                 f"of the plain mapped copy: {verdict(rates['ours'] / rates['plain mapped copy'], 0.8, at_most=False)}, "
                 f"without the checksum {rates['ours, unchecked'] / rates['plain mapped copy']:.2f}."
             )

@@ -62,8 +62,12 @@ def made_checkpoint(folder: Path, recipe) -> Path:  # type: ignore[no-untyped-de
     model = Mirasol(config, recipe.clip, vocabulary.size)
     plain = replace(recipe, model=config).to_plain()["model"]
     about = {"schema": ck.SCHEMA, "clip": recipe.clip.to_plain(), "model": plain, "vocab_size": vocabulary.size, "usual_clip_s": 10.0}
-    files = {"config.json": json.dumps(about).encode(), "recipe.yaml": dump_recipe(recipe).encode(), "tokenizer.model": vocabulary.model_bytes,
-             "state.json": json.dumps({"schema": 1, "step": 0, "score": None}).encode()}  # fmt: skip
+    files = {
+        "config.json": json.dumps(about).encode(),
+        "recipe.yaml": dump_recipe(recipe).encode(),
+        "tokenizer.model": vocabulary.model_bytes,
+        "state.json": json.dumps({"schema": 1, "step": 0, "score": None}).encode(),
+    }
     return ck.write_checkpoint(folder / "checkpoints", 0, ck.Contents(files, {"model": ck.model_tensors(model)}))
 
 
@@ -92,7 +96,8 @@ def main() -> None:
     ratio = timings["mirasol ask, cold"].median / timings["import torch, decode the clip"].median
     report.text(f"`--help` in s: {verdict(timings['mirasol --help'].median, 0.35, at_most=True)}.")
     report.text(f"`ask`, cold, over the bare import of torch plus decoding: {verdict(ratio, 1.5, at_most=True)}.")
-    report.write(f"Clip: {clip.name}, {frames} frames at {size} px; checkpoint: {'in the package' if words[1] == 'demo' else 'made here, untrained'}.")
+    made = "in the package" if words[1] == "demo" else "made here, untrained"
+    report.write(f"Clip: {clip.name}, {frames} frames at {size} px; checkpoint: {made}.")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ def flops_tables(report: Report) -> None:
     for preset in ("small", "base", "mirasol3b"):
         config, geometry = resolved_model(preset)
         for chunks in CHUNKS:
-            count = {name: combiner_flops(form, config.encoder.width, geometry.tokens_per_chunk, chunks) / 1e9 for name, form in forms(config.combiner).items()}
+            count = {
+                name: combiner_flops(form, config.encoder.width, geometry.tokens_per_chunk, chunks) / 1e9
+                for name, form in forms(config.combiner).items()
+            }
             report.row(preset=preset, chunks=chunks, gflops=count)
             rows.append([preset, chunks, *(round(count[name], 1) for name in ("ttm", "history", "chunk")), count["history"] / count["ttm"]])
     report.table(["preset", "chunks", "TTM GFLOP", "Transformer, history", "Transformer, chunk only", "history / TTM"], rows)
@@ -85,7 +88,9 @@ def main() -> None:
         rows.append([chunks, *(timings[name] for name in names), *(round(memory[name], 1) for name in names)])
     report.table(["chunks", "TTM s", "history s", "chunk only s", "TTM MiB", "history MiB", "chunk only MiB"], rows)
     report.text(f"In time, TTM is the faster one from {crossing} chunks on (of those measured)." if crossing else "TTM was never faster.")
-    report.write("In FLOPs TTM is below the Transformer with history at every number of chunks: its Transformer sees only the M tokens read.")
+    report.write(
+        "In FLOPs TTM is below the Transformer with history at every number of chunks: its Transformer sees only the M tokens read."
+    )
 
 
 if __name__ == "__main__":
