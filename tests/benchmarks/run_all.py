@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS = (
     ("rival", ["--rounds", "5"]),
     ("encode_once", ["--rounds", "2"]),
+    ("eval_questions", ["--rounds", "2"]),
     ("length", ["--rounds", "3"]),
     ("ttm_against_transformer", ["--rounds", "5"]),
     ("shard_reading", ["--rounds", "5"]),
