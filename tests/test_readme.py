@@ -93,8 +93,8 @@ def test_the_first_line_gives_an_answer(tmp_path: Path) -> None:
     for part in (piece.strip() for piece in LINES[0].split("&&")):
         if part.startswith("pip "):
             continue
-        words = [word.replace("data.clips=100", "data.clips=8") for word in shlex.split(part)[1:]]
-        words = [word.replace("train.steps=120", "train.steps=60") for word in words]
+        words = [word.replace("data.clips=240", "data.clips=8") for word in shlex.split(part)[1:]]
+        words = [word.replace("train.steps=240", "train.steps=60") for word in words]
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli import main; main()"
         done = subprocess.run([sys.executable, "-c", code, str(ROOT), *words], cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{part}: {done.stderr}"
