@@ -14,7 +14,8 @@ Choices where the two differ by nature:
 - Sound: our patches are square, so a chunk's spectrogram is 64 x 32 in 16 x 16 patches (the rival: 64 x 16 in 16 x 8):
   8 tokens each, ours from twice the numbers.
 - Losses: text, next latent, next picture and next sound on both sides. Ours rebuilds through a small Transformer of half the
-  width and one layer (the presets have two or more): its FLOPs are nearer to the rival's head than with two; the rival has one linear layer from all 8 latents of a chunk.
+  width and one layer (the presets have one to six): its FLOPs are nearer to the rival's head than with two; the rival has one
+  linear layer from all 8 latents of a chunk.
 - Feed-forward of the text layers: ours is gated, three matrices of 256 x 688 (the rival: two of 256 x 1024), equal parameters.
 - Pixels: ours come as uint8 (as shards hold them), the rival's as float32. Cutting the tubes is part of both timed calls
   here, although `prepare` does it once for all epochs; the thumbnails (the target) are cut beforehand.
