@@ -51,12 +51,12 @@ def draw(scene: Scene) -> np.ndarray:
     """All frames of the scene: uint8 [frames, 96, 96, 3], RGB."""
     numbers = _numbers(scene, "picture")
     count = round(scene.seconds * scene.frames_per_second)
-    ground = numbers.uniform(30, 80, size=3).astype(np.float32)
+    ground = numbers.uniform(20, 60, size=3).astype(np.float32)
     slope = numbers.uniform(-25, 25)
     greys = [(numbers.uniform(0.1, 0.9), numbers.uniform(0.05, 0.95), numbers.uniform(0.02, 0.05)) for _ in range(scene.distractors)]
-    homes = {sight.slot: (0.2 + 0.3 * sight.slot + numbers.uniform(-0.03, 0.03), numbers.uniform(0.44, 0.56)) for sight in scene.sights}
+    homes = {sight.slot: ((sight.slot + 0.5) / 3 + numbers.uniform(-0.015, 0.015), numbers.uniform(0.48, 0.52)) for sight in scene.sights}
     beats = {sight.slot: (numbers.uniform(0.5, 1.5), numbers.uniform(0, 6.28)) for sight in scene.sights}
-    sizes = {sight.slot: numbers.uniform(0.16, 0.19) for sight in scene.sights}
+    sizes = {sight.slot: numbers.uniform(0.14, 0.165) for sight in scene.sights}
 
     frames = np.empty((count, SIZE_PX, SIZE_PX, 3), np.float32)
     frames[:] = ground + slope * _ROWS[..., None]
@@ -69,7 +69,7 @@ def draw(scene: Scene) -> np.ndarray:
                 x, y = homes[sight.slot]
                 rate, phase = beats[sight.slot]
                 # It bobs whether it plays or not: what is seen must not tell what is heard.
-                y += 0.02 * np.sin(6.28 * rate * moment * scene.seconds + phase)
+                y += 0.015 * np.sin(6.28 * rate * moment * scene.seconds + phase)
                 _paint(frames[index], sight, x, y, sizes[sight.slot])
     frames += numbers.normal(0, 1 + 5 * scene.noise, size=frames.shape).astype(np.float32)
     return frames.clip(0, 255).astype(np.uint8)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
 from mirasol_cli.model.config import CombinerConfig
-from mirasol_cli.model.layers import Block, key_mask, learned, norm, resize, touch
+from mirasol_cli.model.layers import BRANCH, Block, key_mask, learned, norm, resize, touch
 from mirasol_cli.model.token_turing import TokenTuringMachine
 from mirasol_cli.settings import SettingError
+
+SHARPNESS = 4.0  # see `start_sharp`
 
 CombinerState = Tensor | ChunkCache | None
 
@@ -52,7 +54,9 @@ class LastOutputs(Combiner):
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.blocks = start_sharp(
+            nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        )
         self.norm = norm(config.width)
         self.filler = learned(config.outputs, config.width)
 
@@ -76,6 +80,7 @@ class HistoryLastOutputs(Combiner):
         if (config.width // config.heads) % 2:
             raise SettingError("heads", f"width {config.width} / {config.heads} heads is odd; context: history has rotary positions")
         self.transformer = ChunkTransformer(config.width, config.heads, config.mlp, config.layers, dropout=config.dropout)
+        start_sharp(self.transformer.blocks)
         self.filler = learned(config.outputs, config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
@@ -128,7 +133,9 @@ class Perceiver(Combiner):
         super().__init__(config, input_width)
         self.queries = learned(config.outputs, config.width)
         self.token_norm = norm(config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.blocks = start_sharp(
+            nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        )
         self.norm = norm(config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
@@ -147,7 +154,9 @@ class ClassTokens(Combiner):
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
         self.tokens = learned(config.outputs, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.blocks = start_sharp(
+            nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        )
         self.norm = norm(config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
@@ -194,6 +203,18 @@ class NoCombiner(Combiner):
         if valid_BTN is None:
             return touch(x, self.filler), None
         return torch.where(valid_BTN[..., None], x, self.filler.to(x.dtype)), None
+
+
+@torch.no_grad()
+def start_sharp(blocks: nn.ModuleList) -> nn.ModuleList:
+    """OURS: a Combiner's blocks start with branches of full size and with queries so large that each output picks a few
+    tokens. Attention that starts out even hands on the mean of all tokens, in which any one of them is lost: the gradient
+    that should tell where to look is then too faint to be found."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.scale_branches(1 / BRANCH)
+        block.attention.query.weight *= SHARPNESS
+    return blocks
 
 
 def with_valid_tokens(valid_BTN: Tensor | None, added: int) -> Tensor | None:

@@ -155,11 +155,11 @@ def _divides(width: int, heads: int) -> None:
 # (only "3B" and the share of the audio-video part), so all sizes here are OURS.
 PRESETS: dict[str, dict[str, dict]] = {
     "demo": {
-        "encoder": {"width": 128, "layers": 3, "heads": 4, "mlp": 512},
-        "combiner": {"width": 128, "layers": 2, "heads": 4, "mlp": 512, "outputs": 16, "memory": 32},
+        "encoder": {"width": 128, "layers": 2, "heads": 4, "mlp": 512},
+        "combiner": {"width": 128, "layers": 1, "heads": 4, "mlp": 512, "outputs": 16, "memory": 32},
         "latent": {"width": 128, "layers": 2, "heads": 4, "mlp": 512},
         "reconstruction": {"width": 64, "layers": 1, "heads": 2, "mlp": 256},
-        "text": {"width": 128, "layers": 3, "heads": 4, "kv_heads": 4, "mlp": 384, "cross_every": 1},
+        "text": {"width": 128, "layers": 2, "heads": 4, "kv_heads": 4, "mlp": 384, "cross_every": 1},
     },
     "small": {
         "encoder": {"width": 512, "layers": 8, "heads": 8, "mlp": 2048},

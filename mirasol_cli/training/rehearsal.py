@@ -1,0 +1,170 @@
+"""A few real steps on real data, timed and weighed, so that `--dry-run` need not guess; and what to go by where none can be made."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from mirasol_cli.model.config import ModelConfig
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.training.counts import loss_counts
+from mirasol_cli.training.data import MicroBatch, OpenSource, TrainingData, training_lines
+from mirasol_cli.training.distributed import prepare_blocks
+from mirasol_cli.training.optimizer import build_optimizer, clip_gradients
+from mirasol_cli.training.start import freeze_parts, given_tokenizer, loss_weights
+from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+
+MOST_CLIPS = 32
+"""Clips of a rehearsed batch: more cost time and tell no more."""
+VOCABULARY_LINES = 20_000
+"""Texts that a vocabulary is trained on for the rehearsal; more make the pieces no longer."""
+TIMED_S = 2.0
+"""How long steps are repeated."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a few steps took, on one process."""
+
+    clips: int
+    forward_backward_s: float  # of a batch of `clips`
+    update_s: float  # of the optimizer, whatever the batch
+    activation_bytes: int | None  # kept for the backward pass of `clips`; None: not known under activation checkpointing on a CPU
+
+    def step_s(self, clips: int) -> float:
+        """Of an optimizer step on `clips` clips, read ahead by the time they are needed."""
+        return self.forward_backward_s * clips / self.clips + self.update_s
+
+
+def first_batch(recipe: Recipe, sources: list[OpenSource], clips: int) -> MicroBatch:
+    """What the first step would see, at most `MOST_CLIPS` of it; pieces are those of a vocabulary trained on some of the texts."""
+    given = given_tokenizer(recipe)
+    if given is not None:
+        vocabulary = Vocabulary.from_file(given)
+    else:
+        vocabulary = Vocabulary(train_vocabulary(islice(training_lines(sources), VOCABULARY_LINES), recipe.init.vocabulary))
+    clips = min(clips, MOST_CLIPS)
+    whole = replace(recipe, train=replace(recipe.train, batch_clips=clips, micro_batch_clips=None))
+    return TrainingData(whole, sources, vocabulary).micro_batches(0, range(clips))[0]
+
+
+def clips_of(batch: MicroBatch, clips: int) -> MicroBatch:
+    """The first clips of a batch."""
+
+    def cut(value: object) -> object:
+        return value[:clips] if isinstance(value, Tensor) else tuple(tube[:clips] for tube in value) if isinstance(value, tuple) else value
+
+    media = replace(batch.media, **{name: cut(value) for name, value in vars(batch.media).items()})
+    text = replace(batch.text, **{name: cut(value) for name, value in vars(batch.text).items()})
+    return MicroBatch(media, text, batch.units[:clips])
+
+
+def rehearse(recipe: Recipe, config: ModelConfig, vocab_size: int, batch: MicroBatch, where: torch.device, *, bf16: bool) -> Rehearsal:
+    """Build the model with random weights, and time steps on `batch`: one to warm up, then as many as fit into `TIMED_S`, at least one.
+
+    `train.compile` is left out: compiling takes longer than all the rest.
+    """
+    weights, random_state = loss_weights(recipe.loss), torch.random.get_rng_state()
+    with torch.device(where):
+        model = Mirasol(config, recipe.clip, vocab_size).train()
+    freeze_parts(model, recipe)
+    prepare_blocks(model, checkpoint_activations=recipe.train.checkpoint_activations, compile=False)
+    optimizer = build_optimizer(model, recipe.train)
+    media, text = batch.media.to(where), batch.text.to(where)
+    counts = {name: max(1, count) for name, count in loss_counts(batch.media, batch.text, weights, recipe.clip).items()}
+
+    def forward_backward(kept: KeptForBackward | None = None) -> float:
+        began = time.perf_counter()
+        with torch.autocast(where.type, torch.bfloat16) if bf16 else nullcontext(), kept or nullcontext():
+            loss = model(media, text, weights).total(weights, counts)
+        loss.backward()
+        wait_for(where)
+        return time.perf_counter() - began
+
+    def update() -> float:
+        began = time.perf_counter()
+        clip_gradients(model.parameters(), recipe.train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        wait_for(where)
+        return time.perf_counter() - began
+
+    kept = KeptForBackward(model)
+    forward_backward(kept)
+    update()
+    activations: int | None = None if recipe.train.checkpoint_activations else kept.bytes
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+        before = torch.cuda.memory_allocated(where)
+    began, runs, updates = time.perf_counter(), [forward_backward()], [update()]
+    if where.type == "cuda":
+        gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        activations = max(0, torch.cuda.max_memory_allocated(where) - before - gradients)
+    while time.perf_counter() - began < TIMED_S:
+        runs.append(forward_backward())
+        updates.append(update())
+    torch.random.set_rng_state(random_state)
+    return Rehearsal(len(batch.units), sorted(runs)[len(runs) // 2], sorted(updates)[len(updates) // 2], activations)
+
+
+class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that a forward pass keeps for the backward pass: every storage once, weights left out."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.bytes = 0
+        self._seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def matrix_speed(device: torch.device, bf16: bool) -> float:
+    """FLOP/s of a large matrix product on this device, the best of several, measured in well under a second."""
+    size = 4096 if device.type == "cuda" else 512
+    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 and device.type == "cuda" else torch.float32)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        wait_for(device)
+        return time.perf_counter() - began
+
+    seconds()
+    return 2.0 * size**3 * 5 / max(min(seconds() for _ in range(4)), 1e-9)
+
+
+def memory_at_hand(device: torch.device) -> int | None:
+    """Bytes that a rehearsal may count on: free on a GPU, the part of the machine's memory that is not in use elsewhere; None: unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+        return found["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return None
