@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from mirasol_cli.batches import media_batch
 from mirasol_cli.errors import ShardError
-from mirasol_cli.model.flops import PARTS, model_table
+from mirasol_cli.model.config import ModelConfig
+from mirasol_cli.model.flops import PARTS, PartCost, model_table
 from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.shards.sampler import UnitOrder
-from mirasol_cli.training.data import OpenSource, open_sources
+from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
 from mirasol_cli.training.distributed import resolve_device
-from mirasol_cli.training.memory import activation_bytes, fixed_bytes, gib
+from mirasol_cli.training.memory import activation_bytes, fixed_bytes, gib, memory_at_hand, program_bytes, saving_bytes
+from mirasol_cli.training.rehearsal import MOST_CLIPS, Rehearsal, data_to_rehearse, matrix_speed, rehearse
 from mirasol_cli.training.run_log import clock
 from mirasol_cli.training.start import freeze_parts, given_tokenizer, loss_weights
 from mirasol_cli.vocabulary import Vocabulary
 
 TEXT_TOKENS, TARGET_TOKENS = 64, 8
-"""Length of a question with its answer, and of the answer, that FLOPs are counted for."""
-UTILISATION = 0.35
-"""Share of a device's matrix speed that training is taken to reach."""
+"""Length of a question with its answer, and of the answer, that FLOPs are counted for where there are no texts to look at."""
+UTILISATION = (0.15, 0.6)
+"""Shares of a device's matrix speed between which training is taken to lie where no step could be timed."""
+REHEARSED_S = 10.0
+"""A clip that would take longer than this, forward and backward, is not rehearsed."""
+BATCHES_HELD = 4
+"""Of a step: one at work, two read ahead, one being read."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,31 @@ class DataFound:
     clips: int = 0
     texts: int = 0
     units_per_epoch: int = 0
-    read_s: float = 0.0  # to read and check the media of one clip
+    training: TrainingData | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the texts of a clip are counted as."""
+
+    questions: int
+    tokens: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    seconds: float  # of computing in all, on one device
+    words: str
 
 
 def dry_run(
     recipe: Recipe, *, stage: str, device: str = "auto", limit: int | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Build the model without memory, look at the data if there are any, and say what training would take.
+
+    Where there are data and the model is not too large for it, a few steps are made on a real batch, timed and weighed;
+    elsewhere time and memory are estimated, and the lines say so.
 
     Args:
         stage: `pretrain` or `finetune`, for the title.
@@ -52,9 +73,9 @@ def dry_run(
         say: takes the lines for people.
 
     Returns:
-        {"parameters": {"total", "trainable", "by_part"}, "flops_per_clip", "memory_bytes", "steps", "frozen", "seconds", "data"}:
-        FLOPs of a forward pass with `data.questions_per_clip` questions, estimated bytes on one process with all its
-        share of the batch, estimated seconds of computing in all.
+        {"parameters": {"total", "trainable", "by_part"}, "flops_per_clip", "memory_bytes", "steps", "frozen", "seconds",
+        "measured", "data"}: FLOPs of a forward pass with the texts of a clip, bytes on one process with the whole batch (the
+        program's own left out), seconds of computing in all (validation and saving left out), whether steps were measured for it.
 
     Raises:
         RecipeError: a `freeze` pattern matches nothing.
@@ -62,50 +83,59 @@ def dry_run(
     """
     if limit is not None:
         recipe = replace(recipe, data=replace(recipe.data, limit=limit))
-    train, where = recipe.train, resolve_device(device)
+    train, where, program = recipe.train, resolve_device(device), program_bytes()
     bf16 = train.precision == "bf16" or (train.precision == "auto" and where.type == "cuda")
     config = with_heads(recipe.model, loss_weights(recipe.loss))
     vocab_size, vocabulary_origin = _vocabulary_size(recipe)
     with torch.device("meta"):
         model = Mirasol(config, recipe.clip, vocab_size)
     notes = freeze_parts(model, recipe)
-
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    total = sum(p.numel() for p in model.parameters())
-    questions = recipe.data.questions_per_clip
+    total, trained = sum(p.numel() for p in model.parameters()), sum(trainable.values())
+    clips = train.micro_batch_clips or train.batch_clips
+
+    data = _look_at_data(recipe)
+    batch = data.training.micro_batches(0, range(min(clips, MOST_CLIPS)))[0] if data.training is not None else None
+    texts = Texts(recipe.data.questions_per_clip, TEXT_TOKENS, TARGET_TOKENS) if batch is None else _texts_of(batch)
     table = model_table(
-        config, recipe.clip, vocab_size, questions=questions, text_tokens=TEXT_TOKENS, target_tokens=TARGET_TOKENS
+        config, recipe.clip, vocab_size, questions=texts.questions, text_tokens=texts.tokens, target_tokens=texts.targets
     )  # fmt: skip
     flops = sum(row.flops for row in table)
-    clips = train.micro_batch_clips or train.batch_clips
-    fixed = fixed_bytes(total, sum(trainable.values()), ema=train.ema > 0)
-    activations = activation_bytes(recipe, config, clips, questions, bf16=bf16)
-    seconds = 3.0 * flops * train.batch_clips * train.steps / (UTILISATION * matrix_speed(where, bf16))
-    data = _look_at_data(recipe)
+    fixed, speed = fixed_bytes(total, trained, ema=train.ema > 0), matrix_speed(where, bf16)
+    rehearsal = None
+    if batch is not None and data.training is not None:
+        rehearsal = _rehearse(recipe, config, data.training, batch, where, bf16, clip_s=3 * flops / (UTILISATION[0] * speed), fixed=fixed)
+    time = _time(train.steps, train.batch_clips, flops, speed, rehearsal, where.type)
+    activations, counted = _activations(recipe, config, clips, rehearsal, bf16)
+    # On a CPU the batches that wait and the copies that a save makes lie in the same memory as the model.
+    on_cpu = where.type == "cpu"
+    batches = recipe.clip.bytes_per_clip * (BATCHES_HELD * train.batch_clips if on_cpu else clips)
+    saving = saving_bytes(total, trained, ema=train.ema > 0) if on_cpu else 0
+    memory = fixed + batches + max(activations, saving)
 
+    questions = recipe.data.questions_per_clip
     say(f"{stage} {recipe.name}: {train.steps:,} steps of {train.batch_clips} clips, up to {questions} questions each, on {where}")
-    for line in _table(table, trainable):
+    for line in [*_table(table, trainable), *notes]:
         say(line)
-    for note in notes:
-        say(note)
     say(f"vocabulary: {vocab_size:,} pieces ({vocabulary_origin})")
     say(
-        f"memory of one process: about {gib(fixed + activations)} = weights, gradients, optimizer{', averages' * (train.ema > 0)} "
-        f"{gib(fixed)} + activations of {clips} clips {gib(activations)}"
+        f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' * (train.ema > 0)} {gib(fixed)} "
+        f"+ batches {gib(batches)} + activations of {clips} clips {gib(activations)} ({counted})"
+        + (f", or in their place copies for a save {gib(saving)}" if saving > activations else "")
+        + (f"; the program itself takes {gib(program)} more" if on_cpu and program else "")
     )
-    say(f"computing: {3 * flops * train.batch_clips / 1e12:.3g} TFLOP a step, about {clock(seconds)} in all on one {where.type}")
+    say(f"computing: {3 * flops * train.batch_clips / 1e12:.3g} TFLOP a step; {time.words}")
     say(_data_line(data, train.steps * train.batch_clips))
     return {
-        "parameters": {
-            "total": total, "trainable": sum(trainable.values()), "by_part": {row.part: row.parameters for row in table},
-        },
+        "parameters": {"total": total, "trainable": trained, "by_part": {row.part: row.parameters for row in table}},
         "flops_per_clip": flops,
-        "memory_bytes": fixed + activations,
+        "memory_bytes": memory,
         "steps": train.steps,
         "frozen": sorted(name for name, p in model.named_parameters() if not p.requires_grad),
-        "seconds": seconds,
+        "seconds": time.seconds,
+        "measured": rehearsal is not None,
         "data": {"problem": data.problem, "clips": data.clips, "texts": data.texts, "units_per_epoch": data.units_per_epoch},
-    }  # fmt: skip
+    }
 
 
 def _vocabulary_size(recipe: Recipe) -> tuple[int, str]:
@@ -118,22 +148,71 @@ def _vocabulary_size(recipe: Recipe) -> tuple[int, str]:
 def _look_at_data(recipe: Recipe) -> DataFound:
     try:
         sources = open_sources(recipe)
-        order = UnitOrder(
-            [s.by_clip for s in sources], [s.recipe.ratio for s in sources], recipe.data.questions_per_clip, recipe.train.seed
-        )
-        read_s = _read_one(recipe, sources, order)
+        training = data_to_rehearse(recipe, sources)
+        training.micro_batches(0, range(1))  # its media must be readable
     except ShardError as error:
         return DataFound(problem=f"{error.message}; {error.hint}" if error.hint else error.message)
     clips = sum(len(source.by_clip) for source in sources)
     texts = sum(len(positions) for source in sources for positions in source.by_clip.values())
-    return DataFound(None, clips, texts, order.units_per_epoch, read_s)
+    return DataFound(None, clips, texts, training.order.units_per_epoch, training)
 
 
-def _read_one(recipe: Recipe, sources: list[OpenSource], order: UnitOrder) -> float:
-    """Seconds to read the first clip of training and put it into a batch."""
-    began, unit = time.perf_counter(), order.unit(0)
-    media_batch([sources[unit.source].split.media(unit.clip)], recipe.clip, sound=recipe.data.sound)
-    return time.perf_counter() - began
+def _texts_of(batch: MicroBatch) -> Texts:
+    """Mean number of a clip's texts, their padded length, and the mean number of target tokens."""
+    count = max(1, batch.questions)
+    targets = int(batch.text.target_BQL.sum())
+    return Texts(max(1, round(count / len(batch.units))), batch.text.tokens_BQL.shape[2], max(1, round(targets / count)))
+
+
+def _rehearse(
+    recipe: Recipe,
+    config: ModelConfig,
+    data: TrainingData,
+    batch: MicroBatch,
+    where: torch.device,
+    bf16: bool,
+    *,
+    clip_s: float,
+    fixed: int,
+) -> Rehearsal | None:
+    """Steps on as much of the batch as takes `REHEARSED_S` at the most and fits in half of the memory at hand; None if that is nothing.
+
+    Args:
+        clip_s: a high guess of the seconds that one clip takes, forward and backward.
+        fixed: bytes of weights, gradients and optimizer.
+    """
+    clips = min(len(batch.units), int(REHEARSED_S / clip_s))
+    at_hand, questions = memory_at_hand(where), recipe.data.questions_per_clip
+    while clips and at_hand is not None and fixed + activation_bytes(recipe, config, clips, questions, bf16=bf16) > at_hand // 2:
+        clips //= 2
+    if not clips:
+        return None
+    if clips < len(batch.units):
+        batch = data.micro_batches(0, range(clips))[0]
+    return rehearse(recipe, config, data.vocabulary.size, batch, where, bf16=bf16)
+
+
+def _time(steps: int, clips: int, flops: int, speed: float, rehearsal: Rehearsal | None, kind: str) -> TimeEstimate:
+    if rehearsal is not None:
+        step_s = rehearsal.step_s(clips)
+        return TimeEstimate(
+            steps * step_s,
+            f"about {clock(steps * step_s)} in all on one {kind}, validation and saving left out: "
+            f"{step_s:.2g} s a step, as measured on {rehearsal.clips} clips of these data",
+        )
+    fast, slow = (3.0 * flops * clips * steps / (share * speed) for share in reversed(UTILISATION))
+    return TimeEstimate(
+        (fast * slow) ** 0.5,
+        f"somewhere between {clock(fast)} and {clock(slow)} in all on one {kind}; no step was measured: "
+        f"it multiplies matrices at {speed / 1e9:,.0f} GFLOP/s, of which training reaches {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}",
+    )
+
+
+def _activations(recipe: Recipe, config: ModelConfig, clips: int, rehearsal: Rehearsal | None, bf16: bool) -> tuple[int, str]:
+    """Bytes of a micro batch, and where the number comes from."""
+    if rehearsal is not None and rehearsal.activation_bytes is not None:
+        return rehearsal.activation_bytes * clips // rehearsal.clips, f"counted on {rehearsal.clips} clips of these data"
+    return activation_bytes(recipe, config, clips, recipe.data.questions_per_clip, bf16=bf16), "estimated, with texts at their longest"
 
 
 def _data_line(data: DataFound, units: int) -> str:
@@ -141,11 +220,11 @@ def _data_line(data: DataFound, units: int) -> str:
         return f"the data are missing: {data.problem}"
     return (
         f"data: {data.clips:,} clips with {data.texts:,} texts = {data.units_per_epoch:,} units an epoch; "
-        f"{units / data.units_per_epoch:.3g} epochs; one clip is read in {1000 * data.read_s:.0f} ms"
+        f"{units / data.units_per_epoch:.3g} epochs"
     )
 
 
-def _table(table: list[Any], trainable: dict[str, int]) -> list[str]:
+def _table(table: list[PartCost], trainable: dict[str, int]) -> list[str]:
     """Part, parameters, how many of them are trained, GFLOP of a forward pass per clip."""
     trained = dict.fromkeys(PARTS, 0)
     for name, count in trainable.items():
@@ -155,19 +234,3 @@ def _table(table: list[Any], trainable: dict[str, int]) -> list[str]:
     lines += [f"{row.part:<16}{row.parameters:>16,}{trained[row.part]:>16,}{row.flops / 1e9:>14.2f}" for row in table]
     total = [sum(row.parameters for row in table), sum(trained.values()), sum(row.flops for row in table)]
     return [*lines, f"{'all':<16}{total[0]:>16,}{total[1]:>16,}{total[2] / 1e9:>14.2f}"]
-
-
-def matrix_speed(device: torch.device, bf16: bool) -> float:
-    """FLOP/s of a large matrix product on this device, measured in well under a second."""
-    size = 4096 if device.type == "cuda" else 512
-    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 and device.type == "cuda" else torch.float32)
-
-    def seconds(times: int) -> float:
-        began = time.perf_counter()
-        for _ in range(times):
-            b = a @ a
-        float(b[0, 0])  # waits for the device
-        return time.perf_counter() - began
-
-    seconds(2)
-    return 2.0 * size**3 * 10 / max(seconds(10), 1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,13 @@ def fixed_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
     return 4 * (parameters + 3 * trainable + (trainable if ema else 0))
 
 
+def saving_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
+    """Copies of weights, moments and averages that the first process holds in the machine's memory while it writes a checkpoint."""
+    return 4 * (parameters + 2 * trainable + (trainable if ema else 0))
+
+
 def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions: int, *, bf16: bool) -> int:
-    """What the forward pass of one micro batch keeps for the backward pass. An estimate.
+    """What the forward pass of one micro batch keeps for the backward pass, texts at their longest. An estimate.
 
     Per token and block about 10 vectors of the width and 2 of the feed-forward width are kept (attention matrices are not, in
     fused attention); with activation checkpointing one vector per block, and one block at a time in full.
@@ -70,6 +76,31 @@ def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions:
         block = tokens * (10 * width + 2 * mlp) * number
         total += blocks * tokens * width * number + block if recipe.train.checkpoint_activations else blocks * block
     return clips * total
+
+
+def program_bytes() -> int:
+    """What this process holds now; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def memory_at_hand(device: torch.device) -> int | None:
+    """Bytes that a rehearsal may count on: free on a GPU, the part of the machine's memory that is not in use elsewhere; None: unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+        return found["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def gib(count: float) -> str:

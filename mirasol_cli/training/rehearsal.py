@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -43,27 +42,13 @@ class Rehearsal:
         return self.forward_backward_s * clips / self.clips + self.update_s
 
 
-def first_batch(recipe: Recipe, sources: list[OpenSource], clips: int) -> MicroBatch:
-    """What the first step would see, at most `MOST_CLIPS` of it; pieces are those of a vocabulary trained on some of the texts."""
+def data_to_rehearse(recipe: Recipe, sources: list[OpenSource]) -> TrainingData:
+    """The data as a run would see them, but for a vocabulary that is trained on some of the texts only."""
     given = given_tokenizer(recipe)
     if given is not None:
-        vocabulary = Vocabulary.from_file(given)
-    else:
-        vocabulary = Vocabulary(train_vocabulary(islice(training_lines(sources), VOCABULARY_LINES), recipe.init.vocabulary))
-    clips = min(clips, MOST_CLIPS)
-    whole = replace(recipe, train=replace(recipe.train, batch_clips=clips, micro_batch_clips=None))
-    return TrainingData(whole, sources, vocabulary).micro_batches(0, range(clips))[0]
-
-
-def clips_of(batch: MicroBatch, clips: int) -> MicroBatch:
-    """The first clips of a batch."""
-
-    def cut(value: object) -> object:
-        return value[:clips] if isinstance(value, Tensor) else tuple(tube[:clips] for tube in value) if isinstance(value, tuple) else value
-
-    media = replace(batch.media, **{name: cut(value) for name, value in vars(batch.media).items()})
-    text = replace(batch.text, **{name: cut(value) for name, value in vars(batch.text).items()})
-    return MicroBatch(media, text, batch.units[:clips])
+        return TrainingData(recipe, sources, Vocabulary.from_file(given))
+    lines = islice(training_lines(sources), VOCABULARY_LINES)
+    return TrainingData(recipe, sources, Vocabulary(train_vocabulary(lines, recipe.init.vocabulary)))
 
 
 def rehearse(recipe: Recipe, config: ModelConfig, vocab_size: int, batch: MicroBatch, where: torch.device, *, bf16: bool) -> Rehearsal:
@@ -152,19 +137,3 @@ def matrix_speed(device: torch.device, bf16: bool) -> float:
 
     seconds()
     return 2.0 * size**3 * 5 / max(min(seconds() for _ in range(4)), 1e-9)
-
-
-def memory_at_hand(device: torch.device) -> int | None:
-    """Bytes that a rehearsal may count on: free on a GPU, the part of the machine's memory that is not in use elsewhere; None: unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-        return found["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, OSError, ValueError):
-        return None

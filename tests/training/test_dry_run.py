@@ -1,15 +1,25 @@
 """--dry-run: the fields of the contract, with and without data; the figures against a built model."""
 
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mirasol_cli.errors import RecipeError
 from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.training import dry_run as module
+from mirasol_cli.training import rehearsal
 from mirasol_cli.training.dry_run import dry_run
+from mirasol_cli.training.rehearsal import KeptForBackward
 from mirasol_cli.training.start import loss_weights
 from tests import synthetic
+
+
+@pytest.fixture(autouse=True)
+def one_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "TIMED_S", 0.0)
 
 
 def test_without_shards_it_says_that_data_are_missing(tmp_path: Path) -> None:
@@ -60,3 +70,85 @@ def test_memory_falls_by_the_keys_that_the_message_names(tmp_path: Path) -> None
     assert memory("data.questions_per_clip=1") < plain
     assert memory("train.ema=0.9") > plain
     assert memory("freeze=[text]") < plain
+
+
+# ------------------------------------------------------------------------------------------------------ measured, or not
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    synthetic.write_split(tmp_path / "shards" / "train", 12, questions=3)
+    return tmp_path / "shards"
+
+
+def test_time_is_that_of_real_steps(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Mirasol.forward
+
+    def slow(*arguments, **named):  # type: ignore[no-untyped-def]
+        time.sleep(0.3)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(Mirasol, "forward", slow)
+    lines: list[str] = []
+    found = dry_run(synthetic.recipe(tmp_path / "run", shards, "train.steps=100"), stage="finetune", device="cpu", say=lines.append)
+    assert found["measured"]
+    assert 30 <= found["seconds"] < 60
+    assert any("0.3" in line and "as measured on 4 clips of these data" in line for line in lines)
+    # A batch in two parts passes the model twice.
+    words = ["train.steps=100", "train.micro_batch_clips=2"]
+    assert (
+        60 <= dry_run(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", say=lines.append)["seconds"] < 120
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_flops_are_those_of_the_texts_that_are_there(tmp_path: Path, shards: Path) -> None:
+    def flops(path: Path) -> int:
+        return int(
+            dry_run(synthetic.recipe(tmp_path / "run", path), stage="finetune", device="cpu", say=lambda line: None)["flops_per_clip"]
+        )
+
+    assert flops(shards) < flops(tmp_path / "nowhere")  # shorter than the length that is taken without any
+
+
+@pytest.mark.parametrize(("name", "value"), [("REHEARSED_S", 0.0), ("memory_at_hand", lambda device: 1000)])
+def test_what_takes_too_long_or_too_much_is_estimated_and_said_to_be(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "rehearse", lambda *_, **__: pytest.fail("a step was made"))
+    lines: list[str] = []
+    found = dry_run(synthetic.recipe(tmp_path / "run", shards), stage="finetune", device="cpu", say=lines.append)
+    assert not found["measured"]
+    assert found["seconds"] > 0
+    assert any("somewhere between" in line and "no step was measured" in line and "15% to 60%" in line for line in lines)
+    assert any("estimated, with texts at their longest" in line for line in lines)
+
+
+def test_a_large_batch_is_rehearsed_in_part(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_CLIPS", 2)
+    lines: list[str] = []
+    dry_run(synthetic.recipe(tmp_path / "run", shards, "train.batch_clips=64"), stage="finetune", device="cpu", say=lines.append)
+    assert any("as measured on 2 clips" in line for line in lines)
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights() -> None:
+    linear = torch.nn.Linear(8, 8)
+    kept = KeptForBackward(linear)
+    x = torch.randn(100, 8)
+    with kept:
+        y = linear(x)  # keeps x
+        z = y * y  # keeps y, twice the same
+    assert kept.bytes == 2 * 100 * 8 * 4
+    z.sum().backward()
+    assert linear.weight.grad is not None
+
+
+def test_memory_that_was_counted_grows_with_the_micro_batch(tmp_path: Path, shards: Path) -> None:
+    def memory(*overrides: str) -> int:
+        recipe = synthetic.recipe(tmp_path / "run", shards, *overrides)
+        return int(dry_run(recipe, stage="finetune", device="cpu", say=lambda line: None)["memory_bytes"])
+
+    small, large = memory("train.batch_clips=12", "train.micro_batch_clips=2"), memory("train.batch_clips=12")
+    assert small < large
+    assert memory("train.batch_clips=12", "train.ema=0.9") > large
