@@ -23,7 +23,7 @@ def recipes_ls(json: Json = False) -> None:
       mirasol recipes ls
       mirasol recipes ls --json
     """
-    from mirasol_cli.recipe import recipe_header, shipped_recipes
+    from mirasol_cli.recipe import ablation_recipes, recipe_header, shipped_recipes
 
     titles = {name: recipe_header(path).partition("\n")[0] for name, path in shipped_recipes().items()}
     if json:
@@ -31,6 +31,7 @@ def recipes_ls(json: Json = False) -> None:
     else:
         width = max(map(len, titles))
         console.print_result("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
+        console.print_result("\nablations/NAME, one part of the demo's model changed each: " + ", ".join(Path(n).name for n in ablation_recipes()))
 
 
 @recipes_app.command("show")

@@ -33,9 +33,12 @@ def mirasol(site: Path, *arguments: str) -> str:
 
 
 def test_recipes_are_inside_the_package_and_nowhere_else(site: Path) -> None:
-    shipped = {path.name: path.read_text() for path in (ROOT / "recipes").glob("*.yaml")}
-    packed = {path.name: path.read_text() for path in (site / "mirasol_cli" / "recipes").glob("*.yaml")}
-    assert len(packed) >= 15
+    def recipes(folder: Path) -> dict[str, str]:
+        return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.yaml")}
+
+    shipped, packed = recipes(ROOT / "recipes"), recipes(site / "mirasol_cli" / "recipes")
+    assert len(packed) >= 35
+    assert "ablation-no-audio" in mirasol(site, "recipes", "validate", "ablations/no-audio")
     assert packed == shipped
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"mirasol_cli"}
 
@@ -45,7 +48,7 @@ def test_every_module_and_asset_is_packed(site: Path) -> None:
         kept = (path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         return {str(path.relative_to(root)) for path in kept if not path.name.startswith(".")}
 
-    packed = files(site / "mirasol_cli") - {f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    packed = files(site / "mirasol_cli") - {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")}
     assert len(packed) > 60
     assert packed == files(ROOT / "mirasol_cli")
 

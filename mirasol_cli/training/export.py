@@ -1,6 +1,6 @@
 """A checkpoint to hand on: weights in half precision (the averaged ones where there are any), no training state.
 
-    python -m mirasol_cli.training.export runs/demo mirasol_cli/assets/demo
+python -m mirasol_cli.training.export runs/demo mirasol_cli/assets/demo
 """
 
 from __future__ import annotations

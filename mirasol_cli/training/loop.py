@@ -109,10 +109,11 @@ def _outcome_written(run: Run) -> Iterator[None]:
 def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[str, Any]:
     train, world = run.recipe.train, run.world
     share = world.share(train.batch_clips)
-    extras = Extras(run.recipe, run.folder.path, run.stage) if world.is_main else None
+    extras = world.on_main(lambda: Extras(run.recipe, run.folder.path, run.stage, step=run.step, started=run.folder.started))
     interval, metrics = Interval(), run.folder.last_metrics() if world.is_main else {}
     run.model.train()
     with (
+        extras or nullcontext(),
         Display(f"{run.stage} {run.recipe.name}", train.steps, run.step, main=world.is_main) as display,
         ReadAhead(lambda step: run.data.micro_batches(step, share), range(run.step, train.steps)) as ahead,
     ):
@@ -150,8 +151,6 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
             if result.stop and run.step < train.steps:
                 name = {130: "Ctrl-C", 143: "SIGTERM"}[result.stop]
                 raise Interrupted(f"stopped by {name} after step {run.step}; a checkpoint was saved", result.stop, "go on with --resume")
-    if extras is not None:
-        extras.close()
     return metrics
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections import deque
@@ -33,6 +34,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def started(self) -> str:
+        """When the run first began, before any resume."""
+        return str(self._state.get("started", ""))
 
     def check_unused(self) -> None:
         """Raises UsageError if something is there already and `--resume` was not given."""
@@ -192,26 +198,48 @@ def _plain(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class Extras:
-    """TensorBoard and Weights & Biases, where the recipe asks for them; imported only then."""
+def check_extras(recipe: Recipe) -> None:
+    """Raises EnvironmentProblem if the recipe asks for TensorBoard or Weights & Biases and it is not installed."""
+    if recipe.run.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError:
+            raise EnvironmentProblem("run.tensorboard: TensorBoard is not installed", "pip install tensorboard") from None
+    if recipe.run.wandb:
+        try:
+            import wandb  # type: ignore[import-not-found]  # noqa: F401
+        except ImportError:
+            raise EnvironmentProblem("run.wandb: Weights & Biases is not installed", "pip install wandb") from None
 
-    def __init__(self, recipe: Recipe, path: Path, stage: str):
+
+class Extras:
+    """TensorBoard and Weights & Biases, where the recipe asks for them; imported only then. To be closed whatever ends the run.
+
+    A resumed run (`step` > 0) goes on in the same curves: TensorBoard drops what was written after `step`, W&B knows the run
+    by its name and the time it was `started`.
+    """
+
+    def __init__(self, recipe: Recipe, path: Path, stage: str, *, step: int = 0, started: str = ""):
         self._board: Any = None
         self._wandb: Any = None
+        check_extras(recipe)
         if recipe.run.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise EnvironmentProblem("run.tensorboard: TensorBoard is not installed", "pip install tensorboard") from None
-            self._board = SummaryWriter(str(path / "tensorboard"))
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
         if recipe.run.wandb:
-            try:
-                import wandb  # type: ignore[import-not-found]
-            except ImportError:
-                raise EnvironmentProblem("run.wandb: Weights & Biases is not installed", "pip install wandb") from None
+            import wandb
+
+            run_id = re.sub(r"[^A-Za-z0-9_-]", "-", f"{recipe.name}-{started}")
             self._wandb = wandb.init(
-                project="mirasol", name=recipe.name, dir=str(path), config=recipe.to_plain(), job_type=stage, resume="allow"
+                project="mirasol", name=recipe.name, id=run_id, dir=str(path), config=recipe.to_plain(), job_type=stage, resume="allow"
             )
+
+    def __enter__(self) -> Extras:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}

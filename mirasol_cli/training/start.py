@@ -26,7 +26,7 @@ from mirasol_cli.training.data import OpenSource, TrainingData, open_sources, tr
 from mirasol_cli.training.distributed import World, parallelise, prepare_blocks, whole
 from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors
 from mirasol_cli.training.resume import check_resumable
-from mirasol_cli.training.run_log import RunFolder
+from mirasol_cli.training.run_log import RunFolder, check_extras
 from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 
 STATE_SCHEMA = 1
@@ -63,10 +63,12 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     Raises:
         UsageError: the run folder is in use and `resume` is false.
         RecipeError: the run cannot go on under this recipe.
+        EnvironmentProblem: TensorBoard or W&B is asked for and not installed.
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
     world.share(recipe.train.batch_clips)
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
+    check_extras(recipe)
     notes: list[str] = []
     resumed = _find_resumed(folder, recipe, world, resume, notes)
     sources = open_sources(recipe)

@@ -1,4 +1,4 @@
-"""Every benchmark in one call, on a quiet machine, and RESULTS.md from their parts: about 25 minutes on two cores.
+"""Every benchmark in one call, on a quiet machine, and RESULTS.md from their parts: about 40 minutes on two cores.
 
     MIRASOL_SHARED=DIR python tests/benchmarks/run_all.py --rival-python PYTHON
 
@@ -25,6 +25,7 @@ BENCHMARKS = (
     ("ttm_against_transformer", ["--rounds", "5"]),
     ("shard_reading", ["--rounds", "5"]),
     ("prepare_speed", ["--rounds", "3", "--sources", "24"]),
+    ("prepare_real_size", ["--rounds", "3", "--sources", "48"]),
     ("startup", ["--rounds", "7"]),
     ("full_size", ["--cases", "small,slice"]),
 )

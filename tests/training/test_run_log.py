@@ -1,16 +1,21 @@
 """Run folder, panel, extras."""
 
+from __future__ import annotations
+
 import builtins
 import io
 import json
 import math
 import sys
+import types
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from mirasol_cli.errors import Diverged, EnvironmentProblem, Interrupted
 from mirasol_cli.training import run_log
+from mirasol_cli.training.loop import train
 from tests import synthetic
 
 LINE = {"step": 10, "kind": "train", "loss": 2.5, "loss_text": 0.25, "lr": 1e-3, "gradient_norm": 3.0, "clips_per_s": 4.0,
@@ -83,19 +88,125 @@ def test_the_panel_on_a_terminal_shows_loss_speed_and_validation(monkeypatch: py
         assert expected in shown, expected
 
 
-@pytest.mark.parametrize(("key", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
-def test_missing_extras_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, module: str) -> None:
+def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Make importing `modules` fail, as where they are not installed."""
     real = builtins.__import__
 
-    def without(name: str, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if name == module:
+    def importing(name: str, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if name in modules:
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(EnvironmentProblem, match=f"run.{key}") as caught:
-        run_log.Extras(synthetic.recipe(tmp_path / "run", tmp_path, f"run.{key}=true"), tmp_path, "finetune")
-    assert f"pip install {key}" in (caught.value.hint or "")
+    monkeypatch.setattr(builtins, "__import__", importing)
+
+
+@pytest.mark.parametrize(("key", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_missing_extras_are_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, module: str
+) -> None:
+    synthetic.write_split(tmp_path / "shards" / "train", 4)
+    without(monkeypatch, module)
+    with pytest.raises(EnvironmentProblem, match=f"^run.{key}: .* is not installed$") as caught:
+        train(synthetic.recipe(tmp_path / "run", tmp_path / "shards", f"run.{key}=true"), stage="finetune", device="cpu")
+    assert caught.value.exit_code == 5
+    assert caught.value.hint == f"pip install {key}"
+    assert not (tmp_path / "run").exists()  # so that the same command works once it is installed
+
+
+class FakeBoard:
+    """TensorBoard's writer, as far as it is used."""
+
+    made: ClassVar[list[FakeBoard]] = []
+
+    def __init__(self, folder: str, purge_step: int | None = None):
+        self.folder, self.purge_step, self.closed = Path(folder), purge_step, False
+        self.scalars: list[tuple[str, float, int]] = []
+        self.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        assert not self.closed
+        self.scalars.append((name, value, step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeWandb:
+    """The module `wandb`, and the run that its `init` returns."""
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.logged: list[tuple[dict[str, float], int]] = []
+        self.finished = 0
+
+    def init(self, **named: Any) -> FakeWandb:
+        self.runs.append(named)
+        return self
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((values, step))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def extras(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    board, wandb = types.ModuleType("torch.utils.tensorboard"), FakeWandb()
+    board.SummaryWriter = FakeBoard  # type: ignore[attr-defined]
+    FakeBoard.made.clear()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    return wandb
+
+
+def test_a_run_writes_every_line_to_both_and_goes_on_in_the_same_curves(tmp_path: Path, extras: FakeWandb) -> None:
+    synthetic.write_split(tmp_path / "shards" / "train", 4)
+    words = ["run.tensorboard=true", "run.wandb=true", "train.steps=4", "train.checkpoint_every=2", "train.evaluate_every=2"]
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words)
+
+    def lose_the_second(model: object, vocabulary: object) -> dict[str, float]:
+        if FakeBoard.made[0].scalars[-1][2] == 4:
+            raise KeyboardInterrupt
+        return {"exact_match": 0.5}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, stage="finetune", device="cpu", validate=lose_the_second)
+    (board,) = FakeBoard.made
+    assert (board.folder, board.purge_step, board.closed) == (tmp_path / "run" / "tensorboard", None, True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = {(name, step): value for name, value, step in board.scalars}
+    for row in rows:
+        numbers = {key: value for key, value in row.items() if key not in ("step", "kind")}
+        assert numbers
+        for key, value in numbers.items():
+            assert told[f"{row['kind']}/{key}", row["step"]] == value
+    assert told["validation/exact_match", 2] == 0.5
+    assert [{f"{row['kind']}/{key}": row[key] for key in row if key not in ("step", "kind")} for row in rows] == [
+        values for values, _ in extras.logged
+    ]
+    assert extras.finished == 1
+
+    assert not (tmp_path / "run" / "checkpoints" / "step-00000004").exists()
+    train(recipe, stage="finetune", device="cpu", resume=True)
+    assert (FakeBoard.made[1].purge_step, FakeBoard.made[1].closed) == (3, True)
+    first, second = extras.runs
+    assert first["id"] == second["id"]
+    assert first["resume"] == "allow"
+    assert first["config"]["train"]["steps"] == 4
+
+
+def test_real_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    synthetic.write_split(tmp_path / "shards" / "train", 4)
+    words = ["run.tensorboard=true", "train.steps=2"]
+    train(synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words), stage="finetune", device="cpu")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([row["loss"] for row in rows])
 
 
 def test_status_of_every_end() -> None:
