@@ -31,7 +31,8 @@ def recipes_ls(json: Json = False) -> None:
     else:
         width = max(map(len, titles))
         console.print_result("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
-        console.print_result("\nablations/NAME, one part of the demo's model changed each: " + ", ".join(Path(n).name for n in ablation_recipes()))
+        names = ", ".join(Path(name).name for name in ablation_recipes())
+        console.say(f"\nablations/NAME, each with one part of the demo's model changed: {names}")
 
 
 @recipes_app.command("show")

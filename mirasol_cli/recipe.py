@@ -72,7 +72,8 @@ def find_recipe(name_or_path: str) -> Path:
         return path
     if path.is_dir():
         raise RecipeError([f"'{name_or_path}' is a folder, not a recipe"], "give a YAML file or a name from: mirasol recipes ls")
-    near = difflib.get_close_matches(name_or_path, ablations, n=3, cutoff=0.8) or difflib.get_close_matches(path.stem, shipped, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name_or_path, ablations, n=3, cutoff=0.8)
+    near = near or difflib.get_close_matches(path.stem, shipped, n=3, cutoff=0.5)
     what = f"there is no recipe file '{name_or_path}'" if looks_like_path else f"there is no recipe '{name_or_path}'"
     raise RecipeError([what + (f"; did you mean {' or '.join(near)}?" if near else "")], "see them all: mirasol recipes ls")
 

@@ -1,0 +1,223 @@
+"""The ablations' plan, statistics and verdicts; and, in the long form, the runner itself, killed and called again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # these scripts import one another, as scripts do
+
+from ablation_plan import BY_NAME, CONDITIONS, next_job, plan, without_dependents  # noqa: E402
+from ablation_report import (  # noqa: E402
+    CLAIMS,
+    NOISE,
+    NOT_RUN,
+    NOT_SEEN,
+    ONE_SEED,
+    SEEN,
+    Claim,
+    estimate,
+    exact_match,
+    judge,
+    of_type,
+    paired,
+    points,
+    report,
+    t_quantile,
+    verdict,
+)
+
+ROOT = HERE.parents[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_every_recipe_is_a_condition_and_what_it_names_exists() -> None:
+    assert sorted(BY_NAME) == sorted(path.stem for path in (ROOT / "recipes" / "ablations").glob("*.yaml"))
+    for condition in CONDITIONS:
+        assert condition.reference is None or condition.reference in BY_NAME
+        assert (condition.after is None) == (condition.takes is None)
+    assert {name for claim in CLAIMS for name in (claim.better, claim.worse)} <= BY_NAME.keys()
+
+
+def test_a_cut_leaves_all_conditions_with_about_as_many_seeds() -> None:
+    jobs = plan([c.name for c in CONDITIONS], seeds=5)
+    for length in range(len(jobs) + 1):
+        counts = [sum(job.condition is condition for job in jobs[:length]) for condition in CONDITIONS]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_what_a_run_starts_from_comes_with_it_and_before_it() -> None:
+    jobs = plan(["pretrained", "long-64-ttm"], seeds=2)
+    assert [job.condition.name for job in jobs] == ["full", "ttm", "pretrain", "pretrained", "long-64-ttm"] * 2
+    for place, job in enumerate(jobs):
+        assert job.before is None or job.before in {earlier.key for earlier in jobs[:place]}
+
+
+def test_a_run_waits_for_what_it_starts_from_and_others_pass_it() -> None:
+    jobs = plan(["pretrained", "mean"], seeds=1)
+    waiting = [job for job in jobs if job.condition.name != "full"]  # `full` is at work
+    assert next_job(waiting, done=set()) == jobs[1]
+    assert jobs[1].condition.name == "mean"
+    waiting.remove(jobs[1])
+    assert next_job(waiting, done={("mean", 0)}) is None
+    pretrain = next_job(waiting, done={("full", 0)})
+    assert pretrain is not None
+    assert pretrain.condition.name == "pretrain"
+
+
+def test_a_failed_run_takes_along_just_what_starts_from_it() -> None:
+    waiting = plan(["pretrained", "mean"], seeds=2)
+    kept = without_dependents(waiting[1:], waiting[0].key)
+    assert [job.key for job in kept] == [("mean", 0), ("full", 1), ("mean", 1), ("pretrain", 1), ("pretrained", 1)]
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_quantiles_of_t() -> None:
+    assert t_quantile(4) == 2.776  # five seeds
+    assert t_quantile(30) == 2.042
+    for freedom, known in ((31, 2.0395), (40, 2.0211), (120, 1.9799)):
+        assert t_quantile(freedom) == pytest.approx(known, abs=1e-3)
+    with pytest.raises(ValueError, match="two seeds"):
+        t_quantile(0)
+
+
+def test_interval_by_hand_and_its_coverage() -> None:
+    found = estimate([0.1, 0.2, 0.3])
+    assert found is not None
+    assert found.mean == pytest.approx(0.2)
+    assert found.half == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert estimate([]) is None
+    rng, covered = random.Random(0), 0
+    for _ in range(2000):
+        found = estimate([rng.gauss(3, 2) for _ in range(5)])
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 3 <= found.high
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def row(condition: str, seed: int, value: float, **more: Any) -> dict[str, Any]:
+    return {
+        "condition": condition, "seed": seed, "exact_match": value, "by_type": {"order": {"n": 5, "exact_match": value / 2}}, "n": 10,
+        "steps": 400, "gflop": 2.0, "combiner_gflop": 1.0, "parameters": 1_000_000, "seconds": 100.0, **more,
+    }  # fmt: skip
+
+
+def rows_of(**values: list[float]) -> list[dict[str, Any]]:
+    return [row(name.replace("_", "-"), seed, value) for name, found in values.items() for seed, value in enumerate(found)]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Seeds differ by far more than conditions; only the paired difference sees through that. Rows come in any order."""
+    rows = rows_of(full=[0.5, 0.7, 0.9], mean=[0.48, 0.68, 0.88])
+    rows.append(row("full", 7, 0.1))  # no partner
+    for order in itertools.islice(itertools.permutations(rows), 0, 5000, 97):
+        found = paired(order, "full", "mean", exact_match)
+        assert found is not None
+        assert (found.mean, found.half, found.seeds) == (pytest.approx(0.02), pytest.approx(0, abs=1e-9), 3)
+    halved = paired(rows, "full", "mean", of_type("order"))
+    assert halved is not None
+    assert halved.mean == pytest.approx(0.01)
+    assert paired(rows, "full", "ttm", exact_match) is None
+    assert paired(rows, "full", "mean", of_type("count")) is None
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([], NOT_RUN),
+        ([0.1], ONE_SEED),
+        ([0.02, 0.03, 0.025, 0.02, 0.03], SEEN),
+        ([-0.02, -0.03, -0.025, -0.02, -0.03], NOT_SEEN),
+        ([0.05, -0.04, 0.01, 0.02, -0.01], NOISE),
+        ([0.0, 0.0, 0.0], NOISE),
+    ],
+)
+def test_verdict(differences: list[float], expected: str) -> None:
+    assert verdict(estimate(differences)) == expected
+
+
+def test_a_claim_about_compute_or_size_needs_both() -> None:
+    rows = [row("ttm", s, 0.8 + s / 100, gflop=1.5) for s in range(3)] + [row("full", s, 0.7 + s / 100) for s in range(3)]
+    claim = Claim("at least equal", "ttm", "full", cheaper=True)
+    assert judge(claim, rows) == (SEEN, "+10.0 [+10.0, +10.0]; 1.5 against 2 GFLOP")
+    dearer = [{**r, "gflop": 2.5} if r["condition"] == "ttm" else r for r in rows]
+    assert judge(claim, dearer)[0] == NOT_SEEN
+    grown = [{**r, "parameters": 1_000_001} if r["condition"] == "ttm" else r for r in rows]
+    assert judge(Claim("longer", "ttm", "full", same_size=True), grown)[0] == NOT_SEEN
+    assert judge(Claim("longer", "ttm", "full", same_size=True), rows)[0] == SEEN
+    assert judge(claim, [])[0] == NOT_RUN
+
+
+def test_report_computes_every_verdict() -> None:
+    rows = rows_of(full=[0.80, 0.82, 0.81], no_combiner=[0.70, 0.72, 0.71], no_autoregression=[0.90, 0.92, 0.91])
+    text = report(rows)
+    assert "| full | 3 | 81.0 ± 2.5 | 40.5 ± 1.2 | 2.000 | 1.000 | 1.000 | 100 |" in text
+    assert "| no-combiner | full | -10.0 [-10.0, -10.0] | -5.0 [-5.0, -5.0] |" in text
+    assert "| the Combiner helps | **seen** | full - no-combiner | +10.0 [+10.0, +10.0] |" in text
+    assert "| autoregression helps | **not seen** |" in text
+    assert "| pretraining helps | **not run** | pretrained - full |  |" in text
+    assert "cannot be compared" not in text
+    assert "cannot be compared" in report([*rows, row("mean", 0, 0.5, n=11)])
+    assert "cannot be compared" in report([*rows, row("mean", 0, 0.5, steps=100)])
+    assert report([]) == "Nothing has been run yet.\n"
+    assert report([{"condition": "pretrain", "seed": 0}]) == "Nothing has been run yet.\n"
+    assert points(estimate([0.01])) == "+1.0"
+
+
+# --------------------------------------------------------------------------------------------------------------- runner
+
+
+@pytest.mark.slow
+def test_a_killed_runner_goes_on_and_ends_with_the_undisturbed_results(tmp_path: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MIRASOL_DATA": str(tmp_path / "data")}
+    mirasol = [sys.executable, "-m", "mirasol_cli"]
+    subprocess.run([*mirasol, "prepare", "demo", "data.clips=16", "--workers", "1"], env=env, check=True)
+
+    def command(out: str) -> list[str]:
+        words = ["--only", "full", "mean", "--seeds", "2", "--steps", "120", "--out", str(tmp_path / out)]
+        return [sys.executable, str(HERE / "ablations.py"), *words]
+
+    def results(out: str) -> dict[tuple[str, int], dict[str, Any]]:
+        lines = (tmp_path / out / "results.jsonl").read_text().splitlines()
+        found = {(r["condition"], r["seed"]): {k: v for k, v in r.items() if k != "seconds"} for r in map(json.loads, lines)}
+        assert len(found) == len(lines)
+        return found
+
+    for kill in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(command("killed"), env=env)
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed" / "runs").glob(f"*/seed-{int(kill == signal.SIGKILL)}/metrics.jsonl")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(kill)
+        assert process.wait(60) == (143 if kill == signal.SIGTERM else -9)
+        assert not (tmp_path / "killed" / "report.md").exists()
+    subprocess.run(command("killed"), env=env, check=True)
+    before = (tmp_path / "killed" / "results.jsonl").stat().st_mtime_ns
+    subprocess.run(command("killed"), env=env, check=True)  # nothing is left to do
+    assert (tmp_path / "killed" / "results.jsonl").stat().st_mtime_ns == before
+    subprocess.run(command("undisturbed"), env=env, check=True)
+    assert results("killed") == results("undisturbed")
+    assert len(results("killed")) == 4
+
+    other = subprocess.run([*command("killed"), "--steps", "7"], env=env, check=False, capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "choose another --out" in other.stderr
