@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
+from mirasol_cli.training.waiting import Whereabouts, no_answer
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -47,10 +49,21 @@ class World:
     rank: int
     size: int
     device: torch.device
+    whereabouts: Whereabouts | None = None
+    timeout_s: float = 0.0
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def at(self, place: str) -> None:
+        """Note where this process is (`step 13`), for the message of one that waits for it in vain."""
+        if self.whereabouts is not None:
+            self.whereabouts.note(place)
+
+    def no_answer(self, error: BaseException) -> EnvironmentProblem | None:
+        """The error as a message about processes that do not answer, if it is about that; else None."""
+        return no_answer(error, self.whereabouts, self.timeout_s) if self.whereabouts is not None else None
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sum over all processes, in float64, the same on every process."""
@@ -113,6 +126,9 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
     """The process group that torchrun (or any launcher setting RANK and WORLD_SIZE) describes; a single process needs none.
 
     `device` names the kind; with several GPUs each process takes the one of its LOCAL_RANK.
+
+    Raises:
+        EnvironmentProblem: the processes did not meet, or one of them stopped answering.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if size == 1:
@@ -127,14 +143,30 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     already = dist.is_initialized()
-    if not already:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    world = World(rank, size, device, None if already else _join(rank, size, device, timeout_s), timeout_s)
     try:
-        yield World(rank, size, device)
+        yield world
+    except RuntimeError as error:
+        raise world.no_answer(error) or error from error
     finally:
         if not already:
             gc.collect()  # DDP holds the group in reference cycles; its end must come before the group's
             dist.destroy_process_group()
+
+
+def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> Whereabouts:
+    """Meet the other processes where the environment says."""
+    try:
+        store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s))))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+    except dist.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise EnvironmentProblem(
+            f"process {rank} of {size} did not meet the others at {address} within {timeout_s:g} s: {str(error).splitlines()[0]}",
+            "start all processes, check MASTER_ADDR and MASTER_PORT, or raise run.process_group_timeout_s",
+        ) from error
+    return Whereabouts(store, rank, size)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -90,12 +90,12 @@ def _run_to_end(run: Run, signals: SignalFlags, validate: Validate | None) -> di
 
 @contextmanager
 def _outcome_written(run: Run) -> Iterator[None]:
-    """run.json says how the run ended, whatever ends it; running out of memory gets a message that helps."""
+    """run.json says how the run ended, whatever ends it; out of memory and out of reach get messages that help."""
     try:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            raise out_of_memory(error, run) or error from error
+            raise out_of_memory(error, run) or run.world.no_answer(error) or error from error
     except BaseException as error:
         if run.world.is_main:
             status, code = status_of(error)
@@ -132,6 +132,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                 display.train(line)
             validation, score = None, None
             if validate is not None and train.evaluate_every and run.step % train.evaluate_every == 0:
+                world.at(f"the validation after step {run.step}")
                 validation = _validate(run, validate)
                 score = _score(validation)
                 metrics["validation"] = validation
@@ -146,6 +147,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                 run.best = score
             due = run.step % train.checkpoint_every == 0 or run.step == train.steps
             if due or improved or result.save or result.stop:
+                world.at(f"the save after step {run.step}")
                 save_run(run, validation, score)
                 interval.restart()
             if result.stop and run.step < train.steps:
@@ -181,6 +183,7 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
         Diverged: not finite, and `train.bad_steps` allows no (further) skip.
     """
     train, world, device = run.recipe.train, run.world, run.world.device
+    world.at(f"step {run.step + 1}")
     torch.manual_seed(step_seed(train.seed, run.step, world.rank))  # dropout needs no state in the checkpoint
     local = summed(loss_counts(batch.media, batch.text, run.weights, run.recipe.clip) for batch in batches)
     questions = sum(batch.questions for batch in batches)
