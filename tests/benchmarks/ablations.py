@@ -218,14 +218,14 @@ def check_rows(runner: Runner, jobs: list[Job], rows: list[dict[str, Any]]) -> N
 
 def check_shards(jobs: list[Job]) -> None:
     """Every shard folder that is needed, before any run."""
-    from mirasol_cli.recipe import default_shards, load_recipe
+    from mirasol_cli.recipe import data_root, default_shards, load_recipe
 
     missing = {}
     for job in jobs:
         recipe = load_recipe(str(ROOT / job.condition.recipe))
         folder = default_shards(recipe.data.dataset, recipe.clip)
         if not (folder / "test" / "index.json").is_file():
-            what = "demo" if recipe.data.dataset == "demo" else f"data/demo-long/long.jsonl --recipe {job.condition.recipe}"
+            what = "demo" if recipe.data.dataset == "demo" else f"{data_root('demo-long') / 'long.jsonl'} --recipe {job.condition.recipe}"
             missing[folder] = f"'{folder}' holds no shards yet: mirasol prepare {what}"
     if missing:
         raise SystemExit("\n".join(missing.values()))
