@@ -1,0 +1,147 @@
+"""Every shipped recipe takes a real step on its own data set, shrunk by overrides alone.
+
+The annotation is read as published by the data set's own reader, its clips lie in the default shard folder; only the media
+are random. Frames and chunks, mixture, losses, kinds of layers and the way of training stay those of the recipe.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirasol_cli.datasets.catalogue import open_dataset
+from mirasol_cli.datasets.example import DatasetOptions, Split
+from mirasol_cli.datasets.manifest import read_manifest
+from mirasol_cli.datasets.splits import share_clips
+from mirasol_cli.recipe import default_shards, load_recipe, shipped_recipes
+from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.training.data import shard_path
+from mirasol_cli.training.loop import train
+from tests import synthetic
+from tests.excerpts import write
+
+PRETRAINED = ("pretrain", "captions", "demo-pretrain")
+"""Recipes of the first stage; all others are finetuned."""
+
+SHRUNK = (
+    "clip.size=32",
+    "clip.tubes=[{kernel: [2, 8, 8], stride: [4, 16, 16], space_to_depth: [2, 1, 1]}, {kernel: [1, 16, 16], stride: [4, 16, 16]}]",
+    "clip.audio.bins=16", "clip.audio.columns=16",
+    "model.encoder.width=24", "model.encoder.layers=1", "model.encoder.heads=2", "model.encoder.mlp=32",
+    "model.combiner.width=24", "model.combiner.layers=1", "model.combiner.heads=2", "model.combiner.mlp=32",
+    "model.combiner.outputs=2", "model.combiner.memory=4",
+    "model.latent.width=24", "model.latent.layers=1", "model.latent.heads=2", "model.latent.mlp=32",
+    "model.reconstruction.width=12", "model.reconstruction.layers=1", "model.reconstruction.heads=2", "model.reconstruction.mlp=16",
+    "model.text.width=24", "model.text.layers=2", "model.text.heads=2", "model.text.kv_heads=2", "model.text.mlp=32",
+    "init.vocabulary=400", "train.batch_clips=4", "train.steps=1", "train.warmup_steps=0",
+)  # fmt: skip
+
+NEXT = "video,frame_count,width,height,question,answer,qid,type"
+EPIC = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id"
+QUESTIONS = [
+    {"answer": answer, "id": n, "question": f"what does the {n} do?", "video_id": n // 2}
+    for n, answer in enumerate(["run", "cook", "sing", "NA"])
+]
+ANNOTATIONS: dict[str, dict[str, str]] = {
+    "activitynet": {
+        "train_q.json": json.dumps([{"video_name": f"v{n // 2}", "question": f"is it {n}", "question_id": f"v{n}"} for n in range(6)]),
+        "train_a.json": json.dumps([{"answer": "yes", "type": n, "question_id": f"v{n}"} for n in range(6)]),
+    },
+    "msrvtt": {"train_qa.json": json.dumps([{**row, "category_id": 1} for row in QUESTIONS])},
+    "msvd": {"train_qa.json": json.dumps(QUESTIONS)},
+    "nextqa": {
+        "mc/train.csv": f"{NEXT},a0,a1,a2,a3,a4\n12,9,6,4,why,1,0,CW,sit,run,cry,eat,go\n13,9,6,4,how,4,1,CH,a,b,c,d,by car\n",
+        "oe/train.csv": f"{NEXT}\n12,9,6,4,why,to cry,0,CW\n34,9,6,4,is it,yes,0,DB\n",
+    },
+    "vggsound": {"vggsound.csv": "".join(f'id{n},{n},"{label}",train\n' for n, label in enumerate(("singing", "people marching", "dog")))},
+    "kinetics-sounds": {"train.csv": "label,youtube_id,time_start,time_end,split,is_cc\nsinging,a,0,10,train,0\nbowling,b,5,15,train,0\n"},
+    "epic-sounds": {
+        "EPIC_Sounds_train.csv": f"{EPIC}\na0,P1,P01_01,0:00:40.0,0:00:52.0,0,0,x,zip,42\na1,P1,P01_01,0:00:20.0,0:00:21.0,0,0,x,tap,5\n"
+    },
+    "audioset": {
+        "balanced_train_segments.csv": '# x\n--id, 30.000, 40.000, "/m/1,/m/2"\n--full, 20.000, 30.000, "/m/1"\n',
+        "class_labels_indices.csv": 'index,mid,display_name\n0,/m/1,"Male speech, man speaking"\n1,/m/2,Dog\n',
+    },
+    "captions": {
+        "train_val_videodatainfo.json": json.dumps(
+            {
+                "videos": [{"video_id": f"video{n}", "split": "train", "id": n} for n in range(3)],
+                "sentences": [{"sen_id": n, "video_id": f"video{n}", "caption": f"a dog runs {n} times"} for n in range(3)],
+            }
+        )
+    },
+}
+MANIFEST = [{"video": f"{n}.mp4", "caption": f"dog {n}", "question": "what runs?", "answer": "a dog"} for n in range(3)]
+
+
+def lines(*keys: str) -> str:
+    """The manifest with `video` and these keys alone."""
+    return "\n".join(json.dumps({key: row[key] for key in ("video", *keys)}) for row in MANIFEST)
+
+
+RENDERED = {f"{split}.jsonl": lines("question", "answer") for split in ("train", "val", "test")}
+RENDERED |= {f"{split}-captions.jsonl": lines("caption") for split in ("train", "val", "test")}
+
+
+def train_split(dataset: str, task: str, folder: Path) -> Split:
+    """The training texts of one task, and the clips that all tasks of the split share, as `prepare` sees them."""
+    if dataset == "manifest":
+        splits = read_manifest(write(folder, {"my.jsonl": lines("caption", "question", "answer")}) / "my.jsonl")
+    else:
+        splits = open_dataset(dataset).read(write(folder / dataset, dict(ANNOTATIONS.get(dataset, RENDERED))), task, DatasetOptions())
+    return next(split for split in share_clips(splits) if (split.name, split.task) == ("train", task))
+
+
+def step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[dict, Path]:
+    """One step of the recipe under `words`: its log line and its run folder."""
+    monkeypatch.setenv("MIRASOL_DATA", str(tmp_path / "data"))
+    recipe = load_recipe(name, [*SHRUNK, f"run.dir={tmp_path}/run", *words])
+    for source in recipe.data.training_sources():
+        split = train_split(source.dataset, source.task, tmp_path / "annotations")
+        path = shard_path(recipe, source)
+        assert path == default_shards(source.dataset, recipe.clip)
+        synthetic.write_texts(path / source.split, split, recipe.clip)
+    stage = "pretrain" if name in PRETRAINED else "finetune"
+    result = train(recipe, stage=stage, device="cpu", threads=1)
+    assert result["step"] == 1
+    return result["metrics"], tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = load_recipe(name)
+    line, run = step(name, tmp_path, monkeypatch)
+    assert math.isfinite(line["loss"])
+    assert line["gradient_norm"] > 0
+    assert line["questions_per_s"] > 0
+    weights = {part: weight for part, weight in vars(shipped.loss).items() if part != "label_smoothing" and weight}
+    assert line["loss"] == pytest.approx(sum(weight * line[f"loss_{part}"] for part, weight in weights.items()), rel=1e-5)
+    loaded = ck.load_model(ck.find_checkpoint(run, "latest"))
+    assert (loaded.geometry.frames, loaded.geometry.chunks) == (shipped.clip.frames, shipped.clip.chunks)
+    assert loaded.recipe.model.combiner.kind == shipped.model.combiner.kind
+    assert loaded.recipe.data == shipped.data
+    moments = ck.read_tensors(ck.find_checkpoint(run, "latest"), "optimizer")
+    assert moments is not None
+    reached = {key.removeprefix("exp_avg/") for key, value in moments.items() if key.startswith("exp_avg/") and bool(value.any())}
+    parts = {parameter.split(".")[0] for parameter in reached}
+    assert {"video_tokens", "encoder", "combiner", "latent", "reconstruction", "text"} <= parts
+    assert ("audio_tokens" in {p.split(".")[0] for p in reached if p != "audio_tokens.absent"}) == shipped.data.sound
+
+
+def test_pretraining_on_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second source beside the captions, three to one, as the recipe's header says."""
+    sources = "[{dataset: captions, task: caption, ratio: 3}, {dataset: nextqa, task: oe, ratio: 1}]"
+    line, run = step("pretrain", tmp_path, monkeypatch, f"data.sources={sources}")
+    assert math.isfinite(line["loss"])
+    recipe = ck.load_model(ck.find_checkpoint(run, "latest")).recipe
+    assert [source.ratio for source in recipe.data.training_sources()] == [3, 1]
+
+
+def test_the_questions_come_without_sound_and_with_it_by_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, words in enumerate(([], ["data.sound=true"])):
+        _, run = step("msrvtt", tmp_path / str(number), monkeypatch, *words)
+        moments = ck.read_tensors(ck.find_checkpoint(run, "latest"), "optimizer")
+        assert moments is not None
+        assert bool(torch.any(moments["exp_avg/audio_tokens.map.weight"] != 0)) == bool(words)
