@@ -117,6 +117,7 @@ def prepare(
     \b
     Examples:
       mirasol prepare demo
+      mirasol prepare demo-long clip.frames=512 clip.chunks=64
       mirasol prepare msrvtt --root /videos/msrvtt --workers 16
       mirasol prepare my.jsonl --root my-videos --out shards clip.size=112
       mirasol prepare vggsound --part 3/8        (then once: mirasol prepare vggsound --merge)

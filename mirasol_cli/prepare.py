@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirasol_cli import prepare_engines
-from mirasol_cli.datasets.catalogue import DATASETS, open_dataset
+from mirasol_cli.datasets.catalogue import DATASETS, RENDERED, open_dataset
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
@@ -33,6 +33,9 @@ from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.format import INDEX, SplitIndex, check_geometry, record_name, shard_name
 from mirasol_cli.shards.reader import verify_split
 from mirasol_cli.shards.writer import remove_partials
+
+if TYPE_CHECKING:
+    from mirasol_cli.datasets.rendered import World
 
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".json")
 MANIFEST_RECIPE = "memorise"
@@ -111,10 +114,10 @@ def prepare(
     geometry = chosen.clip
     check_existing(out, geometry, repair=verify)
 
-    if dataset == "demo" and not dry_run:
-        render_demo(root, chosen, limit, workers or default_workers(), say)
-    if dataset == "demo" and dry_run:
-        source, found, videos = planned_demo(root, chosen, limit, task)
+    if dataset in RENDERED and not dry_run:
+        render(open_dataset(dataset).WORLD, root, chosen, limit, workers or default_workers(), say)
+    if dataset in RENDERED and dry_run:
+        source, found, videos = planned(open_dataset(dataset), root, chosen, limit, task)
     else:
         source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
         videos = VideoIndex(root)
@@ -224,21 +227,18 @@ def read_dataset(
     return source, list(source.read(root, task, options))
 
 
-def render_demo(root: Path, recipe: Recipe, limit: int | None, workers: int, say: Say) -> None:
-    """Draw the demo world's videos and write its annotations; what is there already stays."""
-    from mirasol_cli.datasets import demo
-
-    clips = _demo_clips(recipe, limit)
+def render(world: World, root: Path, recipe: Recipe, limit: int | None, workers: int, say: Say) -> None:
+    """Draw a world's videos and write its annotations; what is there already stays."""
     bars: list[ProgressLine] = []
 
     def progress(done: int, videos: int) -> None:
         if not bars:
-            say(f"rendering {videos} videos of the demo world in '{root}'")
+            say(f"rendering {videos} videos of {world.title} in '{root}'")
             bars.append(ProgressLine(videos, say))
         bars[0](1, 0.0)
 
     try:
-        demo.render(root, seed=recipe.data.seed, clips=clips, workers=workers, progress=progress)
+        world.render(root, seed=recipe.data.seed, clips=_clips_to_render(world, recipe, limit), workers=workers, progress=progress)
     except OSError as error:
         raise disk_problem(error, root) from error
     finally:
@@ -246,18 +246,19 @@ def render_demo(root: Path, recipe: Recipe, limit: int | None, workers: int, say
             bar.close()
 
 
-def planned_demo(root: Path, recipe: Recipe, limit: int | None, task: str | None) -> tuple[ModuleType, list[Split], VideoIndex]:
-    """What `prepare demo` would read, if its videos were rendered."""
-    from mirasol_cli.datasets import demo
+def planned(
+    source: ModuleType, root: Path, recipe: Recipe, limit: int | None, task: str | None
+) -> tuple[ModuleType, list[Split], VideoIndex]:  # fmt: skip
+    """What would be read if the world's videos were rendered."""
+    from mirasol_cli.datasets.rendered import PlannedVideos
 
-    splits = demo.planned(seed=recipe.data.seed, clips=_demo_clips(recipe, limit), task=task)
-    return demo, splits, demo.PlannedVideos(root)
+    world: World = source.WORLD
+    splits = world.planned(seed=recipe.data.seed, clips=_clips_to_render(world, recipe, limit), task=task)
+    return source, splits, PlannedVideos(root)
 
 
-def _demo_clips(recipe: Recipe, limit: int | None) -> int:
-    from mirasol_cli.datasets.demo import DEFAULT_CLIPS
-
-    clips = recipe.data.clips or DEFAULT_CLIPS
+def _clips_to_render(world: World, recipe: Recipe, limit: int | None) -> int:
+    clips = recipe.data.clips or world.clips
     return min(clips, limit or clips)
 
 

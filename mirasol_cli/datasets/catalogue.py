@@ -19,7 +19,10 @@ DATASETS = {
     "audioset": "mirasol_cli.datasets.audioset",
     "captions": "mirasol_cli.datasets.captions",
     "demo": "mirasol_cli.datasets.demo",
+    "demo-long": "mirasol_cli.datasets.demo_long",
 }
+RENDERED = ("demo", "demo-long")
+"""Worlds of our own: `prepare` renders their videos; each module has its `WORLD`."""
 
 
 def open_dataset(name: str) -> ModuleType:
@@ -38,5 +41,5 @@ def open_dataset(name: str) -> ModuleType:
 
 
 def licences() -> dict[str, str]:
-    """Data set -> its licence in one line, for `prepare --help` (the demo world is our own)."""
-    return {name: open_dataset(name).LICENCE for name in DATASETS if name != "demo"}
+    """Data set -> its licence in one line, for `prepare --help` (the rendered ones are our own)."""
+    return {name: open_dataset(name).LICENCE for name in DATASETS if name not in RENDERED}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,13 +20,13 @@ RGB = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yel
 def render(scene: Scene, path: Path) -> None:
     """Write `scene` to `path`, complete or not at all; the same scene gives the same bytes with the same FFmpeg."""
     partial = path.with_name(f".{path.stem}.partial.mp4")
-    frames, sound = draw(scene), play(scene)
+    sound = play(scene)
     with av.open(str(partial), "w", options={"movflags": "+faststart"}) as container:
         video = container.add_stream("libx264", rate=scene.frames_per_second, options={"crf": "24", "preset": "veryfast", "threads": "1"})
         video.width = video.height = SIZE_PX
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
-        for index, image in enumerate(frames):
+        for index, image in enumerate(frames(scene)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, scene.frames_per_second)
             container.mux(video.encode(frame))
@@ -49,6 +50,11 @@ _ROWS, _COLUMNS = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32) / SIZE_PX
 
 def draw(scene: Scene) -> np.ndarray:
     """All frames of the scene: uint8 [frames, 96, 96, 3], RGB."""
+    return np.stack(list(frames(scene)))
+
+
+def frames(scene: Scene) -> Iterator[np.ndarray]:
+    """One frame after the other, each uint8 [96, 96, 3], RGB."""
     numbers = _numbers(scene, "picture")
     count = round(scene.seconds * scene.frames_per_second)
     ground = numbers.uniform(20, 60, size=3).astype(np.float32)
@@ -58,21 +64,22 @@ def draw(scene: Scene) -> np.ndarray:
     beats = {sight.slot: (numbers.uniform(0.5, 1.5), numbers.uniform(0, 6.28)) for sight in scene.sights}
     sizes = {sight.slot: numbers.uniform(0.14, 0.165) for sight in scene.sights}
 
-    frames = np.empty((count, SIZE_PX, SIZE_PX, 3), np.float32)
-    frames[:] = ground + slope * _ROWS[..., None]
+    empty = np.empty((SIZE_PX, SIZE_PX, 3), np.float32)
+    empty[:] = ground + slope * _ROWS[..., None]
     for x, y, radius in greys:
-        frames[:, (abs(_COLUMNS - x) < radius) & (abs(_ROWS - y) < radius)] = 128
+        empty[(abs(_COLUMNS - x) < radius) & (abs(_ROWS - y) < radius)] = 128
     for index in range(count):
         moment = (index + 0.5) / count
+        image = empty.copy()
         for sight in scene.sights:
             if sight.enter <= moment < sight.leave:
                 x, y = homes[sight.slot]
                 rate, phase = beats[sight.slot]
                 # It bobs whether it plays or not: what is seen must not tell what is heard.
                 y += 0.015 * np.sin(6.28 * rate * moment * scene.seconds + phase)
-                _paint(frames[index], sight, x, y, sizes[sight.slot])
-    frames += numbers.normal(0, 1 + 5 * scene.noise, size=frames.shape).astype(np.float32)
-    return frames.clip(0, 255).astype(np.uint8)
+                _paint(image, sight, x, y, sizes[sight.slot])
+        image += numbers.normal(0, 1 + 5 * scene.noise, size=image.shape).astype(np.float32)
+        yield image.clip(0, 255).astype(np.uint8)
 
 
 def _paint(image: np.ndarray, sight: Sight, x: float, y: float, radius: float) -> None:

@@ -89,7 +89,7 @@ def _scene(rng: random.Random, name: str, number: int, *, held_out: bool) -> Sce
     family = FAMILIES[number % len(FAMILIES)]
     turns = {"duo": 1, "choice": 1, "melody": 4, "long": 8}[family]
     seen_count = 1 if family == "duo" else rng.choice((2, 3)) if family == "choice" else rng.choice((1, 2, 3))
-    seen = _looks(rng, seen_count, held_out=held_out)
+    seen = looks_of(rng, seen_count, held_out=held_out)
 
     if family == "duo":
         order = [seen[0][0] if rng.random() < 0.5 else rng.choice([other for other in INSTRUMENTS if other != seen[0][0]])]
@@ -98,7 +98,7 @@ def _scene(rng: random.Random, name: str, number: int, *, held_out: bool) -> Sce
     elif family == "choice":
         order = [rng.choice(seen)[0]]
     else:
-        order = _order(rng, turns, distinct=rng.choice((1, 2, 3)) if family == "melody" else 3, held_out=held_out)
+        order = turns_of(rng, turns, distinct=rng.choice((1, 2, 3)) if family == "melody" else 3, held_out=held_out)
         if family == "long":
             order[-1] = order[0] if rng.random() < 0.5 else rng.choice([other for other in INSTRUMENTS if other != order[0]])
 
@@ -133,7 +133,7 @@ def _leaving(rng: random.Random, quarter: int) -> float:
     return 1.0 if rng.random() < 0.6 else rng.randrange(quarter + 1, 5) / 4
 
 
-def _looks(rng: random.Random, count: int, *, held_out: bool) -> list[tuple[str, str]]:
+def looks_of(rng: random.Random, count: int, *, held_out: bool) -> list[tuple[str, str]]:
     """Distinct instruments in distinct colours; combinations held out for the test split do not occur in the others."""
     while True:
         instruments, colours = rng.sample(INSTRUMENTS, count), rng.sample(COLOURS, count)
@@ -142,7 +142,7 @@ def _looks(rng: random.Random, count: int, *, held_out: bool) -> list[tuple[str,
             return looks
 
 
-def _order(rng: random.Random, turns: int, *, distinct: int, held_out: bool) -> list[str]:
+def turns_of(rng: random.Random, turns: int, *, distinct: int, held_out: bool) -> list[str]:
     """`turns` instruments in a row with exactly `distinct` different ones, each playing on or handing over."""
     while True:
         pool = rng.sample(INSTRUMENTS, distinct)
@@ -155,63 +155,111 @@ def _order(rng: random.Random, turns: int, *, distinct: int, held_out: bool) -> 
 def questions(seed: int, split: str, world: list[Scene]) -> list[Question]:
     """All questions of a split, balanced per form, in scene order."""
     rng = random.Random(f"{seed}/{split}/questions")
-    asked = [question for scene in world for question in _ask(scene, rng)]
+    return balanced([question for scene in world for question in _ask(scene, rng)], rng)
+
+
+def balanced(asked: list[Question], rng: random.Random) -> list[Question]:
+    """Those to keep, so that within a form no answer is commoner than the rarest by more than a tenth: guessing stays guessing."""
     by_form: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, question in enumerate(asked):
         by_form[question.form][question.answer].append(index)
     kept: set[int] = set()
     for answers in by_form.values():
-        # No answer may be commoner than the rarest by more than a tenth: guessing stays guessing.
         most = max(1, round(1.1 * min(len(indices) for indices in answers.values())))
         for indices in answers.values():
             kept.update(rng.sample(indices, min(len(indices), most)))
     return [question for index, question in enumerate(asked) if index in kept]
 
 
+FORMS = {  # form: (what its answer needs, wording)
+    "colour": ("picture", "what color is the {}?"),
+    "shown": ("picture", "is there a {} in the picture?"),
+    "count-seen": ("count", "how many instruments are seen?"),
+    "seen-first": ("order", "what is seen first?"),
+    "seen-last": ("order", "what comes into the picture last?"),
+    "played": ("sound", "can you hear a {}?"),
+    "count-heard": ("count", "how many instruments play?"),
+    "playing": ("sound", "what is playing?"),
+    "title": ("context", "does the title name what plays?"),
+    "same": ("both", "is the one you see the one you hear?"),
+    "colour-heard": ("both", "what color is the one that plays?"),
+    "heard-first": ("order", "what plays first?"),
+    "heard-last": ("order", "what plays last?"),
+    "heard-after": ("order", "what plays after the {}?"),
+    "heard-before": ("order", "does the {} play before the {}?"),
+    "ends": ("long", "does the same instrument play first and last?"),
+    "long-first": ("long", "what plays at the very start?"),
+    "long-last": ("long", "what plays at the very end?"),
+}
+
+
+def ask(scene: Scene, form: str, answer: str, *names: str, context: str = "") -> Question:
+    """The question of this form about `names`."""
+    need, wording = FORMS[form]
+    return Question(scene, form, need, wording.format(*names), answer, context)
+
+
+def yes(condition: bool) -> str:
+    return "yes" if condition else "no"
+
+
 def _ask(scene: Scene, rng: random.Random) -> Iterator[Question]:
-    def ask(form: str, type: str, question: str, answer: str, context: str = "") -> Question:
-        return Question(scene, form, type, question, answer, context)
-
-    def yes(condition: bool) -> str:
-        return "yes" if condition else "no"
-
-    seen, heard = [sight.instrument for sight in scene.sights], scene.heard
-    sight = rng.choice(scene.sights)
-    yield ask("colour", "picture", f"what color is the {sight.instrument}?", sight.colour)
-    shown = rng.choice(seen) if rng.random() < 0.5 else rng.choice([name for name in INSTRUMENTS if name not in seen])
-    yield ask("shown", "picture", f"is there a {shown} in the picture?", yes(shown in seen))
-    yield ask("count-seen", "count", "how many instruments are seen?", NUMBERS[len(seen)])
-    if len(seen) > 1:
-        entering = sorted(scene.sights, key=lambda s: s.enter)
-        yield ask("seen-first", "order", "what is seen first?", entering[0].instrument)
-        yield ask("seen-last", "order", "what comes into the picture last?", entering[-1].instrument)
-
+    heard = scene.heard
+    yield from about_picture(scene, rng)
     if heard:
-        played = rng.choice(heard) if rng.random() < 0.5 else rng.choice([name for name in INSTRUMENTS if name not in heard])
-        yield ask("played", "sound", f"can you hear a {played}?", yes(played in heard))
+        yield about_sound(scene, rng)
         if scene.family != "long":
-            yield ask("count-heard", "count", "how many instruments play?", NUMBERS[len(heard)])
+            yield ask(scene, "count-heard", NUMBERS[len(heard)])
     if len(heard) == 1:
-        yield ask("playing", "sound", "what is playing?", heard[0])
-        yield ask("title", "context", "does the title name what plays?", yes(scene.title.endswith(heard[0])), f"title: {scene.title}")
-        if len(seen) == 1:
-            yield ask("same", "both", "is the one you see the one you hear?", yes(seen == list(heard)))
-        elif heard[0] in seen:
-            colour = next(sight.colour for sight in scene.sights if sight.instrument == heard[0])
-            yield ask("colour-heard", "both", "what color is the one that plays?", colour)
+        yield ask(scene, "playing", heard[0])
+        yield ask(scene, "title", yes(scene.title.endswith(heard[0])), context=f"title: {scene.title}")
+        yield from about_both(scene)
     if not heard:
-        yield ask("playing", "sound", "what is playing?", "nothing")
+        yield ask(scene, "playing", "nothing")
 
     if scene.family == "melody" and len(heard) > 1:
         order = [sound.instrument for sound in scene.sounds]
-        yield ask("heard-first", "order", "what plays first?", order[0])
-        yield ask("heard-last", "order", "what plays last?", order[-1])
+        yield ask(scene, "heard-first", order[0])
+        yield ask(scene, "heard-last", order[-1])
         handovers = [(a, b) for a, b in pairwise(order) if a != b]
         unique = [(a, b) for a, b in handovers if Counter(x for x, _ in handovers)[a] == 1]
         if unique:
             before, after = rng.choice(unique)
-            yield ask("heard-after", "order", f"what plays after the {before}?", after)
+            yield ask(scene, "heard-after", after, before)
     if scene.family == "long":
         first, last = scene.sounds[0].instrument, scene.sounds[-1].instrument
-        yield ask("ends", "long", "does the same instrument play first and last?", yes(first == last))
-        yield ask("long-first", "long", "what plays at the very start?", first)
+        yield ask(scene, "ends", yes(first == last))
+        yield ask(scene, "long-first", first)
+        yield ask(scene, "long-last", last)
+
+
+def about_picture(scene: Scene, rng: random.Random) -> Iterator[Question]:
+    """What is seen, in which colour, how many, and in which order they come."""
+    seen = [sight.instrument for sight in scene.sights]
+    sight = rng.choice(scene.sights)
+    yield ask(scene, "colour", sight.colour, sight.instrument)
+    shown = rng.choice(seen) if rng.random() < 0.5 else rng.choice([name for name in INSTRUMENTS if name not in seen])
+    yield ask(scene, "shown", yes(shown in seen), shown)
+    yield ask(scene, "count-seen", NUMBERS[len(seen)])
+    if len(seen) > 1:
+        entering = sorted(scene.sights, key=lambda s: s.enter)
+        yield ask(scene, "seen-first", entering[0].instrument)
+        yield ask(scene, "seen-last", entering[-1].instrument)
+
+
+def about_sound(scene: Scene, rng: random.Random) -> Question:
+    """Whether one is heard, in a scene with sound."""
+    heard = scene.heard
+    played = rng.choice(heard) if rng.random() < 0.5 else rng.choice([name for name in INSTRUMENTS if name not in heard])
+    return ask(scene, "played", yes(played in heard), played)
+
+
+def about_both(scene: Scene) -> Iterator[Question]:
+    """What ties picture and sound together, in a scene in which one instrument plays."""
+    (played,) = scene.heard
+    if len(scene.sights) == 1:
+        yield ask(scene, "same", yes(scene.sights[0].instrument == played))
+    else:
+        for sight in scene.sights:
+            if sight.instrument == played:
+                yield ask(scene, "colour-heard", sight.colour)

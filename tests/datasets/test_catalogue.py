@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mirasol_cli.datasets.catalogue import DATASETS, licences, open_dataset
+from mirasol_cli.datasets.catalogue import DATASETS, RENDERED, licences, open_dataset
 from mirasol_cli.datasets.example import DatasetOptions
 from mirasol_cli.errors import DataError, UsageError
 
-READERS = [name for name in DATASETS if name != "demo"]
+READERS = [name for name in DATASETS if name not in RENDERED]
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -23,6 +23,15 @@ def test_every_reader_keeps_the_interface_and_says_what_is_missing(name: str, tm
     assert caught.value.hint == f"they are published at {reader.SOURCE}"
     with pytest.raises(DataError, match="does not exist"):
         reader.read(tmp_path / "gone", None, DatasetOptions())
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_a_world_that_is_not_rendered_yet_names_the_command(name: str, tmp_path: Path) -> None:
+    world = open_dataset(name)
+    assert name == world.NAME == world.WORLD.name
+    with pytest.raises(DataError, match="is missing") as caught:
+        world.read(tmp_path, None, DatasetOptions())
+    assert caught.value.hint == f"`mirasol prepare {name}` renders it"
 
 
 def test_a_misspelt_name_gets_the_nearest() -> None:
