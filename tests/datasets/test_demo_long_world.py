@@ -1,0 +1,186 @@
+"""The demo world in long clips: deterministic, balanced, and with sights that few chunks pass over and many chunks see."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mirasol_cli.datasets.demo_long import WORLD
+from mirasol_cli.datasets.demo_long_world import EVENT_S, FRAME_RATES, SECONDS, questions, scenes
+from mirasol_cli.datasets.demo_render import SAMPLE_RATE_HZ, draw, play
+from mirasol_cli.datasets.demo_world import FORMS, HELD_OUT_LOOKS, HELD_OUT_ORDERS, Question, Scene
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media.sampling import sample_times
+from mirasol_cli.media.tubes import cut_tubes
+from mirasol_cli.recipe import load_recipe
+from mirasol_cli.training.resume import changed_keys
+
+
+def by_form(asked: list[Question]) -> dict[str, list[Question]]:
+    forms: dict[str, list[Question]] = defaultdict(list)
+    for question in asked:
+        forms[question.form].append(question)
+    return forms
+
+
+@pytest.fixture(scope="module")
+def train() -> list[Question]:
+    return questions(0, "train", scenes(0, "train", 1200))
+
+
+def geometry(chunks: int) -> ClipGeometry:
+    return replace(load_recipe("demo-long").clip, frames=8 * chunks, chunks=chunks)
+
+
+def test_a_scene_does_not_depend_on_how_many_there_are() -> None:
+    assert scenes(3, "train", 40)[:10] == scenes(3, "train", 10)
+    assert scenes(3, "train", 10) != scenes(4, "train", 10)
+    assert scenes(3, "train", 10) != scenes(3, "val", 10)
+    assert questions(3, "val", scenes(3, "val", 40)) == questions(3, "val", scenes(3, "val", 40))
+
+
+def test_as_many_clips_as_promised_and_questions_of_every_need_about_them() -> None:
+    assert WORLD.sizes() == {"train": 400, "val": 40, "test": 100}
+    asked = {split: Counter(q.type for q in questions(0, split, scenes(0, split, count))) for split, count in WORLD.sizes().items()}
+    for counts in asked.values():
+        assert set(counts) == {"picture", "sound", "both", "order", "count", "long"}
+    assert sum(asked["train"].values()) > 2500
+    assert min(asked["test"].values()) >= 20
+
+
+def test_no_answer_of_a_form_is_much_commoner_than_another(train: list[Question]) -> None:
+    for form, asked in by_form(train).items():
+        answers = Counter(question.answer for question in asked)
+        assert max(answers.values()) <= 1.1 * min(answers.values()) + 1, (form, answers)
+
+
+def test_the_words_of_a_question_do_not_tell_its_answer(train: list[Question]) -> None:
+    test = by_form(questions(0, "test", scenes(0, "test", 1200)))
+    for form, asked in by_form(train).items():
+        seen: dict[str, Counter] = defaultdict(Counter)
+        for question in asked:
+            seen[question.question][question.answer] += 1
+        guessed = [seen[q.question].most_common(1)[0][0] == q.answer for q in test[form] if q.question in seen]
+        majority = max(Counter(q.answer for q in test[form]).values()) / len(test[form])
+        assert np.mean(guessed) <= majority + 0.05, form
+
+
+def test_held_out_combinations_are_seen_in_the_test_split_only() -> None:
+    def looks_and_orders(world: list[Scene]) -> tuple[set, set]:
+        looks = {(sight.instrument, sight.colour) for scene in world for sight in scene.sights}
+        turns = [pair for scene in world for pair in pairwise(scene.sounds)]
+        return looks, {(a.instrument, b.instrument) for a, b in turns}
+
+    for split in ("train", "val"):
+        looks, orders = looks_and_orders(scenes(0, split, 400))
+        assert not looks & HELD_OUT_LOOKS
+        assert not orders & HELD_OUT_ORDERS
+    looks, orders = looks_and_orders(scenes(0, "test", 400))
+    assert looks >= HELD_OUT_LOOKS
+    assert orders >= HELD_OUT_ORDERS
+
+
+def test_events_are_short_and_one_at_a_time() -> None:
+    for scene in scenes(0, "train", 200):
+        assert scene.seconds == SECONDS
+        assert scene.seconds * scene.frames_per_second >= 512
+        for events in ([(s.enter, s.leave) for s in scene.sights], [(s.start, s.end) for s in scene.sounds]):
+            assert events[0][0] > 0
+            assert events[-1][1] < 1
+            lengths = [(end - start) * scene.seconds for start, end in events]
+            assert EVENT_S[0] - 1e-9 <= min(lengths) <= max(lengths) <= EVENT_S[1] + 1e-9
+            assert all(before[1] < after[0] for before, after in pairwise(events))
+    starts = [sight.enter for scene in scenes(0, "train", 400) for sight in scene.sights]
+    assert np.histogram(starts, bins=4, range=(0, 1))[0].min() > 0.15 * len(starts), "events come at any time"
+
+
+def test_answers_are_true_to_the_scene(train: list[Question]) -> None:
+    checked: Counter = Counter()
+    for question in train:
+        seen = sorted(question.scene.sights, key=lambda sight: sight.enter)
+        order = [sound.instrument for sound in question.scene.sounds]
+        words = question.question.rstrip("?").split()
+        right = {
+            "seen-first": lambda seen=seen: seen[0].instrument,
+            "seen-last": lambda seen=seen: seen[-1].instrument,
+            "heard-first": lambda order=order: order[0],
+            "heard-last": lambda order=order: order[-1],
+            "played": lambda order=order, words=words: "yes" if words[-1] in order else "no",
+            "heard-before": lambda order=order, words=words: "yes" if order.index(words[2]) < order.index(words[-1]) else "no",
+            "heard-after": lambda order=order, words=words: order[order.index(words[-1]) + 1],
+            "ends": lambda order=order: "yes" if order[0] == order[-1] else "no",
+            "colour-heard": lambda seen=seen, order=order: next(sight.colour for sight in seen if sight.instrument == order[0]),
+        }.get(question.form)
+        if right is None:
+            continue
+        assert question.answer == right(), (question.question, order)
+        checked[question.form] += 1
+        if question.form in ("heard-before", "heard-after"):
+            assert order.count(words[-1]) == 1, "the question has one answer"
+    assert len(checked) == 9
+    assert set(by_form(train)) <= set(FORMS)
+
+
+def looks(chunks: int) -> np.ndarray:
+    """Seconds of the frames that are seen whole: the first of each chunk."""
+    return sample_times((0, SECONDS), 8 * chunks)[::8]
+
+
+def test_few_chunks_pass_over_most_sights_and_many_chunks_over_none() -> None:
+    sights = [(sight.enter * SECONDS, sight.leave * SECONDS) for scene in scenes(0, "test", 400) for sight in scene.sights]
+
+    def share_seen(chunks: int) -> float:
+        return float(np.mean([((start <= looks(chunks)) & (looks(chunks) < end)).any() for start, end in sights]))
+
+    assert share_seen(4) < 0.25
+    assert 0.6 < share_seen(16) < 0.9
+    assert share_seen(64) == 1
+
+
+def changed_tokens(scene: Scene, chunks: int, tube: int) -> int:
+    """How many tokens of one tube kind are not what they are without any sight."""
+    clip = geometry(chunks)
+    empty = replace(scene, sights=tuple(replace(sight, enter=2.0, leave=2.0) for sight in scene.sights))
+    times = sample_times((0, SECONDS), clip.frames)
+    tokens = []
+    for one in (scene, empty):
+        frames = draw(one)[(times * one.frames_per_second).astype(int)][:, ::2, ::2]
+        tokens.append(cut_tubes(frames.reshape(clip.chunks, 8, clip.size, clip.size, 3), clip)[tube].astype(int))
+    return int((abs(tokens[0] - tokens[1]).max(-1) > 40).sum())
+
+
+def test_the_tubes_that_cover_the_picture_look_when_the_test_above_says() -> None:
+    scene = next(scene for scene in scenes(0, "test", 400) if len(scene.sights) == 1)
+    between = looks(16)[5] + 0.3
+    unseen = replace(scene, sights=(replace(scene.sights[0], enter=between / SECONDS, leave=(between + 2) / SECONDS),))
+    whole_picture = len(geometry(16).tubes) - 1
+    assert geometry(16).tubes[whole_picture].kernel == (1, 16, 16)
+    assert changed_tokens(unseen, 4, whole_picture) == 0
+    assert changed_tokens(unseen, 16, whole_picture) == 0
+    assert changed_tokens(unseen, 64, whole_picture) >= 2
+
+
+def test_the_track_plays_when_the_scene_says_and_is_never_digital_silence() -> None:
+    scene = scenes(0, "train", 2)[1]
+    assert scene.family == "many"
+    track = play(scene)
+    assert len(track) == SECONDS * SAMPLE_RATE_HZ
+    playing = np.zeros(len(track), bool)
+    for sound in scene.sounds:
+        first, last = round(sound.start * len(track)), round(sound.end * len(track))
+        playing[first:last] = True
+        assert (track[first:last] ** 2).mean() > 50 * 0.005**2
+    assert 0 < (track[~playing] ** 2).mean() < 2 * 0.005**2
+
+
+def test_the_file_has_a_frame_for_each_that_64_chunks_ask_for() -> None:
+    assert min(FRAME_RATES) * SECONDS >= geometry(64).frames
+
+
+def test_the_recipe_goes_on_from_one_of_the_short_world() -> None:
+    short, long = load_recipe("demo", ["model.combiner.kind=ttm"]), load_recipe("demo-long")
+    assert long.model == short.model
+    differing = {key for key in changed_keys(short, long) if not key.startswith("train.")}
+    assert differing <= {"name", "run.dir", "data.dataset", "data.clips", "clip.frames", "clip.chunks"}
