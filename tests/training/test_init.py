@@ -1,0 +1,181 @@
+"""`init.*` through the loop: a run starts from weights in Hugging Face layout, and says what of them it could not use.
+
+The folders are written by hand, tensor by tensor as such models name them, so that no other library is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mirasol_cli.errors import CheckpointError, UsageError
+from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.training.loop import train
+from tests import synthetic
+
+WIDTH, MLP, LAYERS = 24, 32, 2  # of both encoders
+TEXT_WIDTH, TEXT_MLP, TEXT_LAYERS = 24, 32, 2
+
+
+def random(*shape: int) -> Tensor:
+    return 0.1 * torch.randn(*shape)
+
+
+def write_folder(folder: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def trunk(channels: int) -> dict[str, Tensor]:
+    """A ViT's tensors as transformers names them."""
+    patch = "embeddings.patch_embeddings.projection"
+    found = {f"{patch}.weight": random(WIDTH, channels, 16, 16), f"{patch}.bias": random(WIDTH)}
+    found |= {"embeddings.cls_token": random(1, 1, WIDTH), "layernorm.weight": 1 + random(WIDTH), "layernorm.bias": random(WIDTH)}
+    for layer in (f"encoder.layer.{number}" for number in range(LAYERS)):
+        shapes = {f"attention.attention.{part}": (WIDTH, WIDTH) for part in ("query", "key", "value")}
+        shapes |= {"attention.output.dense": (WIDTH, WIDTH), "intermediate.dense": (MLP, WIDTH), "output.dense": (WIDTH, MLP)}
+        for name, shape in shapes.items():
+            found |= {f"{layer}.{name}.weight": random(*shape), f"{layer}.{name}.bias": random(shape[0])}
+        for name in ("layernorm_before", "layernorm_after"):
+            found |= {f"{layer}.{name}.weight": 1 + random(WIDTH), f"{layer}.{name}.bias": random(WIDTH)}
+    return found
+
+
+SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": MLP, "hidden_act": "gelu"}
+
+
+def vit(folder: Path) -> Path:
+    return write_folder(folder, {"model_type": "vit", "image_size": 32, "patch_size": 16, **SIZES}, trunk(3))
+
+
+def ast(folder: Path) -> Path:
+    numbers = {"num_mel_bins": 16, "max_length": 26, "patch_size": 16, "frequency_stride": 10, "time_stride": 10}
+    return write_folder(folder, {"model_type": "audio-spectrogram-transformer", **numbers, **SIZES}, trunk(1))
+
+
+def llama(folder: Path, pieces: int) -> Path:
+    tensors = {"model.embed_tokens.weight": random(pieces, TEXT_WIDTH), "lm_head.weight": random(pieces, TEXT_WIDTH)}
+    tensors["model.norm.weight"] = 1 + random(TEXT_WIDTH)
+    for layer in (f"model.layers.{number}" for number in range(TEXT_LAYERS)):
+        tensors |= {f"{layer}.self_attn.{name}_proj.weight": random(TEXT_WIDTH, TEXT_WIDTH) for name in "qkvo"}
+        tensors |= {f"{layer}.mlp.{name}_proj.weight": random(TEXT_MLP, TEXT_WIDTH) for name in ("gate", "up")}
+        tensors[f"{layer}.mlp.down_proj.weight"] = random(TEXT_WIDTH, TEXT_MLP)
+        tensors |= {f"{layer}.{name}.weight": 1 + random(TEXT_WIDTH) for name in ("input_layernorm", "post_attention_layernorm")}
+    config = {
+        "model_type": "llama", "hidden_size": TEXT_WIDTH, "num_hidden_layers": TEXT_LAYERS, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "intermediate_size": TEXT_MLP, "vocab_size": pieces, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    return write_folder(folder, config, tensors)
+
+
+MODEL = (
+    f"model.encoder={{width: {WIDTH}, layers: {LAYERS}, heads: 2, mlp: {MLP}, share: false}}",
+    "model.text.tie_embeddings=false",
+    "clip.audio.frontend=ast", "clip.audio.columns=26", "clip.audio.patch_stride=10",
+)  # fmt: skip
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, Path]:
+    """The keys of `init`, each with a folder or file of random weights."""
+    torch.manual_seed(7)
+    (tmp_path / "pieces.model").write_bytes(synthetic.vocabulary().model_bytes)
+    pieces = synthetic.vocabulary().size
+    return {
+        "video_encoder": vit(tmp_path / "vit"), "audio_encoder": ast(tmp_path / "ast"),
+        "text_decoder": llama(tmp_path / "llama", pieces + 6), "tokenizer": tmp_path / "pieces.model",
+    }  # fmt: skip
+
+
+def recipe(tmp_path: Path, sources: dict[str, Path], *words: str) -> Recipe:
+    given = [f"init.{key}={path}" for key, path in sources.items()]
+    made = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *MODEL, *given, *words)
+    if not (tmp_path / "shards").exists():
+        synthetic.write_split(tmp_path / "shards" / "train", 8, geometry=made.clip)
+    return made
+
+
+def finetuned(tmp_path: Path, sources: dict[str, Path], *words: str) -> dict[str, Tensor]:
+    """The weights after two steps at a rate that moves nothing, unless `words` say otherwise: those that the run began with."""
+    still = ("train.steps=2", "train.lr=1e-12", "train.weight_decay=0")
+    train(recipe(tmp_path, sources, *still, *words), stage="finetune", device="cpu")
+    tensors = ck.read_tensors(ck.find_checkpoint(tmp_path / "run", "latest"), "model")
+    assert tensors is not None
+    return tensors
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_a_finetune_starts_from_all_four(tmp_path: Path, sources: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    weights = finetuned(tmp_path, sources)
+    for key, ours in (("video_encoder", "video_encoder"), ("audio_encoder", "audio_encoder")):
+        theirs = load(sources[key])
+        for number in range(LAYERS):
+            block, layer = f"{ours}.blocks.{number}", f"encoder.layer.{number}"
+            same(weights[f"{block}.attention.query.weight"], theirs[f"{layer}.attention.attention.query.weight"])
+            key_value = [theirs[f"{layer}.attention.attention.{part}.weight"] for part in ("key", "value")]
+            same(weights[f"{block}.attention.key_value.weight"], torch.cat(key_value))
+            same(weights[f"{block}.attention.out.weight"], theirs[f"{layer}.attention.output.dense.weight"])
+            same(weights[f"{block}.mlp.up.weight"], theirs[f"{layer}.intermediate.dense.weight"])
+            same(weights[f"{block}.mlp.down.bias"], theirs[f"{layer}.output.dense.bias"])
+            same(weights[f"{block}.norm2.weight"], theirs[f"{layer}.layernorm_after.weight"])
+        same(weights[f"{ours}.norm.weight"], theirs["layernorm.weight"])
+    sound, text = load(sources["audio_encoder"]), load(sources["text_decoder"])
+    assert weights["audio_tokens.map.weight"].shape == sound["embeddings.patch_embeddings.projection.weight"].flatten(1).shape
+    pieces = synthetic.vocabulary().size
+    for name in text:
+        if name.startswith(("model.layers.", "model.norm.")):
+            same(weights[f"text.{name.removeprefix('model.')}"], text[name])
+    same(weights["text.embed_tokens.weight"], text["model.embed_tokens.weight"][:pieces])
+    same(weights["text.lm_head.weight"], text["lm_head.weight"][:pieces])
+    assert not weights["text.cross_layers.0.gate"].abs().max() > 1e-9  # closed: the language model's own answers at the start
+    latest = ck.find_checkpoint(tmp_path / "run", "latest")
+    assert (latest / "tokenizer.model").read_bytes() == sources["tokenizer"].read_bytes()
+
+    said = capsys.readouterr().err
+    for key in ("video_encoder", "audio_encoder", "text_decoder"):
+        (line,) = [line for line in said.splitlines() if f"tensors from '{sources[key]}'" in line]
+        if key == "text_decoder":
+            assert f"(first {pieces} of {pieces + 6} rows)" in line
+            assert "new here: text.cross_layers." in line
+        else:
+            assert "not used: embeddings.cls_token" in line
+
+
+def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path]) -> None:
+    words = ["train.lr=1e-2", "train.steps=3", "train.checkpoint_every=1"]
+    whole = finetuned(tmp_path, sources, *words)
+    theirs = load(sources["video_encoder"])["encoder.layer.0.output.dense.weight"]
+    assert (whole["video_encoder.blocks.0.mlp.down.weight"] - theirs).abs().max() > 1e-3  # they are trained
+    (tmp_path / "run" / "checkpoints" / ck.step_name(3)).rename(tmp_path / "aside")
+    for path in sources.values():
+        path.rename(path.with_name(f"{path.name}-gone"))
+    train(recipe(tmp_path, sources, *words, "train.weight_decay=0"), stage="finetune", device="cpu", resume=True)
+    resumed = ck.read_tensors(ck.find_checkpoint(tmp_path / "run", "latest"), "model")
+    assert resumed is not None
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, sources: dict[str, Path]) -> None:
+    wide = recipe(tmp_path, {"video_encoder": sources["video_encoder"]}, "model.encoder.width=48")
+    with pytest.raises(CheckpointError, match=r"model\.encoder\.width is 48, the source has 24"):
+        train(wide, stage="finetune", device="cpu")
+    shared = recipe(tmp_path, {key: sources[key] for key in ("video_encoder", "audio_encoder")}, "model.encoder.share=true")
+    with pytest.raises(UsageError, match="share"):
+        train(shared, stage="finetune", device="cpu")
+    assert not (tmp_path / "run").exists()
