@@ -37,6 +37,7 @@ CLAIMS: dict[str, tuple[str, set[str]]] = {
     "long-16-transformer": ("long-4-transformer", {"clip.frames", "clip.chunks"}),
     "long-64-transformer": ("long-4-transformer", {"clip.frames", "clip.chunks"}),
     "long-16-ttm": ("long-4-ttm", {"clip.frames", "clip.chunks"}),
+    "long-64-history": ("long-64-transformer", {"model.combiner.context", "init.checkpoint"}),
     "long-64-ttm": ("long-4-ttm", {"clip.frames", "clip.chunks"}),
 }
 REFERENCES = {"full", "long-4-transformer"}
@@ -63,11 +64,16 @@ def test_full_is_the_demo_recipe_but_for_its_length() -> None:
     assert set(changed_keys(load_recipe("demo"), load("full"))) <= LENGTH
 
 
+def test_long_recipes_are_those_of_the_long_world_but_for_their_length_and_start() -> None:
+    changed = set(changed_keys(load_recipe("demo-long"), load("long-16-ttm")))
+    assert changed <= {*LENGTH, "train.batch_clips", "train.warmup_steps", "init.checkpoint"}
+
+
 def test_longer_input_starts_from_the_same_model() -> None:
-    for long, start in (("long-4-transformer", "full"), ("long-4-ttm", "ttm")):
+    for long, start in (("long-4-transformer", "full"), ("long-4-ttm", "ttm"), ("long-64-history", "history")):
         assert load(long).model == load(start).model
         assert load(long).init.checkpoint == load(start).run_dir
-        assert load(long).clip == load(start).clip
+    assert load("long-4-ttm").clip == load("ttm").clip
     for kind in ("transformer", "ttm"):
         frames = {chunks: load(f"long-{chunks}-{kind}").clip.frames for chunks in (4, 16, 64)}
         assert frames == {4: 32, 16: 128, 64: 512}
@@ -81,7 +87,7 @@ def test_header_name_and_shards(name: str) -> None:
     assert "Before:" in header
     if name.startswith("long"):
         assert recipe.data.dataset == "demo-long"
-        partner = load(name.replace("ttm", "transformer"))
+        partner = load(name.replace("ttm", "transformer").replace("history", "transformer"))
         assert default_shards("demo-long", recipe.clip) == default_shards("demo-long", partner.clip)
     else:
         # The one folder that `mirasol prepare demo` writes.

@@ -27,7 +27,7 @@ class Condition:
 
 
 def long(chunks: int, kind: str, start: str) -> Condition:
-    reference = None if chunks == 4 else f"long-4-{kind}"
+    reference = None if chunks == 4 else "long-64-ttm" if kind == "history" else f"long-4-{kind}"
     return Condition(f"long-{chunks}-{kind}", after=start, takes="checkpoint", reference=reference, series="long")
 
 
@@ -42,6 +42,7 @@ CONDITIONS = (
     Condition("pretrain", stage="pretrain", after="full", takes="tokenizer", reference=None),
     Condition("pretrained", after="pretrain", takes="checkpoint"),
     *(long(chunks, kind, start) for chunks in (4, 16, 64) for kind, start in (("transformer", "full"), ("ttm", "ttm"))),
+    long(64, "history", "history"),
 )
 BY_NAME = {condition.name: condition for condition in CONDITIONS}
 

@@ -113,6 +113,7 @@ CLAIMS = (
     Claim("pretraining helps", "pretrained", "full"),
     Claim("TTM is at least equal to the Transformer that sees the chunk, with less compute", "ttm", "full", cheaper=True),
     Claim("TTM is at least equal to the Transformer that sees all chunks so far, with less compute", "ttm", "history", cheaper=True),
+    Claim("the same at 64 chunks", "long-64-ttm", "long-64-history", cheaper=True),
     *(
         Claim(f"longer input helps without more parameters: {chunks} chunks against 4, {kind}", f"long-{chunks}-{kind}", f"long-4-{kind}",
               same_size=True)

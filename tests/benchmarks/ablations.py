@@ -6,7 +6,7 @@
 
 Every run is trained and evaluated by the same commands that a user types; DIR/results.jsonl gets a line when it is done. Called
 again, it goes on: what has a line is skipped, a run that was cut goes on from its checkpoint. `--long` runs the series on clips
-of a minute (first: python tests/benchmarks/long_clips.py), after the runs that it starts from.
+of a minute (data set demo-long), after the runs that it starts from.
 """
 
 from __future__ import annotations
@@ -218,15 +218,14 @@ def check_rows(runner: Runner, jobs: list[Job], rows: list[dict[str, Any]]) -> N
 
 def check_shards(jobs: list[Job]) -> None:
     """Every shard folder that is needed, before any run."""
-    from mirasol_cli.recipe import data_root, default_shards, load_recipe
+    from mirasol_cli.recipe import default_shards, load_recipe
 
     missing = {}
     for job in jobs:
         recipe = load_recipe(str(ROOT / job.condition.recipe))
         folder = default_shards(recipe.data.dataset, recipe.clip)
         if not (folder / "test" / "index.json").is_file():
-            what = "demo" if recipe.data.dataset == "demo" else f"{data_root('demo-long') / 'long.jsonl'} --recipe {job.condition.recipe}"
-            missing[folder] = f"'{folder}' holds no shards yet: mirasol prepare {what}"
+            missing[folder] = f"'{folder}' holds no shards yet: mirasol prepare {recipe.data.dataset} --recipe {job.condition.recipe}"
     if missing:
         raise SystemExit("\n".join(missing.values()))
 
