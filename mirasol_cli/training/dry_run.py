@@ -83,7 +83,7 @@ def dry_run(
     """
     if limit is not None:
         recipe = replace(recipe, data=replace(recipe.data, limit=limit))
-    train, where, program = recipe.train, resolve_device(device), program_bytes()
+    train, where = recipe.train, resolve_device(device)
     bf16 = train.precision == "bf16" or (train.precision == "auto" and where.type == "cuda")
     config = with_heads(recipe.model, loss_weights(recipe.loss))
     vocab_size, vocabulary_origin = _vocabulary_size(recipe)
@@ -109,6 +109,7 @@ def dry_run(
     activations, counted = _activations(recipe, config, clips, rehearsal, bf16)
     # On a CPU the batches that wait and the copies that a save makes lie in the same memory as the model.
     on_cpu = where.type == "cpu"
+    program = rehearsal.program_bytes if rehearsal is not None else program_bytes()
     batches = recipe.clip.bytes_per_clip * (BATCHES_HELD * train.batch_clips if on_cpu else clips)
     saving = saving_bytes(total, trained, ema=train.ema > 0) if on_cpu else 0
     memory = fixed + batches + max(activations, saving)
@@ -211,7 +212,7 @@ def _time(steps: int, clips: int, flops: int, speed: float, rehearsal: Rehearsal
 def _activations(recipe: Recipe, config: ModelConfig, clips: int, rehearsal: Rehearsal | None, bf16: bool) -> tuple[int, str]:
     """Bytes of a micro batch, and where the number comes from."""
     if rehearsal is not None and rehearsal.activation_bytes is not None:
-        return rehearsal.activation_bytes * clips // rehearsal.clips, f"counted on {rehearsal.clips} clips of these data"
+        return rehearsal.activation_bytes * clips // rehearsal.clips, f"as {rehearsal.clips} clips of these data needed"
     return activation_bytes(recipe, config, clips, recipe.data.questions_per_clip, bf16=bf16), "estimated, with texts at their longest"
 
 

@@ -16,6 +16,7 @@ from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.training.counts import loss_counts
 from mirasol_cli.training.data import MicroBatch, OpenSource, TrainingData, training_lines
 from mirasol_cli.training.distributed import prepare_blocks
+from mirasol_cli.training.memory import peak_bytes, program_bytes
 from mirasol_cli.training.optimizer import build_optimizer, clip_gradients
 from mirasol_cli.training.start import freeze_parts, given_tokenizer, loss_weights
 from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
@@ -35,7 +36,8 @@ class Rehearsal:
     clips: int
     forward_backward_s: float  # of a batch of `clips`
     update_s: float  # of the optimizer, whatever the batch
-    activation_bytes: int | None  # kept for the backward pass of `clips`; None: not known under activation checkpointing on a CPU
+    activation_bytes: int | None  # what forward and backward pass of `clips` need besides weights and gradients; None: not known
+    program_bytes: int  # of the process without the model; 0: not known
 
     def step_s(self, clips: int) -> float:
         """Of an optimizer step on `clips` clips, read ahead by the time they are needed."""
@@ -56,12 +58,12 @@ def rehearse(recipe: Recipe, config: ModelConfig, vocab_size: int, batch: MicroB
 
     `train.compile` is left out: compiling takes longer than all the rest.
     """
-    weights, random_state = loss_weights(recipe.loss), torch.random.get_rng_state()
+    train, weights, random_state = recipe.train, loss_weights(recipe.loss), torch.random.get_rng_state()
     with torch.device(where):
         model = Mirasol(config, recipe.clip, vocab_size).train()
     freeze_parts(model, recipe)
-    prepare_blocks(model, checkpoint_activations=recipe.train.checkpoint_activations, compile=False)
-    optimizer = build_optimizer(model, recipe.train)
+    prepare_blocks(model, checkpoint_activations=train.checkpoint_activations, compile=False)
+    optimizer = build_optimizer(model, train)
     media, text = batch.media.to(where), batch.text.to(where)
     counts = {name: max(1, count) for name, count in loss_counts(batch.media, batch.text, weights, recipe.clip).items()}
 
@@ -75,28 +77,38 @@ def rehearse(recipe: Recipe, config: ModelConfig, vocab_size: int, batch: MicroB
 
     def update() -> float:
         began = time.perf_counter()
-        clip_gradients(model.parameters(), recipe.train.clip_norm)
+        clip_gradients(model.parameters(), train.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         wait_for(where)
         return time.perf_counter() - began
 
-    kept = KeptForBackward(model)
+    held, highest, kept = program_bytes(), peak_bytes(where), KeptForBackward(model)
     forward_backward(kept)
+    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    # A new high of the process is the whole truth; below an earlier one, what the graph keeps is known (but not under recomputing).
+    needed = peak_bytes(where) - held - gradients if held and peak_bytes(where) > highest else 0
+    if not train.checkpoint_activations:
+        needed = max(needed, kept.bytes)
     update()
-    activations: int | None = None if recipe.train.checkpoint_activations else kept.bytes
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
-        before = torch.cuda.memory_allocated(where)
+        needed = -torch.cuda.memory_allocated(where) - gradients
     began, runs, updates = time.perf_counter(), [forward_backward()], [update()]
     if where.type == "cuda":
-        gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        activations = max(0, torch.cuda.max_memory_allocated(where) - before - gradients)
+        needed += torch.cuda.max_memory_allocated(where)
     while time.perf_counter() - began < TIMED_S:
         runs.append(forward_backward())
         updates.append(update())
     torch.random.set_rng_state(random_state)
-    return Rehearsal(len(batch.units), sorted(runs)[len(runs) // 2], sorted(updates)[len(updates) // 2], activations)
+    weights_held = sum(p.nbytes for p in model.parameters()) if where.type == "cpu" else 0
+    return Rehearsal(
+        len(batch.units),
+        sorted(runs)[len(runs) // 2],
+        sorted(updates)[len(updates) // 2],
+        needed if needed > 0 else None,
+        max(0, held - weights_held),
+    )
 
 
 class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):

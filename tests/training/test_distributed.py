@@ -35,8 +35,11 @@ def assert_close_weights(one: Path, other: Path, steps: int) -> None:
         assert b is not None
         assert a.keys() == b.keys()
         for name in a:
+            # What moves all scores of a softmax alike has a gradient of rounding only, which Adam turns into steps of full size:
+            # a key's bias, and the bias of the scores by which a Token Turing Machine reads and writes.
+            if name.endswith("scores.down.bias"):
+                continue
             if name.endswith("key_value.bias") and a[name].dim():
-                # A key's bias moves all scores of a query alike: its gradient is rounding, which Adam turns into steps of full size.
                 a[name], b[name] = (tensor.chunk(2)[1] for tensor in (a[name], b[name]))
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
