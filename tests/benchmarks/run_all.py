@@ -2,8 +2,8 @@
 
     MIRASOL_SHARED=DIR python tests/benchmarks/run_all.py --rival-python PYTHON
 
-RESULTS.md = RESULTS_HEAD.md (what changed and why, written by hand) and the parts under results/. The GPU part is kept as it was
-where there is no GPU.
+RESULTS.md = RESULTS_HEAD.md (what changed and why, written by hand) and the parts under results/. `gpu.py` and
+`one_hour.py` are calls of their own (they need a GPU, and a trained checkpoint); their parts are taken as they lie there.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def main() -> None:
 
 
 def assemble() -> None:
-    """RESULTS.md from its head and the parts there are, in the order of BENCHMARKS; the GPU last."""
+    """RESULTS.md from its head and the parts there are, in the order of BENCHMARKS; last those that are calls of their own."""
     head = (HERE / "RESULTS_HEAD.md").read_text()
-    parts = [RESULTS / f"{name}.md" for name, _ in (*BENCHMARKS, ("gpu", []))]
+    parts = [RESULTS / f"{name}.md" for name in (*(name for name, _ in BENCHMARKS), "one_hour", "gpu")]
     text = [head.strip(), *(part.read_text().strip() for part in parts if part.is_file())]
     (HERE / "RESULTS.md").write_text("\n\n".join(text) + "\n")
 
