@@ -12,21 +12,20 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.flops import PARTS, PartCost, model_table
 from mirasol_cli.model.losses import with_heads
-from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
 from mirasol_cli.training.distributed import resolve_device
 from mirasol_cli.training.memory import activation_bytes, fixed_bytes, gib, memory_at_hand, program_bytes, saving_bytes
 from mirasol_cli.training.rehearsal import MOST_CLIPS, Rehearsal, data_to_rehearse, matrix_speed, rehearse
 from mirasol_cli.training.run_log import clock
-from mirasol_cli.training.start import freeze_parts, given_tokenizer, loss_weights
+from mirasol_cli.training.start import build_model, freeze_parts, given_tokenizer, loss_weights
 from mirasol_cli.vocabulary import Vocabulary
 
 TEXT_TOKENS, TARGET_TOKENS = 64, 8
 """Length of a question with its answer, and of the answer, that FLOPs are counted for where there are no texts to look at."""
 UTILISATION = (0.15, 0.6)
 """Shares of a device's matrix speed between which training is taken to lie where no step could be timed."""
-REHEARSED_S = 10.0
+REHEARSED_S = 20.0
 """A clip that would take longer than this, forward and backward, is not rehearsed."""
 BATCHES_HELD = 4
 """Of a step: one at work, two read ahead, one being read."""
@@ -78,7 +77,7 @@ def dry_run(
         program's own left out), seconds of computing in all (validation and saving left out), whether steps were measured for it.
 
     Raises:
-        RecipeError: a `freeze` pattern matches nothing.
+        RecipeError: a `freeze` pattern matches nothing, or sections do not go together.
         CheckpointError, DataError: what `init` names is missing.
     """
     if limit is not None:
@@ -87,8 +86,7 @@ def dry_run(
     bf16 = train.precision == "bf16" or (train.precision == "auto" and where.type == "cuda")
     config = with_heads(recipe.model, loss_weights(recipe.loss))
     vocab_size, vocabulary_origin = _vocabulary_size(recipe)
-    with torch.device("meta"):
-        model = Mirasol(config, recipe.clip, vocab_size)
+    model = build_model(config, recipe, vocab_size, "meta")
     notes = freeze_parts(model, recipe)
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     total, trained = sum(p.numel() for p in model.parameters()), sum(trainable.values())

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirasol_cli.errors import CheckpointError, DataError, UsageError
+from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.files import read_json
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.losses import LossWeights, with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe import dump_recipe, parse_recipe
 from mirasol_cli.recipe_schema import LossRecipe, Recipe
+from mirasol_cli.settings import SettingError
 from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.data import OpenSource, TrainingData, open_sources, training_lines
 from mirasol_cli.training.distributed import World, parallelise, prepare_blocks, whole
@@ -79,8 +80,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     weights = loss_weights(recipe.loss)
     config = with_heads(recipe.model, weights)
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
-    with torch.device(world.device):
-        model = Mirasol(config, recipe.clip, vocabulary.size)
+    model = build_model(config, recipe, vocabulary.size, world.device)
     if resumed is not None:
         _load(model, resumed)
     else:
@@ -103,6 +103,15 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     run.best = ck.score_of(best) if best else None
     world.on_main(lambda: folder.begin(dump_recipe(recipe), run.step))
     return run
+
+
+def build_model(config: ModelConfig, recipe: Recipe, vocab_size: int, device: torch.device | str) -> Mirasol:
+    """The model with random weights on `device`. Raises RecipeError where its sections do not go together."""
+    try:
+        with torch.device(device):
+            return Mirasol(config, recipe.clip, vocab_size)
+    except SettingError as error:
+        raise RecipeError([f"the sections model and clip do not go together: {error.message}"]) from error
 
 
 def loss_weights(loss: LossRecipe) -> LossWeights:

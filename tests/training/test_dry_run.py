@@ -12,6 +12,7 @@ from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.training import dry_run as module
 from mirasol_cli.training import rehearsal
 from mirasol_cli.training.dry_run import dry_run
+from mirasol_cli.training.loop import train
 from mirasol_cli.training.rehearsal import KeptForBackward
 from mirasol_cli.training.start import loss_weights
 from tests import synthetic
@@ -59,6 +60,16 @@ def test_frozen_parts_are_told(tmp_path: Path) -> None:
         )
 
 
+def test_more_outputs_than_tokens_are_a_fault_of_the_recipe(tmp_path: Path) -> None:
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "model.combiner.outputs=1000")
+    with pytest.raises(RecipeError, match="M = 1000 outputs are more than the N = "):
+        dry_run(recipe, stage="finetune", device="cpu", say=lambda line: None)
+    synthetic.write_split(tmp_path / "nowhere" / "train", 4)
+    with pytest.raises(RecipeError, match="M = 1000 outputs are more than the N = "):
+        train(recipe, stage="finetune", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_memory_falls_by_the_keys_that_the_message_names(tmp_path: Path) -> None:
     def memory(*overrides: str) -> int:
         recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", *overrides)
@@ -92,12 +103,12 @@ def test_time_is_that_of_real_steps(tmp_path: Path, shards: Path, monkeypatch: p
     lines: list[str] = []
     found = dry_run(synthetic.recipe(tmp_path / "run", shards, "train.steps=100"), stage="finetune", device="cpu", say=lines.append)
     assert found["measured"]
-    assert 30 <= found["seconds"] < 60
+    assert 30 <= found["seconds"] < 300  # far less than by a guess, however busy the machine
     assert any("0.3" in line and "as measured on 4 clips of these data" in line for line in lines)
     # A batch in two parts passes the model twice.
     words = ["train.steps=100", "train.micro_batch_clips=2"]
     assert (
-        60 <= dry_run(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", say=lines.append)["seconds"] < 120
+        60 <= dry_run(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", say=lines.append)["seconds"] < 600
     )
     assert not (tmp_path / "run").exists()
 
