@@ -143,4 +143,15 @@ def metrics_table(results: dict[str, Any]) -> str:
             follows = scores.get("follows_media")
             text = f"  follows the media shown in {follows['follows']} of {follows['n']}" if follows else ""
             lines.append(f"  {'control ' + control:28} {scores['exact_match']:.4f}{text}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_controls_by_type(results.get("controls") or {})])
+
+
+def _controls_by_type(controls: dict[str, Any]) -> list[str]:
+    """Rows of question types, columns of controls: what each type rests on."""
+    by_type = {name: scores["by_type"] for name, scores in controls.items() if scores.get("by_type")}
+    kinds = by_type.get("none", {})
+    if len(kinds) < 2:
+        return []
+    head = "".join(f"{'everything' if name == 'none' else name:>16}" for name in by_type)
+    body = [f"  {kind:14}" + "".join(f"{scores[kind]:16.4f}" for scores in by_type.values()) for kind in kinds]
+    return [f"  {'exact match':14}{head}", *body]

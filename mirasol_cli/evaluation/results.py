@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,10 @@ def control_line(rows: list[dict], control: str | None, plain: list[dict], proto
     if judged:
         line |= {"exact_match": sum(row["correct"] for row in judged) / len(judged)}
         line |= {"exact_match_normalised": sum(row["correct_normalised"] for row in judged) / len(judged)}
+        verdicts: dict[str, list[bool]] = defaultdict(list)
+        for row in judged:
+            verdicts[protocol.type_of(row)].append(bool(row["correct"]))
+        line["by_type"] = {kind: sum(right) / len(right) for kind, right in verdicts.items()}
     before = {row["id"]: row["prediction"] for row in plain}
     line["changed_answers"] = sum(row["prediction"] != before.get(row["id"]) for row in rows) / max(len(rows), 1)
     if control == "swap-media":

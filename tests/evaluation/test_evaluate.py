@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mirasol_cli.console import metrics_table
 from mirasol_cli.errors import CheckpointError, DataError, ShardError, UsageError
 from mirasol_cli.evaluation import generate
 from mirasol_cli.evaluation.evaluate import checkpoint_folder, evaluate
@@ -240,6 +241,12 @@ def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     assert changed["text-only"] > 0.3
     assert changed["swap-media"] > 0.3
     assert results["controls"]["none"]["changed_answers"] == 0.0
+    types = {name: part["exact_match"] for name, part in results["by_type"].items()}
+    assert len(types) > 1
+    assert results["controls"]["none"]["by_type"] == pytest.approx(types)
+    table = metrics_table(results).splitlines()[-len(types) - 1 :]
+    assert table[0].split()[2:] == ["everything", *list(results["controls"])[1:]]
+    assert {line.split()[0]: float(line.split()[1]) for line in table[1:]} == pytest.approx(types, abs=1e-4)
     # with neither sound nor picture, all clips look alike: the same question gets the same answer
     blind = [row for row in read_jsonl(run_folder(world) / "text-only" / "predictions.jsonl") if not row.get("missing")]
     assert len({row["prediction"] for row in blind if row["question"] == "what is it"}) == 1
