@@ -1,7 +1,8 @@
-"""What an answer rests on, measured: how much its log-probability falls when a chunk, the sound or the picture is masked."""
+"""What an answer rests on, measured: how its log-probability changes when chunks, the sound or the picture are masked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,12 @@ AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Why:
-    """Each figure is (log-probability of the answer) minus (the same with that part masked): above 0, the answer rests on it."""
+    """Changes of the answer's natural log-probability: above 0, the answer rests on that part.
+
+    `sound` and `picture`: how far it falls when that is masked. `chunks`, OURS: the mean of how far it falls when the chunk is
+    masked, and how far it rises from nothing when the chunk alone is shown. What is told by two chunks is lost with neither of
+    them, so that masking one by one would call both of no use.
+    """
 
     chunks: list[float]
     sound: float
@@ -31,34 +37,42 @@ class Why:
 
 
 def measure(answerer: Answerer, clip: OpenClip, question: Question, answer: str) -> Why:
-    """Mask one part after the other and score `answer` again. All masks were seen in training (dropout of modalities and chunks).
+    """Score `answer` again with parts of the clip masked. All masks were seen in training (dropout of modalities and chunks).
 
     Raises UsageError for a long video that was read piece by piece: its parts are not kept.
     """
     if clip.sample is None:
         raise UsageError("--why needs a shorter clip: this one was read piece by piece", "name a part of it with --start and --end")
-    masked = [clip.sample, without_sound(clip.sample), without_picture(clip.sample)]
-    masked += [without_sound(without_picture(clip.sample, [t]), [t]) for t in range(clip.chunks)]
+    chunks = range(clip.chunks)
+    masked = [clip.sample, without_sound(clip.sample), without_picture(clip.sample), _without(clip.sample, chunks)]
+    masked += [_without(clip.sample, [t]) for t in chunks]
+    masked += [_without(clip.sample, [other for other in chunks if other != t]) for t in chunks]
     scores: list[float] = []
     for start in range(0, len(masked), AT_ONCE):
         part = masked[start : start + AT_ONCE]
         memory = answerer.encode(part)
         scores += [row[0][0] for row in answerer.likelihoods(memory, [[question]] * len(part), [[[answer]]] * len(part))]
-    whole, sound, picture, *chunks = scores
+    whole, no_sound, no_picture, nothing, *rest = scores
+    without, alone = rest[: clip.chunks], rest[clip.chunks :]
     each = clip.chunk_seconds
     return Why(
-        chunks=[round(whole - score, 4) for score in chunks], sound=round(whole - sound, 4), picture=round(whole - picture, 4),
-        starts_s=[round(clip.start_s + t * each, 3) for t in range(clip.chunks)], end_s=round(clip.start_s + clip.seconds, 3),
+        chunks=[round((whole - out + only - nothing) / 2, 4) for out, only in zip(without, alone, strict=True)],
+        sound=round(whole - no_sound, 4), picture=round(whole - no_picture, 4),
+        starts_s=[round(clip.start_s + t * each, 3) for t in chunks], end_s=round(clip.start_s + clip.seconds, 3),
     )  # fmt: skip
 
 
+def _without(sample: dict[str, Any], chunks: Sequence[int]) -> dict[str, Any]:
+    return without_sound(without_picture(sample, chunks), chunks)
+
+
 def time_line(why: Why) -> Any:
-    """A rich table: one line for sound, picture and every chunk, with a bar as long as the fall in log-probability."""
+    """A rich table: one line for sound, picture and every chunk, with a bar as long as the change of log-probability."""
     from rich.table import Table
     from rich.text import Text
 
     most = max([abs(value) for value in (*why.chunks, why.sound, why.picture)] + [1e-6])
-    table = Table(title="what the answer rests on (fall of its log-probability when masked)", title_justify="left", box=None)
+    table = Table(title="what the answer rests on (change of its log-probability)", title_justify="left", box=None)
     table.add_column("part")
     table.add_column("", justify="right")
     table.add_column("")
@@ -88,7 +102,7 @@ def draw(why: Why, path: Path, question: str, answer: str) -> Path:
         widths = [end - start for start, end in zip(why.starts_s, ends, strict=True)]
         chunks.bar(why.starts_s, why.chunks, width=widths, align="edge", color="#4a9d6e", edgecolor="white")
         chunks.set_xlabel("seconds")
-        modality.set_ylabel("fall of log p when masked")
+        modality.set_ylabel("change of log p")
         for axes in (modality, chunks):
             axes.axhline(0, color="#7f8790", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
