@@ -30,6 +30,8 @@ HINTS = {
     "truncated": "download it again, or ask about the part that is there, with --end",
 }
 """Reasons whose usual hint names an option of `prepare`."""
+SPARSE = 2.0
+"""OURS: so many times the usual length, and the frames of a video that is looked at whole lie further apart than a user expects."""
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
 
 
@@ -106,7 +108,7 @@ def open_clip(
 
     A span longer than `usual_s` (the training clips' length; `usual_seconds` by default) goes through in pieces of
     fixed seconds where the Combiner has a memory (TTM): the answer then rests on that memory and on the latents of the
-    last piece. Elsewhere its frames are spread over all of it.
+    last piece. Elsewhere its frames are spread over all of it, and a warning says so from twice the usual length on.
 
     Raises:
         UsageError: an empty span.
@@ -123,17 +125,13 @@ def open_clip(
         first, last = max(start_s or 0.0, info.start_s), min(info.end_s if end_s is None else end_s, info.end_s)
         if last <= first:
             raise MediaError(f"the span from {start_s or 0:g} s lies outside the video of {info.end_s:.1f} s", "change --start or --end")
-        usual_s = usual_s or usual_seconds(answerer.geometry)
-        long = last - first > 1.05 * usual_s
-        if long and answerer.model.config.combiner.kind == "ttm":
+        known_s, usual_s = usual_s, usual_s or usual_seconds(answerer.geometry)
+        if last - first > 1.05 * usual_s and answerer.model.config.combiner.kind == "ttm":
             clip = _open_in_pieces(answerer, pool, path, first, last, usual_s, say)
         else:
             clip = _open_whole(answerer, pool, path, ClipRequest(start_s=start_s, end_s=end_s))
-            if long:
-                clip.warnings.append(
-                    f"long video: only {clip.frames} frames were looked at, one every {clip.seconds / clip.frames:.1f} s; "
-                    "name a part of it with --start and --end for more detail"
-                )
+            if clip.seconds > SPARSE * usual_s:
+                clip.warnings.append(_sparse(clip, known_s))
         clip.timings_s["open"] = time.perf_counter() - began
     if clip.audio == "none":
         clip.warnings.append("the video has no sound")
@@ -142,6 +140,15 @@ def open_clip(
     elif not answerer.sound:
         clip.warnings.append("this model was trained without sound; the sound was left out")
     return clip
+
+
+def _sparse(clip: OpenClip, known_s: float | None) -> str:
+    """What to say of a span whose frames lie far apart; `known_s`: the training clips' length where the checkpoint tells it."""
+    trained = f", and the model was trained on clips of up to {known_s:.3g} s" if known_s else ""
+    return (
+        f"only {clip.frames} frames were looked at, one every {clip.seconds / clip.frames:.2g} s{trained}; "
+        "name a part of it with --start and --end for more detail"
+    )
 
 
 @contextmanager

@@ -312,9 +312,15 @@ def test_the_cache_of_a_long_video_does_not_grow(tmp_path, monkeypatch):
     assert model.answerer.model.latent.transformer.window == 0  # put back
 
 
-def test_a_long_video_without_ttm_says_how_thinly_it_was_sampled(tmp_path):
-    reply = model_of().ask(render(tmp_path / "long.mp4", 2.0), "what is it")
-    assert any("only 8 frames were looked at, one every 0.2" in warning for warning in reply.warnings)
+def test_a_video_without_ttm_says_how_thinly_it_was_sampled_from_twice_the_usual_length_on(tmp_path):
+    video, model = render(tmp_path / "long.mp4", 2.0), model_of()
+    (warning,) = model.open(video).warnings
+    assert warning == "only 8 frames were looked at, one every 0.25 s; name a part of it with --start and --end for more detail"
+    model.usual_clip_s = 0.9  # of its training clips
+    (warning,) = model.open(video, 0.0).warnings
+    assert "one every 0.25 s, and the model was trained on clips of up to 0.9 s; name" in warning
+    model.usual_clip_s = 1.1  # longer than those, but not much: nothing to worry about
+    assert model.open(video, 0.0, 2.0).warnings == []
 
 
 def test_why_is_the_fall_of_the_log_probability(clip, tmp_path):
