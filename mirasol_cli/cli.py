@@ -6,8 +6,6 @@ completion answer at once.
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,19 +16,20 @@ from typer.core import TyperCommand
 from mirasol_cli import __version__, console
 from mirasol_cli.cli_arguments import (
     Device,
-    DryRun,
     Json,
     Limit,
     Overrides,
     Processes,
     RecipeName,
-    Resume,
     Threads,
     complete_dataset,
     complete_recipe,
     load_recipe,
+    option_words,
+    set_threads,
 )
 from mirasol_cli.cli_recipes import recipes_app
+from mirasol_cli.cli_train import HELP, training_command
 from mirasol_cli.errors import EnvironmentProblem, MirasolError, RecipeError
 
 EXIT_CODES = """\b
@@ -155,97 +154,8 @@ def prepare(
 
 # ------------------------------------------------------------------------------------------------ pretrain, finetune
 
-
-@app.command()
-def pretrain(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    nproc: Processes = None,
-    limit: Limit = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Train on captioned video.
-
-    All parts learn together, from random weights or from `init.*`.
-
-    Ctrl-C and SIGTERM save a checkpoint at the next step; a second Ctrl-C leaves at once.
-
-    \b
-    Examples:
-      mirasol pretrain demo-pretrain
-      mirasol pretrain pretrain --nproc 8 train.batch_clips=512
-      mirasol pretrain pretrain --resume
-      mirasol pretrain pretrain --dry-run model.preset=mirasol3b
-    """
-    _train("pretrain", recipe, overrides or [], resume, dry_run, nproc, limit, device, threads, json)
-
-
-@app.command()
-def finetune(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    nproc: Processes = None,
-    limit: Limit = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Train on questions, captions or labels.
-
-    It usually starts from a pretrained checkpoint (`init.checkpoint`).
-
-    \b
-    Examples:
-      mirasol finetune demo
-      mirasol finetune msrvtt init.checkpoint=runs/pretrain train.lr=3e-5
-      mirasol finetune activitynet --nproc 8 --resume
-      mirasol finetune my-recipe.yaml data.shards=shards
-    """
-    _train("finetune", recipe, overrides or [], resume, dry_run, nproc, limit, device, threads, json)
-
-
-def _train(
-    stage: str,
-    name: str,
-    overrides: list[str],
-    resume: bool,
-    dry_run: bool,
-    nproc: int | None,
-    limit: int | None,
-    device: str,
-    threads: int | None,
-    json: bool,
-) -> None:
-    _set_threads(threads)
-    recipe = load_recipe(name, overrides)
-    if nproc is not None and nproc > 1 and not dry_run:
-        from mirasol_cli.training.launch import launch
-
-        options = [*_option("--limit", limit), "--device", device, *_option("--threads", threads)]
-        options += ["--resume"] * resume + ["--json"] * json
-        raise typer.Exit(launch([stage, *options, "--", name, *overrides], nproc))
-    if dry_run:
-        from mirasol_cli.training.dry_run import dry_run as rehearse
-
-        result = rehearse(recipe, stage=stage, device=device, limit=limit, say=console.say if json else console.print_result)
-        text = None
-    else:
-        from mirasol_cli.evaluation.during_training import validator
-        from mirasol_cli.training.loop import train
-
-        validate = validator(recipe, console.say)
-        result = train(recipe, stage=stage, resume=resume, limit=limit, device=device, threads=threads, validate=validate)
-        text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', name, *overrides])}"
-    if json:
-        console.print_json(result)
-    elif text:
-        console.print_result(text)
+for _stage, _help in HELP.items():
+    app.command(_stage, help=_help)(training_command(_stage))
 
 
 # ------------------------------------------------------------------------------------------------ eval
@@ -286,14 +196,14 @@ def evaluate(
       mirasol eval msrvtt --split minitrain      (memorized? 500 clips of train, always the same)
       mirasol eval msrvtt --predictions theirs.jsonl --baseline runs/msrvtt/eval/test/predictions.jsonl
     """
-    _set_threads(threads)
+    set_threads(threads)
     loaded = load_recipe(recipe, overrides)
     if nproc is not None and nproc > 1:
         from mirasol_cli.training.launch import launch
 
-        options = ["--checkpoint", checkpoint, *_option("--split", split), *_option("--predictions", predictions)]
-        options += [*_option("--baseline", baseline), *_option("--wordnet-dir", wordnet_dir), *_option("--limit", limit)]
-        options += ["--device", device, *_option("--threads", threads), *["--json"] * json]
+        options = ["--checkpoint", checkpoint, *option_words("--split", split), *option_words("--predictions", predictions)]
+        options += [*option_words("--baseline", baseline), *option_words("--wordnet-dir", wordnet_dir), *option_words("--limit", limit)]
+        options += ["--device", device, *option_words("--threads", threads), *["--json"] * json]
         options += [part for one in control or [] for part in ("--control", one)]
         raise typer.Exit(launch(["eval", *options, "--", recipe, *(overrides or [])], nproc))
 
@@ -347,7 +257,7 @@ def ask(
       mirasol ask clip.mp4 --questions questions.txt --json
       mirasol ask clip.mp4 "what is playing?" --checkpoint runs/demo --why
     """
-    _set_threads(threads)
+    set_threads(threads)
     from mirasol_cli.media.workers import start_ahead
 
     start_ahead()  # importing torch takes most of the time of a short clip's answer, here and in the decoder: side by side
@@ -398,20 +308,7 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(EnvironmentProblem.exit_code)
 
 
-# ------------------------------------------------------------------------------------------------ helpers and main
-
-
-def _option(name: str, value: object) -> list[str]:
-    return [] if value is None else [name, str(value)]
-
-
-def _set_threads(threads: int | None) -> None:
-    """For the torch that is imported later, and for one that a library user has imported already."""
-    if threads is None:
-        return
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
+# ------------------------------------------------------------------------------------------------ errors, main
 
 
 def _usage_error(error: Any, arguments: list[str]) -> tuple[str, str | None]:

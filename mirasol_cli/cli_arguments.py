@@ -1,7 +1,9 @@
-"""Arguments and options that several commands share, and the completion of names. Nothing heavy is imported here."""
+"""Arguments and options that several commands share, what they do, and the completion of names. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,3 +51,17 @@ def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
     if "=" in name and not Path(name).exists():
         raise UsageError(f"'{name}' stands where the recipe's name belongs", "the recipe comes first, then key=value")
     return recipe.load_recipe(name, overrides or [])
+
+
+def set_threads(threads: int | None) -> None:
+    """For the torch that is imported later, and for one that a library user has imported already."""
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def option_words(name: str, value: object) -> list[str]:
+    """An option as words of a command line; none for None."""
+    return [] if value is None else [name, str(value)]

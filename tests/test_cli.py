@@ -312,7 +312,7 @@ def test_ask_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys: Out
 
 
 def test_threads_are_set_before_torch_is_imported() -> None:
-    code = "import os, sys; from mirasol_cli import cli; cli._set_threads(3); print(os.environ['OMP_NUM_THREADS'], 'torch' in sys.modules)"
+    code = "import os, sys; from mirasol_cli import cli; cli.set_threads(3); print(os.environ['OMP_NUM_THREADS'], 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["3", "False"]
 

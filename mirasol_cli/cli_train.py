@@ -1,0 +1,95 @@
+"""`mirasol pretrain` and `mirasol finetune`: two names and two helps of one command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+
+import typer
+
+from mirasol_cli import console
+from mirasol_cli.cli_arguments import (
+    Device,
+    DryRun,
+    Json,
+    Limit,
+    Overrides,
+    Processes,
+    RecipeName,
+    Resume,
+    Threads,
+    load_recipe,
+    option_words,
+    set_threads,
+)
+
+HELP = {
+    "pretrain": """Train on captioned video.
+
+    All parts learn together, from random weights or from `init.*`.
+
+    Ctrl-C and SIGTERM save a checkpoint at the next step; a second Ctrl-C leaves at once.
+
+    \b
+    Examples:
+      mirasol pretrain demo-pretrain
+      mirasol pretrain pretrain --nproc 8 train.batch_clips=512
+      mirasol pretrain pretrain --resume
+      mirasol pretrain pretrain --dry-run model.preset=mirasol3b
+    """,
+    "finetune": """Train on questions, captions or labels.
+
+    It usually starts from a pretrained checkpoint (`init.checkpoint`).
+
+    \b
+    Examples:
+      mirasol finetune demo
+      mirasol finetune msrvtt init.checkpoint=runs/pretrain train.lr=3e-5
+      mirasol finetune activitynet --nproc 8 --resume
+      mirasol finetune my-recipe.yaml data.shards=shards
+    """,
+}
+"""Stage -> its help."""
+
+
+def training_command(stage: str) -> Callable[..., None]:
+    """The command of a stage, for Typer: it reads the arguments off the signature."""
+
+    def train_stage(
+        recipe: RecipeName,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        dry_run: DryRun = False,
+        nproc: Processes = None,
+        limit: Limit = None,
+        device: Device = "auto",
+        threads: Threads = None,
+        json: Json = False,
+    ) -> None:
+        overrides = overrides or []
+        set_threads(threads)
+        loaded = load_recipe(recipe, overrides)
+        if nproc is not None and nproc > 1 and not dry_run:
+            from mirasol_cli.training.launch import launch
+
+            options = [*option_words("--limit", limit), "--device", device, *option_words("--threads", threads)]
+            options += ["--resume"] * resume + ["--json"] * json
+            raise typer.Exit(launch([stage, *options, "--", recipe, *overrides], nproc))
+        if dry_run:
+            from mirasol_cli.training.dry_run import dry_run as rehearse
+
+            result = rehearse(loaded, stage=stage, device=device, limit=limit, say=console.say if json else console.print_result)
+            text = None
+        else:
+            from mirasol_cli.evaluation.during_training import validator
+            from mirasol_cli.training.loop import train
+
+            validate = validator(loaded, console.say)
+            result = train(loaded, stage=stage, resume=resume, limit=limit, device=device, threads=threads, validate=validate)
+            text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', recipe, *overrides])}"
+        if json:
+            console.print_json(result)
+        elif text:
+            console.print_result(text)
+
+    return train_stage
