@@ -1,0 +1,175 @@
+"""What `prepare` refuses or counts as failed, and in which words; `--dry-run`, which only counts."""
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirasol_cli import files, prepare_plan
+from mirasol_cli.datasets import folder
+from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
+from mirasol_cli.prepare import prepare
+from mirasol_cli.recipe import load_recipe
+from mirasol_cli.shards.reader import ShardFolder
+from tests.fake_decoding import FakePool, tree
+from tests.prepare.small_world import World
+
+pytestmark = pytest.mark.usefixtures("made_up_decoding")
+
+
+def test_too_many_failures(world: World) -> None:
+    with pytest.raises(TooManyFailures, match=r"1 of 13 clips failed") as caught:
+        world.prepare()
+    assert caught.value.exit_code == 3
+    assert caught.value.summary["splits"]["train"]["kept"] == 7  # type: ignore[attr-defined]
+    assert len(ShardFolder(world.out).split("train").kept) == 7  # all is written
+    world.prepare(max_failed=8)
+    with pytest.raises(TooManyFailures, match="3 of 13"):
+        world.prepare(max_failed=8, strict=True)
+
+
+def test_missing_files_are_no_failures(tmp_path: Path) -> None:
+    world = World(tmp_path, clips=10, missing=tuple(range(9)))
+    assert world.prepare()["splits"]["train"]["missing"] == 9
+
+
+def test_no_video_at_all(tmp_path: Path) -> None:
+    world = World(tmp_path, clips=2, missing=(0, 1))
+    with pytest.raises(DataError, match=r"none of the 2 videos .*'clip000.mp4'"):
+        world.prepare()
+    assert not world.out.exists()
+
+
+def test_a_linked_folder_is_named_with_the_way_out(tmp_path: Path) -> None:
+    world = World(tmp_path, clips=2)
+    world.root.rename(tmp_path / "elsewhere")
+    world.root.mkdir()
+    (world.root / "videos").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="none of the 2 videos") as caught:
+        world.prepare()
+    assert re.match(r"links that lead out of '.*videos' are not followed \(1: 'videos'\): .* --root", caught.value.hint or "")
+    world.prepare(root=tmp_path / "elsewhere")
+
+
+def test_what_was_not_looked_into_is_said_and_listed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.root / "away").symlink_to("/")
+    (world.root / "locked").mkdir()
+    scandir = os.scandir
+
+    def forbidden(path: Any) -> Any:  # a permission means nothing to root
+        if str(path).rstrip("/").endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(folder.os, "scandir", forbidden)
+    world.prepare(max_failed=20)
+    assert any("not followed (1: 'away')" in line for line in world.said)
+    assert any("may not be read (1: 'locked/')" in line for line in world.said)
+    lists = json.loads((world.out / "train" / "lists.json").read_text())
+    assert (lists["links_outside"], lists["unreadable_folders"]) == (["away"], ["locked/"])
+
+
+def test_disk_too_small(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(prepare_plan.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(EnvironmentProblem, match=r"need [\d,]{6,} bytes, and .* 1,000 free"):
+        world.prepare()
+    assert not world.out.exists()
+    assert FakePool.submitted == []
+
+
+def test_disk_full_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = world.undisturbed()
+    real, calls = files.os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(EnvironmentProblem, match="no space left") as caught:
+        world.prepare(max_failed=20)
+    assert caught.value.exit_code == 5
+    assert "shards are finished and stay" in (caught.value.hint or "")
+    assert str(world.out) in caught.value.message
+    monkeypatch.setattr(files.os, "fsync", real)
+    finished = len(list(world.out.rglob("shard-*.json")))
+    assert 1 <= finished < 4
+    assert not list(world.out.rglob(".*.partial"))
+    world.prepare(max_failed=20)
+    assert len(world.decoded) < 11
+    assert tree(world.out) == whole
+
+
+def test_dry_run_writes_nothing(world: World) -> None:
+    summary = world.prepare(dry_run=True)
+    assert not world.out.exists()
+    assert summary["dry_run"]["clips"] == 11
+    assert summary["dry_run"]["bytes"] > 11 * 4000
+    assert (summary["splits"]["train"]["expected"], summary["splits"]["train"]["missing"]) == (10, 2)
+    assert summary["dry_run"]["seconds"] >= 0
+
+
+def test_the_demo_is_counted_without_rendering(tmp_path: Path) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {"root": tmp_path / "demo", "overrides": ["data.clips=30"], "say": said.append}
+    summary = prepare("demo", out=tmp_path / "out", dry_run=True, **options)
+    assert not list(tmp_path.iterdir())
+    assert [counts["expected"] for counts in summary["splits"].values()] == [30, 8, 16]
+    assert summary["splits"]["train"]["questions"] > 60
+    assert summary["dry_run"]["clips"] == 54
+    assert summary["dry_run"]["bytes"] > 54 * load_recipe("demo").clip.bytes_per_clip * 0.9
+    assert summary["dry_run"]["seconds"] is None
+    assert any("no video file to estimate the time from" in line for line in said)
+    assert prepare("demo", out=tmp_path / "out", dry_run=True, limit=5, **options)["splits"]["train"]["expected"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"part": "2/2"}, "--part 2/2"),
+        ({"part": "x"}, "--part x"),
+        ({"part": "0/2", "merge": True}, "--merge"),
+        ({"engine": "spark"}, "local or ray"),
+        ({"limit": 0}, "--limit 0"),
+        ({"max_failed": 101}, "--max-failed"),
+    ],
+)
+def test_options_without_meaning(world: World, options: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        world.prepare(**options)
+
+
+def test_what_is_not_there(world: World) -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'activitynet'"):
+        prepare("activtynet", say=world.said.append)
+    with pytest.raises(DataError, match=r"no manifest 'nowhere.jsonl'"):
+        prepare("nowhere.jsonl", say=world.said.append)
+    with pytest.raises(DataError, match=r"'.*nowhere' does not exist"):
+        prepare("activitynet", root=world.folder / "nowhere", say=world.said.append)
+    with pytest.raises(ShardError, match="no finished split"):
+        world.prepare(verify=True)
+
+
+def test_ray_that_is_not_installed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EnvironmentProblem, match="needs the package 'ray'") as caught:
+        world.prepare(engine="ray")
+    assert "mirasol[ray]" in (caught.value.hint or "")
+
+
+def test_a_folder_that_cannot_be_written(world: World) -> None:
+    world.out.write_text("a file where the folder should be")
+    with pytest.raises(EnvironmentProblem, match="cannot write") as caught:
+        world.prepare()
+    assert caught.value.exit_code == 5
