@@ -6,7 +6,7 @@ What a clip shows is a brightness, what it sounds like is a loudness; the texts 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from mirasol_cli.datasets.example import ClipSpan, Split
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
 from mirasol_cli.recipe import parse_recipe
 from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.shards.format import INDEX, SplitIndex, TaskEntry, clips_per_shard, field_shapes, texts_name, views_of, write_lines
-from mirasol_cli.shards.writer import ShardDraft, ShardSlot
+from mirasol_cli.shards.format import field_shapes
+from mirasol_cli.shards.writer import ShardDraft
 from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+from tests.shards.samples import write_finished_split
 
 GEOMETRY = ClipGeometry(
     frames=12,
@@ -94,7 +95,8 @@ def write_split(
     spans = [ClipSpan(video=f"clip{first + number}.mp4") for number in range(clips)]
     texts: list[dict[str, Any]] = []
 
-    def rows(number: int, views: int) -> list[dict[str, np.ndarray]]:
+    def fill(draft: ShardDraft, position: int, number: int) -> None:
+        views = draft.slot.views
         colour, sound = (first + number) % 3, None if number in silent_clips else (first + number) // 3 % 2
         found = [sample(spans[number].key, colour=colour, sound=sound, geometry=geometry, view=view) for view in range(views)]
         if number in not_finite:
@@ -106,50 +108,21 @@ def write_split(
                 {"id": f"{first + number}-{k}", "clip": number, "question": question + " again" * (k // 2), "answer": answer,
                  "references": [], "choices": [], "type": ("colour", "sound")[k % 2], "context": ""}
             )  # fmt: skip
-        return found
+        draft.add(position, found)
 
-    _write(folder, spans, geometry, rows, "qa", texts)
+    write_finished_split(folder, spans, fill, texts, geometry=geometry)
 
 
 def write_texts(folder: Path, split: Split, geometry: ClipGeometry) -> None:
     """A finished split with the clips and texts of a data set's reader, and random media; every third clip is without sound."""
     numbers = {clip: number for number, clip in enumerate(split.clips)}
 
-    def rows(number: int, views: int) -> list[dict[str, np.ndarray]]:
-        sound = None if number % 3 == 2 else number % 2
-        return [sample(split.clips[number].key, colour=number % 3, sound=sound, geometry=geometry, view=view) for view in range(views)]
+    def fill(draft: ShardDraft, position: int, number: int) -> None:
+        key, sound, views = split.clips[number].key, None if number % 3 == 2 else number % 2, draft.slot.views
+        draft.add(position, [sample(key, colour=number % 3, sound=sound, geometry=geometry, view=view) for view in range(views)])
 
     texts = [text.to_json(numbers[text.clip]) for text in split.texts]
-    _write(folder, split.clips, geometry, rows, split.task, texts, split.labels)
-
-
-def _write(
-    folder: Path,
-    spans: Sequence[ClipSpan],
-    geometry: ClipGeometry,
-    rows: Callable[[int, int], list[dict[str, np.ndarray]]],
-    task: str,
-    texts: list[dict[str, Any]],
-    labels: Sequence[str] = (),
-) -> None:
-    """The files of one split; `rows(clip, views)` gives the media of a clip."""
-    folder.mkdir(parents=True)
-    n, views, records = clips_per_shard(geometry), views_of(folder.name, geometry), []
-    for shard in range(-(-len(spans) // n)):
-        slot = ShardSlot(folder=folder, number=shard, clips=tuple(spans[shard * n : (shard + 1) * n]), geometry=geometry, views=views)
-        draft = ShardDraft(slot)
-        for position in range(len(slot.clips)):
-            draft.add(position, rows(shard * n + position, views))
-        records.append(draft.write())
-        slot.record_path.unlink()
-    listed = [{"key": clip.key, "video": clip.video, "start_s": clip.start_s, "end_s": clip.end_s} for clip in spans]
-    files = {"clips.jsonl": write_lines(folder / "clips.jsonl", listed)}
-    digest = write_lines(folder / texts_name(task), texts)
-    entry = TaskEntry(dataset="synthetic", licence="none", texts=len(texts), sha256=digest, labels=list(labels))
-    SplitIndex(
-        split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={task: entry},
-        files=files, shards=records,
-    ).write(folder / INDEX)  # fmt: skip
+    write_finished_split(folder, split.clips, fill, texts, geometry=geometry, task=split.task, labels=split.labels)
 
 
 def vocabulary() -> Vocabulary:

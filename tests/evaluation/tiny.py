@@ -12,11 +12,10 @@ from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe import dump_recipe
 from mirasol_cli.recipe_schema import DataRecipe, EvalRecipe, Recipe, RunRecipe
-from mirasol_cli.shards.format import INDEX, SplitIndex, TaskEntry, clips_per_shard, texts_name, views_of, write_lines
-from mirasol_cli.shards.writer import ShardDraft, ShardSlot
+from mirasol_cli.shards.writer import ShardDraft
 from mirasol_cli.training.checkpoint import Contents, model_tensors, write_checkpoint
 from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
-from tests.shards.samples import SMALL, made_up_sample
+from tests.shards.samples import SMALL, made_up_views, write_finished_split
 
 WORDS = ["what is it", "a red drum", "a blue bell", "yes", "no", "who plays", "describe the clip", "class one", "class two"]
 
@@ -81,25 +80,13 @@ def write_texts_split(
     geometry=SMALL,
 ) -> None:  # fmt: skip
     """A finished split of made-up media with the given texts (each with at least id, clip, question and answer)."""
-    folder.mkdir(parents=True)
     spans = [ClipSpan(video=video) for video in videos]
-    n, views, records = clips_per_shard(geometry), views_of(folder.name, geometry), []
-    for shard in range(-(-len(spans) // n)):
-        slot = ShardSlot(folder=folder, number=shard, clips=tuple(spans[shard * n : (shard + 1) * n]), geometry=geometry, views=views)
-        draft = ShardDraft(slot)
-        for position, clip in enumerate(slot.clips):
-            if shard * n + position in missing:
-                draft.miss(position)
-            else:
-                draft.add(position, [made_up_sample(clip.key, geometry, view) for view in range(views)])
-        records.append(draft.write())
-        slot.record_path.unlink()
+
+    def fill(draft: ShardDraft, position: int, number: int) -> None:
+        if number in missing:
+            draft.miss(position)
+        else:
+            draft.add(position, made_up_views(spans[number], geometry, draft.slot.views))
+
     filled = [{"references": [], "choices": [], "type": "", "context": "", **text} for text in texts]
-    rows = [{"key": clip.key, "video": clip.video, "start_s": None, "end_s": None} for clip in spans]
-    files = {"clips.jsonl": write_lines(folder / "clips.jsonl", rows)}
-    sha256 = write_lines(folder / texts_name(task), filled)
-    entry = TaskEntry(dataset="made-up", licence="none", texts=len(filled), sha256=sha256, labels=list(labels))
-    SplitIndex(
-        split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={task: entry},
-        files=files, shards=records,
-    ).write(folder / INDEX)  # fmt: skip
+    write_finished_split(folder, spans, fill, filled, geometry=geometry, task=task, labels=labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,35 +41,56 @@ def made_up_sample(key: str, geometry: ClipGeometry = SMALL, view: int = 0) -> d
     return sample
 
 
+def made_up_views(clip: ClipSpan, geometry: ClipGeometry, views: int) -> list[dict[str, np.ndarray]]:
+    return [made_up_sample(clip.key, geometry, view) for view in range(views)]
+
+
+def write_finished_split(
+    folder: Path, clips: Sequence[ClipSpan], fill: Callable[[ShardDraft, int, int], None], texts: Sequence[Mapping[str, Any]], *,
+    geometry: ClipGeometry, task: str = "qa", labels: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """The files of one split, as `prepare` leaves them.
+
+    Args:
+        fill: called with a draft, a clip's position in it and its number; adds the clip's media, or says that they are missing.
+        texts: lines of the task, read after `fill` was called for every clip.
+    """
+    folder.mkdir(parents=True)
+    n, views, records = clips_per_shard(geometry), views_of(folder.name, geometry), []
+    for shard in range(-(-len(clips) // n)):
+        slot = ShardSlot(folder=folder, number=shard, clips=tuple(clips[shard * n : (shard + 1) * n]), geometry=geometry, views=views)
+        draft = ShardDraft(slot)
+        for position in range(len(slot.clips)):
+            fill(draft, position, shard * n + position)
+        records.append(draft.write())
+        slot.record_path.unlink()
+    rows = [{"key": clip.key, "video": clip.video, "start_s": clip.start_s, "end_s": clip.end_s} for clip in clips]
+    files = {"clips.jsonl": write_lines(folder / "clips.jsonl", rows)}
+    sha256 = write_lines(folder / texts_name(task), list(texts))
+    entry = TaskEntry(dataset="made-up", licence="none", texts=len(texts), sha256=sha256, labels=list(labels))
+    SplitIndex(
+        split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={task: entry},
+        files=files, shards=records,
+    ).write(folder / INDEX)  # fmt: skip
+
+
 def write_split(
     folder: Path, clips: int, *, geometry: ClipGeometry = SMALL, failed: tuple[int, ...] = (), missing: tuple[int, ...] = ()
 ) -> None:
-    """A finished split of made-up clips, two texts each for task `qa`, written as `prepare` would."""
-    folder.mkdir(parents=True)
+    """A finished split of made-up clips, two texts each for task `qa`."""
+
+    def fill(draft: ShardDraft, position: int, number: int) -> None:
+        if number in missing:
+            draft.miss(position)
+        elif number in failed:
+            draft.fail(position, "probe", "no video stream", "use --allow-audio-only")
+        else:
+            draft.add(position, made_up_views(spans[number], geometry, draft.slot.views))
+
     spans = [ClipSpan(video=f"clip{number}.mp4") for number in range(clips)]
-    n, views, records = clips_per_shard(geometry), views_of(folder.name, geometry), []
-    for shard in range(-(-clips // n)):
-        slot = ShardSlot(folder=folder, number=shard, clips=tuple(spans[shard * n : (shard + 1) * n]), geometry=geometry, views=views)
-        draft = ShardDraft(slot)
-        for position, clip in enumerate(slot.clips):
-            number = shard * n + position
-            if number in missing:
-                draft.miss(position)
-            elif number in failed:
-                draft.fail(position, "probe", "no video stream", "use --allow-audio-only")
-            else:
-                draft.add(position, [made_up_sample(clip.key, geometry, view) for view in range(views)])
-        records.append(draft.write())
-        slot.record_path.unlink()
     texts = [
         {"id": f"{clip}-{k}", "clip": clip, "question": f"what is {k}?", "answer": f"{clip}", "references": [], "choices": [],
          "type": "", "context": ""}
         for clip in range(clips) for k in range(2)
     ]  # fmt: skip
-    rows = [{"key": clip.key, "video": clip.video, "start_s": None, "end_s": None} for clip in spans]
-    files = {"clips.jsonl": write_lines(folder / "clips.jsonl", rows)}
-    entry = TaskEntry(dataset="made-up", licence="none", texts=len(texts), sha256=write_lines(folder / texts_name("qa"), texts))
-    SplitIndex(
-        split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={"qa": entry},
-        files=files, shards=records,
-    ).write(folder / INDEX)  # fmt: skip
+    write_finished_split(folder, spans, fill, texts, geometry=geometry)
