@@ -41,7 +41,7 @@ Processes = Annotated[
     int | None, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine, one per GPU; exit codes are passed on.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's newest complete checkpoint; start if there is none.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Sizes, parameters, memory and steps; trains nothing and needs no data.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Parameters, memory and time, measured where the data are there; trains nothing.")]
 
 
 def load_recipe(name: str, overrides: list[str] | None) -> Recipe:

@@ -27,12 +27,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Scenes and questions as pure functions of (seed, split, ...), and how many clips there are of them."""
+    """Scenes and questions as pure functions, and how many clips there are of them."""
 
     name: str  # of the data set
-    title: str
-    scenes: Callable[[int, str, int], list[Scene]]
-    questions: Callable[[int, str, list[Scene]], list[Question]]
+    title: str  # in messages
+    scenes: Callable[[int, str, int], list[Scene]]  # of (seed, split, count)
+    questions: Callable[[int, str, list[Scene]], list[Question]]  # of (seed, split, scenes)
     clips: int  # training clips, unless the recipe says otherwise (`data.clips`)
     val_share: int  # one validation clip for so many training clips
     test_share: int

@@ -56,7 +56,17 @@ def data_to_rehearse(recipe: Recipe, sources: list[OpenSource]) -> TrainingData:
 def rehearse(recipe: Recipe, config: ModelConfig, vocab_size: int, batch: MicroBatch, where: torch.device, *, bf16: bool) -> Rehearsal:
     """Build the model with random weights, and time steps on `batch`: one to warm up, then as many as fit into `TIMED_S`, at least one.
 
-    `train.compile` is left out: compiling takes longer than all the rest.
+    `train.compile` is left out: compiling takes longer than all the rest. The caller's random state is left as it was.
+
+    Args:
+        config: with the heads that the losses need (`with_heads`).
+        vocab_size: pieces of the vocabulary that `batch` was encoded with.
+        batch: one micro batch; nothing of it is changed.
+        where: the model is built on this device.
+        bf16: compute in bfloat16, as `train.precision` resolves to on `where`.
+
+    Returns:
+        Medians of the timed steps in seconds, and bytes as the first step (on a GPU the second) needed them.
     """
     train, weights, random_state = recipe.train, loss_weights(recipe.loss), torch.random.get_rng_state()
     with torch.device(where):
@@ -91,7 +101,7 @@ def rehearse(recipe: Recipe, config: ModelConfig, vocab_size: int, batch: MicroB
     if not train.checkpoint_activations:
         needed = max(needed, kept.bytes)
     update()
-    if where.type == "cuda":
+    if where.type == "cuda":  # it tells exactly: the highest of the second step, less what lies there before it and its gradients
         torch.cuda.reset_peak_memory_stats(where)
         needed = -torch.cuda.memory_allocated(where) - gradients
     began, runs, updates = time.perf_counter(), [forward_backward()], [update()]

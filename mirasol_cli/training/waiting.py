@@ -26,6 +26,7 @@ class Whereabouts:
         self.place = "the start"
 
     def note(self, place: str) -> None:
+        """This process has come to `place`."""
         self.place = place
         self._store.set(_key(self.rank), place)
 
@@ -80,4 +81,5 @@ def _key(rank: int) -> str:
 
 
 def _some(ranks: list[int]) -> str:
+    """`0, 1, 2`; of a large run the first eight and how many more."""
     return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")

@@ -23,10 +23,12 @@ class Condition:
 
     @property
     def scored(self) -> bool:
+        """Whether it answers questions; what was only pretrained does not."""
         return self.stage == "finetune"
 
 
 def long(chunks: int, kind: str, start: str) -> Condition:
+    """A run on clips of a minute, from the weights of `start`; compared with 4 chunks of its kind, `history` with the TTM."""
     reference = None if chunks == 4 else "long-64-ttm" if kind == "history" else f"long-4-{kind}"
     return Condition(f"long-{chunks}-{kind}", after=start, takes="checkpoint", reference=reference, series="long")
 
@@ -49,6 +51,8 @@ BY_NAME = {condition.name: condition for condition in CONDITIONS}
 
 @dataclass(frozen=True)
 class Job:
+    """One condition with one seed."""
+
     condition: Condition
     seed: int
 

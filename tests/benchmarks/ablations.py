@@ -190,6 +190,7 @@ def say(text: str) -> None:
 
 
 def recorded(out: Path) -> list[dict[str, Any]]:
+    """The lines of results.jsonl; none before the first run is done."""
     from mirasol_cli.files import read_jsonl
 
     return read_jsonl(out / RESULTS) if (out / RESULTS).is_file() else []
