@@ -6,7 +6,6 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 
@@ -90,13 +89,6 @@ def mean_over_classes(measure, positive_RC: np.ndarray, score_RC: np.ndarray) ->
     values = [measure(positive_RC[:, c], score_RC[:, c]) for c in range(score_RC.shape[1])]
     defined = [value for value in values if not math.isnan(value)]
     return float(np.mean(defined)) if defined else math.nan
-
-
-def d_prime(auc: float) -> float:
-    """Sensitivity index of an area under the ROC curve (VGG-Sound, AudioSet): sqrt(2) times its normal quantile."""
-    if math.isnan(auc) or auc in (0.0, 1.0):
-        return math.copysign(math.inf, auc - 0.5) if auc in (0.0, 1.0) else math.nan
-    return math.sqrt(2) * NormalDist().inv_cdf(auc)
 
 
 def softmax(logits_RC: np.ndarray) -> np.ndarray:

@@ -148,11 +148,6 @@ def _torchaudio_mel(audio: AudioGeometry) -> Any | None:
     )
 
 
-def spectrogram_library() -> str:
-    """Which code computes the spectrogram here, for `-v` and `doctor`; the numbers are the same."""
-    return "torchaudio" if _torchaudio() is not None else "torch"
-
-
 def kaldi_power(waveform: Tensor, audio: AudioGeometry) -> Tensor:
     """Kaldi's mel filterbank power [Z, columns] as AST was trained with: `torchaudio.compliance.kaldi.fbank` with
     htk_compat, a Hann window, no dither, no energy, before its logarithm. Frames lie inside the window (snip_edges)."""

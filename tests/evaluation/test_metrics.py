@@ -45,12 +45,6 @@ def test_mean_per_class_is_balanced_accuracy():
     assert metrics.mean_per_class((gold == predicted).astype(float), gold) == pytest.approx(expected)
 
 
-def test_d_prime_of_known_areas():
-    assert metrics.d_prime(0.5) == pytest.approx(0.0)
-    assert metrics.d_prime(0.97) == pytest.approx(2.66, abs=0.005)
-    assert metrics.d_prime(1.0) == math.inf
-
-
 @pytest.mark.parametrize(
     ("prediction", "answer", "strict", "loose"),
     [

@@ -11,7 +11,7 @@ import pytest
 from mirasol_cli.errors import EnvironmentProblem, MediaError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.sampling import ClipRequest
-from mirasol_cli.media.workers import DecodePool, decode_one
+from mirasol_cli.media.workers import DecodePool
 from tests.media.made_clips import clicks, regular, write_clip
 
 GEOMETRY = ClipGeometry(frames=32, chunks=4, size=64)
@@ -158,9 +158,13 @@ def test_children_end_with_a_killed_parent(tmp_path):
     assert not left
 
 
-def test_one_clip_for_ask(tmp_path):
+def test_a_sample_has_the_fields_of_a_shard(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", regular(50, 25), sound=clicks([0.5], 2.0))
-    sample = decode_one(path, (0.5, 1.5), GEOMETRY)
+    with DecodePool(1, GEOMETRY) as pool:
+        pool.submit("part", path, [ClipRequest(start_s=0.5, end_s=1.5)])
+        pool.submit("nothing", tmp_path / "nothing.mp4")
+        results = dict(pool.results())
+    (sample,), (problem,) = results["part"], results["nothing"]
     assert sample["span"].tolist() == [0.5, 1.5]
     shapes = {name: (value.dtype.name, value.shape) for name, value in sample.items()}
     tubes = {
@@ -176,8 +180,8 @@ def test_one_clip_for_ask(tmp_path):
         "span": ("float64", (2,)),
         "audio_state": ("uint8", ()),
     }
-    with pytest.raises(MediaError, match="file not found"):
-        decode_one(tmp_path / "nothing.mp4", None, GEOMETRY)
+    assert isinstance(problem, MediaError)
+    assert "file not found" in problem.reason
 
 
 def test_the_users_script_is_not_run_again(tmp_path):
@@ -186,8 +190,11 @@ def test_the_users_script_is_not_run_again(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from mirasol_cli.geometry import ClipGeometry\n"
-        "from mirasol_cli.media.workers import probe_one\n"
-        f"print('run', probe_one({str(path)!r}).promised_frames)\n"
+        "from mirasol_cli.media.workers import DecodePool\n"
+        "with DecodePool(1, ClipGeometry()) as pool:\n"
+        f"    pool.submit_probe('probe', {str(path)!r})\n"
+        "    ((_, (info,)),) = pool.results()\n"
+        "print('run', info.promised_frames)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     (tmp_path / "av.py").write_text("raise SystemExit('an av.py from the current folder')\n")
