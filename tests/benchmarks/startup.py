@@ -17,8 +17,8 @@ from common import Report, alternate, arguments, environment, verdict
 
 BARE = """
 import sys, torch, decord, numpy as np
-reader = decord.VideoReader(sys.argv[1], ctx=decord.cpu(0), num_threads=1, width=int(sys.argv[2]), height=int(sys.argv[2]))
-count = int(sys.argv[3])
+reader = decord.VideoReader(sys.argv[1], ctx=decord.cpu(0), num_threads=1)  # its own scaling fails at widths like 48 px
+count = int(sys.argv[2])
 reader.get_batch(((np.arange(count) + 0.5) * len(reader) / count).astype(int)).asnumpy()
 try:
     decord.AudioReader(sys.argv[1], ctx=decord.cpu(0), sample_rate=16000, mono=True)[:].asnumpy()
@@ -27,8 +27,8 @@ except decord.DECORDError:
 """
 
 
-def checkpoint_and_clip(folder: Path) -> tuple[list[str], Path, int, int]:
-    """Words of `ask` that choose the checkpoint, the clip, frames and size."""
+def checkpoint_and_clip(folder: Path) -> tuple[list[str], Path, int]:
+    """Words of `ask` that choose the checkpoint, the clip, and how many frames of it are looked at."""
     from mirasol_cli.ask_clip import SAMPLE_CLIP
     from mirasol_cli.evaluation.evaluate import DEMO_CHECKPOINT
     from mirasol_cli.recipe import load_recipe
@@ -42,7 +42,7 @@ def checkpoint_and_clip(folder: Path) -> tuple[list[str], Path, int, int]:
     words: list[str] = ["--checkpoint", "demo"]
     if not (DEMO_CHECKPOINT / "manifest.json").is_file():
         words = ["--checkpoint", str(made_checkpoint(folder, recipe))]
-    return words, clip, recipe.clip.frames, recipe.clip.size
+    return words, clip, recipe.clip.frames
 
 
 def made_checkpoint(folder: Path, recipe) -> Path:  # type: ignore[no-untyped-def]
@@ -75,7 +75,7 @@ def main() -> None:
     parser = arguments(__doc__, rounds=7)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        words, clip, frames, size = checkpoint_and_clip(Path(name))
+        words, clip, frames = checkpoint_and_clip(Path(name))
 
         def run(*command: str) -> None:
             done = subprocess.run([sys.executable, *command], cwd=name, env=environment(), capture_output=True, text=True, check=False)
@@ -85,7 +85,7 @@ def main() -> None:
         works = {
             "mirasol --help": lambda: run("-m", "mirasol_cli", "--help"),
             "import torch": lambda: run("-c", "import torch"),
-            "import torch, decode the clip": lambda: run("-c", BARE, str(clip), str(size), str(frames)),
+            "import torch, decode the clip": lambda: run("-c", BARE, str(clip), str(frames)),
             "mirasol ask, cold": lambda: run("-m", "mirasol_cli", "ask", str(clip), "what is playing?", *words),
         }
         timings = alternate(works, 1 if args.smoke else args.rounds, patience=args.patience)
