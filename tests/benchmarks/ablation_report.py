@@ -176,14 +176,12 @@ def tables(rows: Sequence[Row]) -> list[str]:
     for condition in (c for c in CONDITIONS if any(row["condition"] == c.name for row in rows)):
         own = [row for row in rows if row["condition"] == condition.name]
         cells = [percent(estimate([v for row in own if (v := value(row)) is not None])) for value in values]
-        seconds = [row["seconds"] for row in own if row.get("seconds") is not None]
         costs = [f"{own[0]['gflop']:.3f}", f"{own[0]['combiner_gflop']:.3f}", f"{own[0]['parameters'] / 1e6:.3f}"]
-        costs += [f"{statistics.median(seconds):.0f}" if seconds else ""]
         accuracy.append([condition.name, str(len(own)), *cells, *costs])
         if condition.reference:
             found = [paired(rows, condition.name, condition.reference, value) for value in values]
             differences.append([condition.name, condition.reference, *map(points, found)])
-    parts = [table(["", "seeds", "all", *types, "GFLOP a clip", "of it Combiner", "M parameters", "training s"], accuracy)]
+    parts = [table(["", "seeds", "all", *types, "GFLOP a clip", "of it Combiner", "M parameters"], accuracy)]
     if differences:
         parts += ["Differences in points, paired by seed [95 % interval]:", table(["", "minus", "all", *types], differences)]
     return parts
