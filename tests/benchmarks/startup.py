@@ -97,7 +97,7 @@ def main() -> None:
     report.text(f"`--help` in s: {verdict(timings['mirasol --help'].median, 0.35, at_most=True)}.")
     report.text(f"`ask`, cold, over the bare import of torch plus decoding: {verdict(ratio, 1.5, at_most=True)}.")
     made = "in the package" if words[1] == "demo" else "made here, untrained"
-    report.write(f"Clip: {clip.name}, {frames} frames at {size} px; checkpoint: {made}.")
+    report.write(f"Clip: {clip.name}, {frames} frames; checkpoint: {made}.")
 
 
 if __name__ == "__main__":

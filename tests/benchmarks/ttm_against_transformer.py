@@ -3,8 +3,8 @@
     python tests/benchmarks/ttm_against_transformer.py
 
 FLOPs are those of each preset's Combiner at 224 px (the table that `--dry-run` prints from). Time (forward and backward of the
-Combiner alone) and memory are taken at a size that the Transformer with history can still be run at here: width 128, two
-layers, 64 tokens a chunk, 16 outputs, memory of 32.
+Combiner alone) and memory are those of the `small` preset's, of one clip of up to 16 chunks of 471 tokens, and of a small one
+(width 128, one layer, 64 tokens a chunk) up to 128 chunks: there a layer costs little, and TTM's own steps count.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from common import Report, alternate, arguments, in_child, peak_mib, resolved_model
 
 CHUNKS = (4, 16, 64)
-TIMED = (1, 2, 4, 16, 64, 128)
-TOKENS = 64
+TIMED = {"small": (471, (1, 2, 4, 8, 16)), "demo": (64, (4, 16, 64, 128))}
+"""Preset: (tokens a chunk, numbers of chunks)."""
 
 
 def forms(config: Any) -> dict[str, Any]:
@@ -49,15 +49,16 @@ def flops_tables(report: Report) -> str:
     return f"In FLOPs TTM is below the Transformer with history in {len(below)} of {len(rows)} rows."
 
 
-def work(name: str, chunks: int) -> Any:
+def work(preset: str, name: str, chunks: int) -> Any:
     import torch
 
     from mirasol_cli.model.combiner import build_combiner
 
     torch.manual_seed(0)
-    config, _ = resolved_model("demo")
-    combiner = build_combiner(forms(config.combiner)[name], config.encoder.width, TOKENS)
-    x = torch.randn(1, chunks, TOKENS, config.encoder.width, requires_grad=True)
+    config, _ = resolved_model(preset)
+    tokens, _ = TIMED[preset]
+    combiner = build_combiner(forms(config.combiner)[name], config.encoder.width, tokens)
+    x = torch.randn(1, chunks, tokens, config.encoder.width, requires_grad=True)
 
     def run() -> None:
         out, _ = combiner(x)
@@ -66,33 +67,41 @@ def work(name: str, chunks: int) -> Any:
     return run
 
 
+def time_and_memory(report: Report, preset: str, args: Any) -> None:
+    tokens, numbers = TIMED[preset]
+    names = ("ttm", "history", "chunk")
+    rows, faster = [], []
+    for chunks in numbers[:2] if args.smoke else numbers:
+        works = {name: work(preset, name, chunks) for name in names}
+        timings = alternate(works, 1 if args.smoke else args.rounds, patience=args.patience)
+        memory = {name: in_child(__file__, "--threads", str(args.threads), "--peak", preset, name, str(chunks))["mib"] for name in names}
+        for name in names:
+            report.row(preset=preset, chunks=chunks, combiner=name, mib=memory[name], **timings[name].plain())
+        faster.append(timings["ttm"].median < timings["history"].median)
+        rows.append([chunks, *(timings[name] for name in names), *(round(memory[name], 1) for name in names)])
+    report.table([f"`{preset}`: chunks", "TTM s", "history s", "chunk only s", "TTM MiB", "history MiB", "chunk only MiB"], rows)
+    first = next((k for k in range(len(faster)) if all(faster[k:])), None)
+    crossing = "was the slower one at the longest clip" if first is None else f"is the faster one from {rows[first][0]} chunks on"
+    report.text(f"`{preset}`, {tokens} tokens a chunk: of the numbers measured, TTM {crossing}.")
+
+
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
-    parser.add_argument("--peak", nargs=2, help="(used by the script itself)")
+    parser.add_argument("--peak", nargs=3, help="(used by the script itself)")
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(args.threads)
     if args.peak:
-        run = work(args.peak[0], int(args.peak[1]))
+        run = work(args.peak[0], args.peak[1], int(args.peak[2]))
         before = peak_mib()
         run()
         print(json.dumps({"mib": peak_mib() - before}))
         return
     report = Report("ttm_against_transformer", "TTM against Transformer with history", smoke=args.smoke)
     in_flops = flops_tables(report)
-    rows, crossing = [], None
-    for chunks in TIMED[:2] if args.smoke else TIMED:
-        names = ("ttm", "history", "chunk")
-        timings = alternate({name: work(name, chunks) for name in names}, 1 if args.smoke else args.rounds, patience=args.patience)
-        memory = {name: in_child(__file__, "--threads", str(args.threads), "--peak", name, str(chunks))["mib"] for name in names}
-        for name in names:
-            report.row(chunks=chunks, combiner=name, mib=memory[name], **timings[name].plain())
-        if crossing is None and timings["ttm"].median < timings["history"].median:
-            crossing = chunks
-        rows.append([chunks, *(timings[name] for name in names), *(round(memory[name], 1) for name in names)])
-    report.table(["chunks", "TTM s", "history s", "chunk only s", "TTM MiB", "history MiB", "chunk only MiB"], rows)
-    report.text(f"In time, TTM is the faster one from {crossing} chunks on (of those measured)." if crossing else "TTM was never faster.")
+    for preset in TIMED:
+        time_and_memory(report, preset, args)
     report.write(in_flops)
 
 
