@@ -1,9 +1,9 @@
 """Mirasol3B, open: video, sound and text in, text out.
 
-    import mirasol_cli as mirasol
+import mirasol_cli as mirasol
 
-    model = mirasol.load("runs/demo")
-    print(model.ask("clip.mp4", "what is playing?"))
+model = mirasol.load("runs/demo")
+print(model.ask("clip.mp4", "what is playing?"))
 """
 
 from __future__ import annotations

@@ -244,4 +244,3 @@ def _short_window(model: Mirasol, chunks: int) -> Iterator[None]:
         yield
     finally:
         transformer.window = before
-

@@ -132,10 +132,11 @@ def metrics_table(results: dict[str, Any]) -> str:
             counts = results.get("counts") or {}
             count = f"  of {counts[name]}" if name in counts else ""
             lines.append(f"  {name:28} {value:.4f}{count}{text}")
-    for kind, scores in (results.get("by_type") or {}).items():
+    by_type = results.get("by_type") or {}
+    for kind, scores in by_type.items():
         exact = scores.get("exact_match")
-        if isinstance(exact, (int, float)):
-            lines.append(f"  {'type ' + kind:28} {exact:.4f}  of {scores['n']}")
+        if isinstance(exact, (int, float)) and len(by_type) > 1:  # a single type has the figures of the whole
+            lines.append(f"  {'type ' + (kind or 'not given'):28} {exact:.4f}  of {scores['n']}")
     for group, scores in (results.get("groups") or {}).items():
         lines.append(f"  {'group ' + group:28} {scores['exact_match']:.4f}  of {scores['n']}")
     for control, scores in (results.get("controls") or {}).items():
@@ -153,5 +154,5 @@ def _controls_by_type(controls: dict[str, Any]) -> list[str]:
     if len(kinds) < 2:
         return []
     head = "".join(f"{'everything' if name == 'none' else name:>16}" for name in by_type)
-    body = [f"  {kind:14}" + "".join(f"{scores[kind]:16.4f}" for scores in by_type.values()) for kind in kinds]
+    body = [f"  {kind or 'not given':14}" + "".join(f"{scores[kind]:16.4f}" for scores in by_type.values()) for kind in kinds]
     return [f"  {'exact match':14}{head}", *body]

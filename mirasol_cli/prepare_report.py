@@ -220,7 +220,8 @@ class ProgressLine:
         self._done += clips
         self._seconds += seconds
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._seconds / 3600:.2f} h of video", refresh=False)
+            if self._seconds:
+                self._bar.set_postfix_str(f"{self._seconds / 3600:.2f} h of video", refresh=False)
             self._bar.update(clips)
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
             self._said = time.monotonic()
@@ -231,10 +232,8 @@ class ProgressLine:
         spent = max(time.monotonic() - self._start, 1e-6)
         rate = self._done / spent
         left = int((self._clips - self._done) / rate) if rate else 0
-        return (
-            f"{self._done} of {self._clips} clips, {self._seconds / 3600:.2f} h of video, {rate:.1f} clips/s, "
-            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
-        )
+        hours = f"{self._seconds / 3600:.2f} h of video, " if self._seconds else ""  # what is rendered is not counted in hours
+        return f"{self._done} of {self._clips} clips, {hours}{rate:.1f} clips/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
     def close(self) -> None:
         if self._bar is not None:

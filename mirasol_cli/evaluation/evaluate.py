@@ -64,9 +64,7 @@ def _run(setting: Setting, options: Options, say: Say, progress: Progress | None
     with joined_world(resolve_device(options.device), recipe.run.process_group_timeout_s) as world:
         loaded = load_model(path)
         model = for_geometry(loaded, recipe)
-        answerer = Answerer(
-            model, loaded.vocabulary, recipe.eval, world.device, sound=recipe.data.sound, precision=recipe.train.precision
-        )
+        answerer = Answerer(model, loaded.vocabulary, recipe.eval, world.device, sound=recipe.data.sound, precision=recipe.train.precision)
         say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'")
 
         def predictions(control: str | None, folder: Path, world: World) -> tuple[Plan, list[dict]]:

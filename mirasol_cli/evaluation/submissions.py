@@ -19,9 +19,7 @@ def submission(dataset: str, task: str, rows: Sequence[dict]) -> object | None:
     if (dataset, task) == ("activitynet", "qa"):
         return [{"question_id": row["id"], "answer": row["prediction"] or ""} for row in rows]
     if (dataset, task) == ("nextqa", "mc"):
-        return {
-            row["id"]: {"prediction": _choice(row, row["prediction"]), "answer": _choice(row, row["answer"])} for row in rows
-        }
+        return {row["id"]: {"prediction": _choice(row, row["prediction"]), "answer": _choice(row, row["answer"])} for row in rows}
     if (dataset, task) == ("nextqa", "oe"):
         videos: dict[str, dict[str, str]] = {}
         for row in rows:

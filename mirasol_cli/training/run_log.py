@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +201,12 @@ def _plain(text: str) -> None:
 
 def check_extras(recipe: Recipe) -> None:
     """Raises EnvironmentProblem if the recipe asks for TensorBoard or Weights & Biases and it is not installed."""
-    if recipe.run.tensorboard:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError:
-            raise EnvironmentProblem("run.tensorboard: TensorBoard is not installed", "pip install tensorboard") from None
-    if recipe.run.wandb:
-        try:
-            import wandb  # type: ignore[import-not-found]  # noqa: F401
-        except ImportError:
-            raise EnvironmentProblem("run.wandb: Weights & Biases is not installed", "pip install wandb") from None
+    for wanted, module, name in (
+        (recipe.run.tensorboard, "tensorboard", "TensorBoard"),
+        (recipe.run.wandb, "wandb", "Weights & Biases"),
+    ):
+        if wanted and find_spec(module) is None:
+            raise EnvironmentProblem(f"run.{module}: {name} is not installed", f"pip install {module}")
 
 
 class Extras:

@@ -1,6 +1,7 @@
 """Tables and verdicts from the results of the ablations: pure functions of rows, so that no verdict is written by hand.
 
-A row is one run: condition, seed, exact_match, by_type {type: {n, exact_match}}, n, gflop, combiner_gflop, parameters, seconds.
+A row is one run: condition, seed, steps, exact_match, by_type {type: {n, exact_match}}, n, gflop, combiner_gflop, parameters,
+seconds. Only runs of one length are compared; each length has tables of its own.
 Intervals are Student's t over seeds. They cover what the seed of training changes, not which clips were drawn for the test.
 """
 
@@ -124,11 +125,13 @@ CLAIMS = (
 
 
 def judge(claim: Claim, rows: Sequence[Row]) -> tuple[str, str]:
-    """(verdict, the figures it rests on). Accuracy by the rule of `verdict`; a claim about compute or size that does not hold
-    makes the whole `not seen`."""
+    """(verdict, the figures it rests on), from the longest runs that have both sides. Accuracy by the rule of `verdict`; a claim
+    about compute or size that does not hold makes the whole `not seen`."""
+    lengths = [members for _, members in by_length(rows) if {claim.better, claim.worse} <= {row["condition"] for row in members}]
+    rows = lengths[0] if lengths else []
     difference = paired(rows, claim.better, claim.worse, exact_match)
     found = verdict(difference)
-    reasons = [points(difference)]
+    reasons = [f"{points(difference)} after {rows[0]['steps']:,} steps"] if rows else []
     for wanted, key, unit, factor, holds in (
         (claim.cheaper, "gflop", "GFLOP", 1.0, lambda a, b: a < b),
         (claim.same_size, "parameters", "M parameters", 1e-6, lambda a, b: a == b),
@@ -152,20 +155,25 @@ def report(rows: Sequence[Row]) -> str:
         return "Nothing has been run yet.\n"
     parts = []
     for series, title in (("parts", "Parts of the model: 32 frames, 4 chunks"), ("long", "Longer input: clips of a minute")):
-        members = [row for row in scored if BY_NAME[row["condition"]].series == series]
-        if members:
-            parts += [f"### {title}", how(members), *tables(members)]
+        for steps, members in by_length([row for row in scored if BY_NAME[row["condition"]].series == series]):
+            parts += [f"### {title}, {steps:,} steps", how(members), *tables(members)]
     parts += ["### What the authors say, and what is seen here", claims_table(scored), rule()]
     return "\n\n".join(parts) + "\n"
 
 
+def by_length(rows: Iterable[Row]) -> list[tuple[int, list[Row]]]:
+    """(steps, their rows), the longest first."""
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["steps"], []).append(row)
+    return sorted(found.items(), reverse=True)
+
+
 def how(rows: Sequence[Row]) -> str:
     """What the rows have in common, and a warning where they differ in what they must not."""
-    steps, questions = sorted({row["steps"] for row in rows}), sorted({row["n"] for row in rows})
-    text = f"{steps[0]:,} steps each, {questions[0]:,} questions of the test split, exact match in percent."
-    if len(steps) > 1 or len(questions) > 1:
-        text += f" **These runs cannot be compared**: steps {steps}, questions {questions}."
-    return text + " Mean over seeds ± half of its 95 % interval."
+    questions = sorted({row["n"] for row in rows})
+    text = f"{questions[0]:,} questions of the test split, exact match in percent. Mean over seeds ± half of its 95 % interval."
+    return text if len(questions) == 1 else f"{text} **These runs cannot be compared**: questions {questions}."
 
 
 def tables(rows: Sequence[Row]) -> list[str]:

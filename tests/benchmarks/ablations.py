@@ -2,7 +2,7 @@
 
     mirasol prepare demo
     python tests/benchmarks/ablations.py [--only NAME ...] [--seeds 5] [--steps N] [--out DIR]
-    python tests/benchmarks/ablations.py --report [--out DIR]
+    python tests/benchmarks/ablations.py --report [RESULTS.jsonl ...]
 
 Every run is trained and evaluated by the same commands that a user types; DIR/results.jsonl gets a line when it is done. Called
 again, it goes on: what has a line is skipped, a run that was cut goes on from its checkpoint. `--long` runs the series on clips
@@ -189,11 +189,11 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def recorded(out: Path) -> list[dict[str, Any]]:
-    """The lines of results.jsonl; none before the first run is done."""
+def recorded(file: Path) -> list[dict[str, Any]]:
+    """The lines of a results.jsonl; none before the first run is done."""
     from mirasol_cli.files import read_jsonl
 
-    return read_jsonl(out / RESULTS) if (out / RESULTS).is_file() else []
+    return read_jsonl(file) if file.is_file() else []
 
 
 @contextmanager
@@ -240,10 +240,12 @@ def main() -> None:
     parser.add_argument("--long-steps", type=int, help="the same for the runs on clips of a minute")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="DIR")
-    parser.add_argument("--report", action="store_true", help="print the tables of DIR as Markdown, and run nothing")
+    parser.add_argument(
+        "--report", nargs="*", type=Path, metavar="FILE", help="print the tables of these results (default: DIR's), and run nothing"
+    )
     args = parser.parse_args()
-    if args.report:
-        print(report(recorded(args.out)), end="")
+    if args.report is not None:
+        print(report([row for file in args.report or [args.out / RESULTS] for row in recorded(file)]), end="")
         return
 
     series = "long" if args.long else "parts"
@@ -253,7 +255,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = args.out.resolve()
     with only_one(out) as lock:
-        runner, rows = Runner(out, {"parts": args.steps, "long": args.long_steps}, lock), recorded(out)
+        runner, rows = Runner(out, {"parts": args.steps, "long": args.long_steps}, lock), recorded(out / RESULTS)
         check_rows(runner, jobs, rows)
         good = runner.run(jobs, rows, args.processes)
     (out / "report.md").write_text(report(rows))

@@ -163,9 +163,8 @@ def tree_mb(process: int) -> float:
 
 def smoke_checkpoint(folder: Path) -> Path:
     """An untrained one: what it answers means nothing."""
-    from startup import made_checkpoint
-
     from mirasol_cli.recipe import load_recipe
+    from startup import made_checkpoint
 
     return made_checkpoint(folder, load_recipe("demo-long", ["clip.frames=32", "clip.chunks=4"]))
 

@@ -179,7 +179,6 @@ def count_flops(driver: Path, who: str, chunks: int) -> dict[str, float]:
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     from common import Report, arguments, environment, gemm_gflops, verdict
-
     from tests.paths import SHARED
 
     parser = arguments(__doc__, rounds=5)

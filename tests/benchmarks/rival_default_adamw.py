@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import rival
 import torch
+
+import rival
 
 
 class Case(rival.Case):

@@ -15,11 +15,8 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # these scripts import one another, as scripts do
-
-from ablation_plan import BY_NAME, CONDITIONS, next_job, plan, without_dependents  # noqa: E402
-from ablation_report import (  # noqa: E402
+from ablation_plan import BY_NAME, CONDITIONS, next_job, plan, without_dependents
+from ablation_report import (
     CLAIMS,
     NOISE,
     NOT_RUN,
@@ -38,6 +35,7 @@ from ablation_report import (  # noqa: E402
     verdict,
 )
 
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
@@ -156,7 +154,7 @@ def test_verdict(differences: list[float], expected: str) -> None:
 def test_a_claim_about_compute_or_size_needs_both() -> None:
     rows = [row("ttm", s, 0.8 + s / 100, gflop=1.5) for s in range(3)] + [row("full", s, 0.7 + s / 100) for s in range(3)]
     claim = Claim("at least equal", "ttm", "full", cheaper=True)
-    assert judge(claim, rows) == (SEEN, "+10.0 [+10.0, +10.0]; 1.5 against 2 GFLOP")
+    assert judge(claim, rows) == (SEEN, "+10.0 [+10.0, +10.0] after 400 steps; 1.5 against 2 GFLOP")
     dearer = [{**r, "gflop": 2.5} if r["condition"] == "ttm" else r for r in rows]
     assert judge(claim, dearer)[0] == NOT_SEEN
     grown = [{**r, "parameters": 1_000_001} if r["condition"] == "ttm" else r for r in rows]
@@ -170,15 +168,27 @@ def test_report_computes_every_verdict() -> None:
     text = report(rows)
     assert "| full | 3 | 81.0 ± 2.5 | 40.5 ± 1.2 | 2.000 | 1.000 | 1.000 |" in text
     assert "| no-combiner | full | -10.0 [-10.0, -10.0] | -5.0 [-5.0, -5.0] |" in text
-    assert "| the Combiner helps | **seen** | full - no-combiner | +10.0 [+10.0, +10.0] |" in text
+    assert "| the Combiner helps | **seen** | full - no-combiner | +10.0 [+10.0, +10.0] after 400 steps |" in text
     assert "| autoregression helps | **not seen** |" in text
     assert "| pretraining helps | **not run** | pretrained - full |  |" in text
     assert "cannot be compared" not in text
     assert "cannot be compared" in report([*rows, row("mean", 0, 0.5, n=11)])
-    assert "cannot be compared" in report([*rows, row("mean", 0, 0.5, steps=100)])
     assert report([]) == "Nothing has been run yet.\n"
     assert report([{"condition": "pretrain", "seed": 0}]) == "Nothing has been run yet.\n"
     assert points(estimate([0.01])) == "+1.0"
+
+
+def test_runs_of_another_length_are_never_compared() -> None:
+    short = [row("full", seed, 0.3, steps=100) for seed in range(3)]
+    long = rows_of(full=[0.80, 0.82, 0.81])
+    other = [row("mean", seed, 0.2, steps=100) for seed in range(3)]
+    text = report([*short, *long, *other])
+    assert text.index("400 steps") < text.index("100 steps")
+    assert "| mean | full | -10.0 [-10.0, -10.0] | -5.0 [-5.0, -5.0] |" in text
+    claim = Claim("the mean helps", "full", "mean")
+    assert judge(claim, [*short, *long, *other]) == (SEEN, "+10.0 [+10.0, +10.0] after 100 steps")
+    assert judge(claim, [*long, *other]) == (NOT_RUN, "")
+    assert judge(claim, [*short, *long, *other, *rows_of(mean=[0.9, 0.9, 0.9])])[0] == NOT_SEEN
 
 
 # --------------------------------------------------------------------------------------------------------------- runner

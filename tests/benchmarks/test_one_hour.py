@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # these scripts import one another, as scripts do
-
-import one_hour  # noqa: E402
-from common import Report  # noqa: E402
-from one_hour import QUESTIONS, Asked, background_scenes, event_scene, tree_mb, write_report  # noqa: E402
+import one_hour
+from common import Report
+from one_hour import QUESTIONS, Asked, background_scenes, event_scene, tree_mb, write_report
 
 
 def test_only_the_minute_of_the_event_holds_what_is_asked_about() -> None:

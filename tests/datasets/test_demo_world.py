@@ -52,11 +52,20 @@ def test_every_instrument_sounds_and_looks_different() -> None:
             assert (shapes[i] ^ shapes[j]).sum() > 0.2 * min(shapes[i].sum(), shapes[j].sum())
 
 
-def test_the_file_is_real_and_the_same_each_time(tmp_path) -> None:
-    for name in ("a.mp4", "b.mp4"):
-        render(scene(), tmp_path / name)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+def test_the_file_is_real(tmp_path) -> None:
+    render(scene(), tmp_path / "a.mp4")
     with av.open(str(tmp_path / "a.mp4")) as file:
         assert file.streams.video[0].codec_context.name == "h264"
         assert file.streams.audio[0].codec_context.name == "aac"
         assert sum(1 for _ in file.decode(video=0)) == 40
+
+
+def test_a_scene_has_the_same_bytes_whatever_was_rendered_before_it(tmp_path) -> None:
+    world = scenes(0, "train", 2000)[:24]
+
+    def rendered(order: list[Scene]) -> dict[str, bytes]:
+        for one in order:
+            render(one, tmp_path / f"{one.name}.mp4")
+        return {one.name: (tmp_path / f"{one.name}.mp4").read_bytes() for one in world}
+
+    assert rendered(world) == rendered(world[::-1])
