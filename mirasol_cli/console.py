@@ -135,7 +135,7 @@ def metrics_table(results: dict[str, Any]) -> str:
     by_type = results.get("by_type") or {}
     for kind, scores in by_type.items():
         exact = scores.get("exact_match")
-        if isinstance(exact, (int, float)) and len(by_type) > 1:  # a single type has the figures of the whole
+        if isinstance(exact, (int, float)) and (kind or len(by_type) > 1):  # no type at all: the whole again
             lines.append(f"  {'type ' + (kind or 'not given'):28} {exact:.4f}  of {scores['n']}")
     for group, scores in (results.get("groups") or {}).items():
         lines.append(f"  {'group ' + group:28} {scores['exact_match']:.4f}  of {scores['n']}")

@@ -300,6 +300,8 @@ def test_eval_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys: Ou
     _, table, _ = run(capsys, "eval", "demo")
     assert "exact_match                  0.5000  [0.2500, 0.7500]" in table
     assert "type order" in table
+    fake(monkeypatch, "mirasol_cli.evaluation.evaluate.evaluate", {**RESULTS, "by_type": {"": {"n": 4, "exact_match": 0.5}}})
+    assert "type" not in run(capsys, "eval", "demo")[1]  # the questions have none
 
 
 def test_ask_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
