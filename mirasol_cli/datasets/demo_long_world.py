@@ -26,7 +26,7 @@ from mirasol_cli.datasets.demo_world import (
     ask,
     balanced,
     looks_of,
-    turns_of,
+    turns_with_ends,
     yes,
 )
 
@@ -56,7 +56,11 @@ def questions(seed: int, split: str, world: list[Scene]) -> list[Question]:
 
 def _scene(rng: random.Random, name: str, family: str, *, held_out: bool) -> Scene:
     seen = looks_of(rng, rng.choice((1, 2, 3)), held_out=held_out)
-    order = _solo(rng, [instrument for instrument, _ in seen]) if family == "solo" else _order(rng, held_out=held_out)
+    order = (
+        _solo(rng, [instrument for instrument, _ in seen])
+        if family == "solo"
+        else turns_with_ends(rng, (3, 4, 5), (2, 3), held_out=held_out)
+    )
     slots = rng.sample(range(3), len(seen))
     sights = tuple(
         Sight(instrument, colour, slot, enter, leave)
@@ -85,15 +89,6 @@ def _solo(rng: random.Random, seen: list[str]) -> list[str]:
     if len(seen) == 1 and rng.random() < 0.5:
         played = rng.choice([other for other in INSTRUMENTS if other not in seen])
     return [played] * rng.choice((1, 2, 3))
-
-
-def _order(rng: random.Random, *, held_out: bool) -> list[str]:
-    """Three to five turns of two or three instruments; in half of the scenes the first of them is also the last."""
-    same_ends = rng.random() < 0.5
-    while True:
-        order = turns_of(rng, rng.choice((3, 4, 5)), distinct=rng.choice((2, 3)), held_out=held_out)
-        if (order[0] == order[-1]) == same_ends:
-            return order
 
 
 def _moments(rng: random.Random, count: int) -> list[tuple[float, float]]:

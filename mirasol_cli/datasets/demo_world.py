@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -97,10 +97,10 @@ def _scene(rng: random.Random, name: str, number: int, *, held_out: bool) -> Sce
             order = []
     elif family == "choice":
         order = [rng.choice(seen)[0]]
+    elif family == "long":
+        order = turns_with_ends(rng, (turns,), (3,), held_out=held_out)
     else:
-        order = turns_of(rng, turns, distinct=rng.choice((1, 2, 3)) if family == "melody" else 3, held_out=held_out)
-        if family == "long":
-            order[-1] = order[0] if rng.random() < 0.5 else rng.choice([other for other in INSTRUMENTS if other != order[0]])
+        order = turns_of(rng, turns, distinct=rng.choice((1, 2, 3)), held_out=held_out)
 
     sounds = tuple(Sound(played, i / len(order), (i + 1) / len(order), rng.uniform(0.88, 1.14)) for i, played in enumerate(order))
     if family in ("duo", "choice") and order:  # plays in some quarters only, so that silence alone says nothing
@@ -152,6 +152,15 @@ def turns_of(rng: random.Random, turns: int, *, distinct: int, held_out: bool) -
             return order
 
 
+def turns_with_ends(rng: random.Random, turns: Sequence[int], distinct: Sequence[int], *, held_out: bool) -> list[str]:
+    """As `turns_of`, with one of the given numbers of turns and of instruments; in half of all scenes the first is also the last."""
+    same_ends = rng.random() < 0.5
+    while True:
+        order = turns_of(rng, rng.choice(turns), distinct=rng.choice(distinct), held_out=held_out)
+        if (order[0] == order[-1]) == same_ends:
+            return order
+
+
 def questions(seed: int, split: str, world: list[Scene]) -> list[Question]:
     """All questions of a split, balanced per form, in scene order."""
     rng = random.Random(f"{seed}/{split}/questions")
@@ -159,7 +168,8 @@ def questions(seed: int, split: str, world: list[Scene]) -> list[Question]:
 
 
 def balanced(asked: list[Question], rng: random.Random) -> list[Question]:
-    """Those to keep, so that within a form no answer is commoner than the rarest by more than a tenth: guessing stays guessing."""
+    """Those to keep, so that within a form no answer is commoner than the rarest by more than a tenth, rounded to
+    whole questions: guessing stays guessing."""
     by_form: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, question in enumerate(asked):
         by_form[question.form][question.answer].append(index)

@@ -11,7 +11,7 @@ from mirasol_cli.datasets.demo_world import HELD_OUT_LOOKS, HELD_OUT_ORDERS, Que
 from mirasol_cli.datasets.rendered import World
 
 SCENES = 3000
-TURN_FAMILIES = {"melody", "many"}
+TURN_FAMILIES = {"melody", "long", "many"}
 """Families of scenes whose instruments play one after the other."""
 
 
