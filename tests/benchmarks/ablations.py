@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from typing import Any
 from ablation_plan import BY_NAME, CONDITIONS, Job, next_job, plan, without_dependents
 from ablation_report import report
 from common import ROOT, environment
+from mirasol_cli.errors import MirasolError
 
 RESULTS = "results.jsonl"
 
@@ -82,7 +84,13 @@ class Runner:
         return hashlib.sha256(json.dumps(recipe.to_plain(), sort_keys=True).encode()).hexdigest()[:16]
 
     def perform(self, job: Job) -> dict[str, Any]:
-        """Train and evaluate; the line of results.jsonl."""
+        """Train and evaluate; the line of results.jsonl. Raises RunFailed."""
+        try:
+            return self.trained_and_evaluated(job)
+        except (MirasolError, OSError, KeyError) as problem:
+            raise RunFailed(f"{type(problem).__name__}: {problem}") from problem
+
+    def trained_and_evaluated(self, job: Job) -> dict[str, Any]:
         folder = self.run_dir(*job.key)
         resumed = (folder / "checkpoints").is_dir()
         words = [*self.settings(job), *self.paths(job)]
@@ -196,6 +204,17 @@ def recorded(file: Path) -> list[dict[str, Any]]:
     return read_jsonl(file) if file.is_file() else []
 
 
+def gathered(files: list[Path]) -> list[dict[str, Any]]:
+    """The lines of several results: every run once."""
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise SystemExit(f"there are no results {', '.join(missing)}")
+    rows = [row for file in files for row in recorded(file)]
+    times = Counter((row["condition"], row["seed"], row["steps"]) for row in rows)
+    if twice := [f"{name}, seed {seed}, {steps} steps" for (name, seed, steps), count in times.items() if count > 1]:
+        raise SystemExit(f"the results hold some runs twice ({'; '.join(twice[:4])}): they would count as seeds of their own")
+    return rows
+
+
 @contextmanager
 def only_one(out: Path) -> Iterator[int]:
     """A lock on DIR, held by this process and by every run it starts: those of a killed call end before the next one begins."""
@@ -225,7 +244,7 @@ def check_shards(jobs: list[Job]) -> None:
     for job in jobs:
         recipe = load_recipe(str(ROOT / job.condition.recipe))
         folder = default_shards(recipe.data.dataset, recipe.clip)
-        if not (folder / "test" / "index.json").is_file():
+        if not all((folder / split / "index.json").is_file() for split in ("train", "test")):
             missing[folder] = f"'{folder}' holds no shards yet: mirasol prepare {recipe.data.dataset} --recipe {job.condition.recipe}"
     if missing:
         raise SystemExit("\n".join(missing.values()))
@@ -233,8 +252,9 @@ def check_shards(jobs: list[Job]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(BY_NAME), help="these recipes, and those they start from")
-    parser.add_argument("--long", action="store_true", help="the series on clips of a minute")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", nargs="+", metavar="NAME", choices=list(BY_NAME), help="these recipes, and those they start from")
+    which.add_argument("--long", action="store_true", help="the series on clips of a minute")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps of each run; default: its recipe's")
     parser.add_argument("--long-steps", type=int, help="the same for the runs on clips of a minute")
@@ -245,7 +265,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.report is not None:
-        print(report([row for file in args.report or [args.out / RESULTS] for row in recorded(file)]), end="")
+        print(report(gathered(args.report) if args.report else recorded(args.out / RESULTS)), end="")
         return
 
     series = "long" if args.long else "parts"

@@ -18,6 +18,7 @@ import pytest
 from ablation_plan import BY_NAME, CONDITIONS, next_job, plan, without_dependents
 from ablation_report import (
     CLAIMS,
+    EQUAL,
     NOISE,
     NOT_RUN,
     NOT_SEEN,
@@ -34,6 +35,7 @@ from ablation_report import (
     t_quantile,
     verdict,
 )
+from ablations import gathered
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -151,6 +153,16 @@ def test_verdict(differences: list[float], expected: str) -> None:
     assert verdict(estimate(differences)) == expected
 
 
+def test_at_least_equal_allows_two_points_less_and_no_more() -> None:
+    equal = [-0.003, 0.004, 0.0, -0.002, 0.002]
+    assert verdict(estimate(equal)) == NOISE
+    assert verdict(estimate(equal), EQUAL) == SEEN
+    assert verdict(estimate([value - 0.03 for value in equal]), EQUAL) == NOT_SEEN
+    assert verdict(estimate([value - 0.02 for value in equal]), EQUAL) == NOISE
+    rows = [row("ttm", s, 0.8 + value, gflop=1.5) for s, value in enumerate(equal)] + rows_of(full=[0.8] * 5)
+    assert judge(Claim("at least equal", "ttm", "full", EQUAL, cheaper=True), rows)[0] == SEEN
+
+
 def test_a_claim_about_compute_or_size_needs_both() -> None:
     rows = [row("ttm", s, 0.8 + s / 100, gflop=1.5) for s in range(3)] + [row("full", s, 0.7 + s / 100) for s in range(3)]
     claim = Claim("at least equal", "ttm", "full", cheaper=True)
@@ -188,7 +200,19 @@ def test_runs_of_another_length_are_never_compared() -> None:
     claim = Claim("the mean helps", "full", "mean")
     assert judge(claim, [*short, *long, *other]) == (SEEN, "+10.0 [+10.0, +10.0] after 100 steps")
     assert judge(claim, [*long, *other]) == (NOT_RUN, "")
+    assert judge(claim, [*short, *long, *other, row("mean", 0, 0.9)])[0] == SEEN  # one seed of the longer runs decides nothing
     assert judge(claim, [*short, *long, *other, *rows_of(mean=[0.9, 0.9, 0.9])])[0] == NOT_SEEN
+
+
+def test_results_of_several_files_hold_every_run_once(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    one.write_text(json.dumps(row("full", 0, 0.5)) + "\n")
+    other.write_text(json.dumps(row("full", 0, 0.5, steps=100)) + "\n")
+    assert len(gathered([one, other])) == 2
+    with pytest.raises(SystemExit, match="full, seed 0, 400 steps"):
+        gathered([one, other, one])
+    with pytest.raises(SystemExit, match=r"missing\.jsonl"):
+        gathered([one, tmp_path / "missing.jsonl"])
 
 
 # --------------------------------------------------------------------------------------------------------------- runner
