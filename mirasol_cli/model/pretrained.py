@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mirasol_cli.errors import CheckpointError
 from mirasol_cli.geometry import Tube
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.parameter_names import first_names
 from mirasol_cli.model.safetensors_folder import SafetensorsFolder
 
 # What the pixels and the spectrogram of our tokens are normalised with (`TubeTokens`, the `ast` front end).
@@ -38,9 +39,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors from '{self.source}'"]
-        parts += [f"{len(self.resized)} resized: {_some(self.resized)}"] if self.resized else []
-        parts += [f"{len(self.missing)} new here: {_some(self.missing)}"] if self.missing else []
-        parts += [f"{len(self.unexpected)} not used: {_some(self.unexpected)}"] if self.unexpected else []
+        parts += [f"{len(self.resized)} resized: {first_names(self.resized)}"] if self.resized else []
+        parts += [f"{len(self.missing)} new here: {first_names(self.missing)}"] if self.missing else []
+        parts += [f"{len(self.unexpected)} not used: {first_names(self.unexpected)}"] if self.unexpected else []
         return "; ".join(parts)
 
 
@@ -344,7 +345,3 @@ def _check_llama(source: SafetensorsFolder, model: Mirasol) -> None:
 
 def _by(sizes: tuple[int, ...] | torch.Size) -> str:
     return "x".join(map(str, sizes))
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -185,6 +185,11 @@ def resolve_device(name: str) -> torch.device:
         raise UsageError(f"--device {name!r} is not known", "use auto, cpu, cuda or mps") from None
 
 
+def computes_in_bf16(precision: str, device: torch.device) -> bool:
+    """What `train.precision` ("auto", "float32" or "bf16") means on `device`: auto is bf16 on NVIDIA GPUs, float32 elsewhere."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
 BLOCK_LISTS = ("blocks", "layers", "cross_layers", "process")
 """Names of the model's lists of Transformer layers (`process`: the Token Turing Machine's)."""
 

@@ -14,7 +14,7 @@ from mirasol_cli.model.flops import PARTS, PartCost, model_table
 from mirasol_cli.model.losses import with_heads
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
-from mirasol_cli.training.distributed import resolve_device
+from mirasol_cli.training.distributed import computes_in_bf16, resolve_device
 from mirasol_cli.training.memory import activation_bytes, fixed_bytes, gib, memory_at_hand, program_bytes, saving_bytes
 from mirasol_cli.training.rehearsal import MOST_CLIPS, Rehearsal, data_to_rehearse, matrix_speed, rehearse
 from mirasol_cli.training.run_log import clock
@@ -83,7 +83,7 @@ def dry_run(
     if limit is not None:
         recipe = replace(recipe, data=replace(recipe.data, limit=limit))
     train, where = recipe.train, resolve_device(device)
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and where.type == "cuda")
+    bf16 = computes_in_bf16(train.precision, where)
     config = with_heads(recipe.model, loss_weights(recipe.loss))
     vocab_size, vocabulary_origin = _vocabulary_size(recipe)
     model = build_model(config, recipe, vocab_size, "meta")

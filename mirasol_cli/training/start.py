@@ -19,12 +19,13 @@ from mirasol_cli.files import read_json
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.losses import LossWeights, with_heads
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.parameter_names import first_names
 from mirasol_cli.recipe import dump_recipe, parse_recipe
 from mirasol_cli.recipe_schema import LossRecipe, Recipe
 from mirasol_cli.settings import SettingError
 from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.data import OpenSource, TrainingData, open_sources, training_lines
-from mirasol_cli.training.distributed import World, parallelise, prepare_blocks, whole
+from mirasol_cli.training.distributed import World, computes_in_bf16, parallelise, prepare_blocks, whole
 from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors
 from mirasol_cli.training.resume import check_resumable
 from mirasol_cli.training.run_log import RunFolder, check_extras
@@ -54,7 +55,6 @@ class Run:
     step: int = 0  # optimizer steps done
     bad_steps: int = 0  # not-finite steps in a row
     best: float | None = None
-    saved_step: int = -1
     notes: list[str] = field(default_factory=list)
 
 
@@ -84,9 +84,9 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     if resumed is not None:
         _load(model, resumed)
     else:
-        notes += initialise(model, recipe)
+        notes += initialise(model, recipe, vocabulary)
     notes += freeze_parts(model, recipe)
-    bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and world.device.type == "cuda")
+    bf16 = computes_in_bf16(recipe.train.precision, world.device)
     prepare_blocks(model, checkpoint_activations=recipe.train.checkpoint_activations, compile=recipe.train.compile)
     runner = parallelise(model, world, recipe.train.parallel, bf16=bf16)
     optimizer = build_optimizer(model, recipe.train)
@@ -97,7 +97,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
             averages.load(ck.read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
     run = Run(
         recipe, stage, world, folder, data, vocabulary, config, weights, model, runner, optimizer, averages, bf16,
-        step=state["step"], bad_steps=state["bad_steps"], saved_step=state["step"] if resumed else -1, notes=notes,
+        step=state["step"], bad_steps=state["bad_steps"], notes=notes,
     )  # fmt: skip
     best = ck.best_of(ck.checkpoints_in(folder.checkpoints))
     run.best = ck.score_of(best) if best else None
@@ -215,7 +215,7 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
     return path
 
 
-def initialise(model: Mirasol, recipe: Recipe) -> list[str]:
+def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
     """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
     init, notes = recipe.init, []
     if init.video_encoder is not None and init.audio_encoder is not None and model.config.encoder.share:
@@ -224,7 +224,7 @@ def initialise(model: Mirasol, recipe: Recipe) -> list[str]:
             "give each its own with model.encoder.share=false, or name only one of them",
         )
     if init.checkpoint is not None:
-        notes.append(load_fitting(model, ck.find_checkpoint(Path(init.checkpoint), init.checkpoint)))
+        notes.append(load_fitting(model, ck.find_checkpoint(Path(init.checkpoint), init.checkpoint), vocabulary))
     if init.video_encoder or init.audio_encoder or init.text_decoder:
         from mirasol_cli.model import pretrained
 
@@ -237,8 +237,14 @@ def initialise(model: Mirasol, recipe: Recipe) -> list[str]:
     return notes
 
 
-def load_fitting(model: Mirasol, checkpoint: Path) -> str:
+PER_PIECE = ("text.embed_tokens.", "text.lm_head.")
+"""Tensors with a row for every piece of the vocabulary."""
+
+
+def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> str:
     """Copy every tensor of the same name and shape (averaged weights where there are any); says what stayed random.
+
+    What has a row per piece is left out if the checkpoint's vocabulary is not `vocabulary`: equal shapes mean nothing there.
 
     Raises:
         CheckpointError: it is damaged, or nothing of it fits.
@@ -246,7 +252,9 @@ def load_fitting(model: Mirasol, checkpoint: Path) -> str:
     ck.verify(checkpoint)
     tensors = {**(ck.read_tensors(checkpoint, "model") or {}), **(ck.read_tensors(checkpoint, "ema") or {})}
     own = ck.model_tensors(model)
-    fitting = {name for name in own if name in tensors and tensors[name].shape == own[name].shape}
+    theirs = checkpoint / TOKENIZER
+    foreign = PER_PIECE if theirs.is_file() and theirs.read_bytes() != vocabulary.model_bytes else ()
+    fitting = {name for name in own if name in tensors and tensors[name].shape == own[name].shape and not name.startswith(foreign)}
     learned = {name for name, _ in model.named_parameters()}
     if not fitting & learned:
         raise CheckpointError(f"init.checkpoint: no tensor of '{checkpoint}' fits this model", "use the model section of its recipe")
@@ -256,13 +264,10 @@ def load_fitting(model: Mirasol, checkpoint: Path) -> str:
     fresh, unused = sorted(own.keys() - fitting), sorted(tensors.keys() - fitting)
     return (
         f"{len(fitting)} tensors from '{checkpoint}'"
-        + (f"; new here: {_some(fresh)}" if fresh else "")
-        + (f"; not used: {_some(unused)}" if unused else "")
+        + (f"; new here: {first_names(fresh)}" if fresh else "")
+        + (f"; not used: {first_names(unused)}" if unused else "")
+        + ("; its embeddings are not used, since it has another vocabulary than this run" if foreign else "")
     )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
@@ -299,7 +304,6 @@ def save_run(run: Run, validation: Mapping[str, float] | None = None, score: flo
         ck.rotate(run.folder.checkpoints, run.recipe.train.keep)
 
     run.world.on_main(write)
-    run.saved_step = run.step
 
 
 def small_files(run: Run, validation: Mapping[str, float] | None, score: float | None) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from mirasol_cli.errors import CheckpointError, UsageError
 from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.distributed import blocks_of, prepare_blocks
 from mirasol_cli.training.loop import train
+from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 from tests import synthetic
 from tests.training.processes import forked, one_step_of_text
 
@@ -166,6 +167,30 @@ def test_init_checkpoint_takes_over_what_fits_and_its_vocabulary(tmp_path: Path,
     said = capsys.readouterr().err
     assert "new here: contrastive." in said
     assert "not used: reconstruction.audio." in said
+
+
+def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of equal size, so that the shapes agree: every row would belong to another piece."""
+    train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=1"), stage="pretrain", device="cpu")
+    before = ck.find_checkpoint(tmp_path / "pre", "latest")
+    own = Vocabulary.from_file(before / "tokenizer.model")
+    words = ["aardvark", "quux", "zyzzyva", "what do they say?", "jumble of the box", "vexing lynx", "dwarf"]
+    other = Vocabulary(train_vocabulary(words * 3, own.size))
+    assert other.size == own.size
+    (tmp_path / "other.model").write_bytes(other.model_bytes)
+    still = [f"init.checkpoint={tmp_path}/pre", "train.steps=1", "train.lr=1e-12", "train.weight_decay=0", "train.seed=5"]
+    for name, said_so in (("same", False), ("other", True)):
+        tokenizer = before / "tokenizer.model" if name == "same" else tmp_path / "other.model"
+        train(synthetic.recipe(tmp_path / name, shards, *still, f"init.tokenizer={tokenizer}"), stage="finetune", device="cpu")
+        after = ck.read_tensors(ck.find_checkpoint(tmp_path / name, "latest"), "model")
+        weights = ck.read_tensors(before, "model")
+        assert after is not None
+        assert weights is not None
+        moved = [key for key in weights if (weights[key] - after[key]).abs().max() > 1e-9]
+        assert moved == (["text.embed_tokens.weight"] if said_so else [])
+        assert ("its embeddings are not used, since it has another vocabulary than this run" in capsys.readouterr().err) == said_so
 
 
 def test_init_checkpoint_of_another_model_is_refused(tmp_path: Path, shards: Path) -> None:

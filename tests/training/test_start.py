@@ -8,6 +8,7 @@ from mirasol_cli.errors import DataError, UsageError
 from mirasol_cli.recipe import parse_recipe
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.training.start import given_tokenizer, initialise
+from tests import synthetic
 from tests.small_model import model
 
 
@@ -18,7 +19,7 @@ def recipe(*overrides: str) -> Recipe:
 def test_two_encoders_need_two_trunks() -> None:
     both = recipe("init.video_encoder=vit", "init.audio_encoder=ast")
     with pytest.raises(UsageError, match="share") as caught:
-        initialise(model(), both)
+        initialise(model(), both, synthetic.vocabulary())
     assert "model.encoder.share=false" in str(caught.value.hint)
 
 
