@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.settings import SettingError, check_settings, setting
 
 
@@ -132,6 +133,10 @@ class ModelConfig:
         for head in self.heads:
             if head not in HEADS:
                 raise SettingError("heads", f"{head!r} is not one of {', '.join(HEADS)}")
+
+    def latents_per_chunk(self, geometry: ClipGeometry) -> int:
+        """M, or N where no Combiner compresses."""
+        return geometry.tokens_per_chunk if self.combiner.kind == "none" else self.combiner.outputs
 
     @staticmethod
     def from_plain(plain: dict) -> ModelConfig:

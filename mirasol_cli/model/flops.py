@@ -14,6 +14,7 @@ import torch
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model.config import CombinerConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.parameter_names import part_named
 from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, THUMBNAIL_QUERIES
 from mirasol_cli.model.token_turing import BOTTLENECK, ERASE_TOKENS
 
@@ -47,8 +48,7 @@ def count_parameters(config: ModelConfig, geometry: ClipGeometry, vocab_size: in
         model = Mirasol(config, geometry, vocab_size)
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
-        counts["encoder" if part.endswith("_encoder") else part] += parameter.numel()
+        counts[part_named(name)] += parameter.numel()
     return counts
 
 
@@ -57,7 +57,7 @@ def media_flops(config: ModelConfig, geometry: ClipGeometry) -> dict[str, int]:
     chunks, width, encoder = geometry.chunks, config.encoder.width, config.encoder
     tubes = sum(2 * count * tube.kernel_numbers * width for count, tube in zip(geometry.tube_tokens, geometry.tubes, strict=True))
     layer = sum(block_flops(n, n, width, encoder.mlp) for n in (geometry.video_tokens, geometry.audio_tokens))
-    slots = geometry.tokens_per_chunk if config.combiner.kind == "none" else config.combiner.outputs
+    slots = config.latents_per_chunk(geometry)
     return {
         "video_tokens": chunks * tubes,
         "audio_tokens": chunks * 2 * geometry.audio_tokens * geometry.audio.patch**2 * width,
@@ -150,8 +150,7 @@ def _predictor_flops(config: ReconstructionConfig, input_width: int, slots: int,
 def text_flops(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, questions: int, tokens: int, targets: int) -> int:
     """Keys and values of the latents once per clip, the decoder per question, the output layer per target token."""
     text = config.text
-    slots = geometry.tokens_per_chunk if config.combiner.kind == "none" else config.combiner.outputs
-    memory = geometry.chunks * slots
+    memory = geometry.chunks * config.latents_per_chunk(geometry)
     narrow = text.kv_heads * (text.width // text.heads)
     once = (text.layers // text.cross_every) * 4 * memory * config.latent.width * narrow
     return once + decoder_flops(text, questions, tokens, memory) + 2 * questions * targets * text.width * vocab_size

@@ -12,10 +12,11 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.flops import PARTS, PartCost, model_table
 from mirasol_cli.model.losses import with_heads
+from mirasol_cli.model.parameter_names import part_named
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
-from mirasol_cli.training.distributed import computes_in_bf16, resolve_device
-from mirasol_cli.training.memory import activation_bytes, fixed_bytes, gib, memory_at_hand, program_bytes, saving_bytes
+from mirasol_cli.training.distributed import World, computes_in_bf16, resolve_device
+from mirasol_cli.training.memory import activation_bytes, clips_at_once, fixed_bytes, gib, memory_at_hand, program_bytes, saving_bytes
 from mirasol_cli.training.rehearsal import MOST_CLIPS, Rehearsal, data_to_rehearse, matrix_speed, rehearse
 from mirasol_cli.training.run_log import clock
 from mirasol_cli.training.start import build_model, freeze_parts, given_tokenizer, loss_weights
@@ -52,13 +53,35 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What the processes of a run compute on."""
+
+    kind: str  # cpu, cuda, mps
+    processes: int
+
+    @property
+    def devices(self) -> int:
+        """Every process has a GPU of its own; the cores of a CPU are shared, so that more processes make nothing faster."""
+        return self.processes if self.kind == "cuda" else 1
+
+    def __str__(self) -> str:
+        return f"one {self.kind}" if self.devices == 1 else f"{self.devices} {self.kind} devices"
+
+
+@dataclass(frozen=True)
 class TimeEstimate:
-    seconds: float  # of computing in all, on one device
+    seconds: float  # of computing in all
     words: str
 
 
 def dry_run(
-    recipe: Recipe, *, stage: str, device: str = "auto", limit: int | None = None, say: Callable[[str], None] = print
+    recipe: Recipe,
+    *,
+    stage: str,
+    device: str = "auto",
+    limit: int | None = None,
+    processes: int = 1,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Build the model without memory, look at the data if there are any, and say what training would take.
 
@@ -69,14 +92,17 @@ def dry_run(
         stage: `pretrain` or `finetune`, for the title.
         device: what time and precision are estimated for.
         limit: train on the first clips only (`data.limit`).
+        processes: how many the run would have (`--nproc`): one to a GPU; on a CPU they share its cores.
         say: takes the lines for people.
 
     Returns:
-        {"parameters": {"total", "trainable", "by_part"}, "flops_per_clip", "memory_bytes", "steps", "frozen", "seconds",
-        "measured", "data"}: FLOPs of a forward pass with the texts of a clip, bytes on one process with the whole batch (the
-        program's own left out), seconds of computing in all (validation and saving left out), whether steps were measured for it.
+        {"parameters": {"total", "trainable", "by_part"}, "flops_per_clip", "memory_bytes", "steps", "processes",
+        "clips_per_process", "frozen", "seconds", "measured", "data"}: FLOPs of a forward pass with the texts of a clip, bytes on one
+        process (the program's own left out), seconds of computing in all (validation, saving and what processes tell one another
+        left out), whether steps were measured for it.
 
     Raises:
+        UsageError: `train.batch_clips` does not divide into equal shares for the processes.
         RecipeError: a `freeze` pattern matches nothing, or sections do not go together.
         CheckpointError, DataError: what `init` names is missing.
     """
@@ -90,7 +116,8 @@ def dry_run(
     notes = freeze_parts(model, recipe)
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     total, trained = sum(p.numel() for p in model.parameters()), sum(trainable.values())
-    clips = train.micro_batch_clips or train.batch_clips
+    share = len(World(0, processes, where).share(train.batch_clips))
+    clips = clips_at_once(recipe, share)
 
     data = _look_at_data(recipe)
     batch = data.training.micro_batches(0, range(min(clips, MOST_CLIPS)))[0] if data.training is not None else None
@@ -103,22 +130,24 @@ def dry_run(
     rehearsal = None
     if batch is not None and data.training is not None:
         rehearsal = _rehearse(recipe, config, data.training, batch, where, bf16, clip_s=3 * flops / (UTILISATION[0] * speed), fixed=fixed)
-    time = _time(train.steps, train.batch_clips, flops, speed, rehearsal, where.type)
+    time = _time(train.steps, share, flops, speed, rehearsal, Machine(where.type, processes))
     activations, counted = _activations(recipe, config, clips, rehearsal, bf16)
     # On a CPU the batches that wait and the copies that a save makes lie in the same memory as the model.
     on_cpu = where.type == "cpu"
     program = rehearsal.program_bytes if rehearsal is not None else program_bytes()
-    batches = recipe.clip.bytes_per_clip * (BATCHES_HELD * train.batch_clips if on_cpu else clips)
+    batches = recipe.clip.bytes_per_clip * (BATCHES_HELD * share if on_cpu else clips)
     saving = saving_bytes(total, trained, ema=train.ema > 0) if on_cpu else 0
-    memory = fixed + batches + max(activations, saving)
+    held = fixed // processes if train.parallel == "fsdp" else fixed
+    memory = held + batches + max(activations, saving)
 
     questions = recipe.data.questions_per_clip
-    say(f"{stage} {recipe.name}: {train.steps:,} steps of {train.batch_clips} clips, up to {questions} questions each, on {where}")
+    apart = f", in {processes} processes of {share} clips each" if processes > 1 else ""
+    say(f"{stage} {recipe.name}: {train.steps:,} steps of {train.batch_clips} clips, up to {questions} questions each, on {where}{apart}")
     for line in [*_table(table, trainable), *notes]:
         say(line)
     say(f"vocabulary: {vocab_size:,} pieces ({vocabulary_origin})")
     say(
-        f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' * (train.ema > 0)} {gib(fixed)} "
+        f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' * (train.ema > 0)} {gib(held)} "
         f"+ batches {gib(batches)} + activations of {clips} clips {gib(activations)} ({counted})"
         + (f", or in their place copies for a save {gib(saving)}" if saving > activations else "")
         + (f"; the program itself takes {gib(program)} more" if on_cpu and program else "")
@@ -130,6 +159,8 @@ def dry_run(
         "flops_per_clip": flops,
         "memory_bytes": memory,
         "steps": train.steps,
+        "processes": processes,
+        "clips_per_process": share,
         "frozen": sorted(name for name, p in model.named_parameters() if not p.requires_grad),
         "seconds": time.seconds,
         "measured": rehearsal is not None,
@@ -191,19 +222,21 @@ def _rehearse(
     return rehearse(recipe, config, data.vocabulary.size, batch, where, bf16=bf16)
 
 
-def _time(steps: int, clips: int, flops: int, speed: float, rehearsal: Rehearsal | None, kind: str) -> TimeEstimate:
+def _time(steps: int, share: int, flops: int, speed: float, rehearsal: Rehearsal | None, machine: Machine) -> TimeEstimate:
+    """Seconds until all processes have done their `share` clips of every step; `speed` is that of one device."""
+    clips = share * machine.processes // machine.devices
     if rehearsal is not None:
         step_s = rehearsal.step_s(clips)
         return TimeEstimate(
             steps * step_s,
-            f"about {clock(steps * step_s)} in all on one {kind}, validation and saving left out: "
-            f"{step_s:.2g} s a step, as measured on {rehearsal.clips} clips of these data",
+            f"about {clock(steps * step_s)} in all on {machine}, validation{', communication' * (machine.processes > 1)} and saving "
+            f"left out: {step_s:.2g} s a step, as measured on {rehearsal.clips} clips of these data",
         )
-    fast, slow = (3.0 * flops * clips * steps / (share * speed) for share in reversed(UTILISATION))
+    fast, slow = (3.0 * flops * clips * steps / (used * speed) for used in reversed(UTILISATION))
     return TimeEstimate(
         (fast * slow) ** 0.5,
-        f"somewhere between {clock(fast)} and {clock(slow)} in all on one {kind}; no step was measured: "
-        f"it multiplies matrices at {speed / 1e9:,.0f} GFLOP/s, of which training reaches {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}",
+        f"somewhere between {clock(fast)} and {clock(slow)} in all on {machine}; no step was measured: "
+        f"the {machine.kind} multiplies matrices at {speed / 1e9:,.0f} GFLOP/s, of which training reaches {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}",
     )
 
 
@@ -227,8 +260,7 @@ def _table(table: list[PartCost], trainable: dict[str, int]) -> list[str]:
     """Part, parameters, how many of them are trained, GFLOP of a forward pass per clip."""
     trained = dict.fromkeys(PARTS, 0)
     for name, count in trainable.items():
-        part = name.split(".")[0]
-        trained["encoder" if part.endswith("_encoder") else part] += count
+        trained[part_named(name)] += count
     lines = [f"{'part':<16}{'parameters':>16}{'trained':>16}{'GFLOP/clip':>14}"]
     lines += [f"{row.part:<16}{row.parameters:>16,}{trained[row.part]:>16,}{row.flops / 1e9:>14.2f}" for row in table]
     total = [sum(row.parameters for row in table), sum(trained.values()), sum(row.flops for row in table)]

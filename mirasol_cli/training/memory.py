@@ -52,6 +52,11 @@ def saving_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
     return 4 * (parameters + 2 * trainable + (trainable if ema else 0))
 
 
+def clips_at_once(recipe: Recipe, share: int) -> int:
+    """Clips of a micro batch of a process that takes `share` clips of every global batch."""
+    return min(recipe.train.micro_batch_clips or share, share)
+
+
 def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions: int, *, bf16: bool) -> int:
     """What the forward pass of one micro batch keeps for the backward pass, texts at their longest. An estimate.
 
@@ -59,7 +64,7 @@ def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions:
     fused attention); with activation checkpointing one vector per block, and one block at a time in full.
     """
     geometry: ClipGeometry = recipe.clip
-    slots = geometry.tokens_per_chunk if config.combiner.kind == "none" else config.combiner.outputs
+    slots = config.latents_per_chunk(geometry)
     chunks, all_tokens = geometry.chunks, geometry.tokens_per_chunk
     text = config.text
     text_tokens = questions * (text.max_question + text.max_answer)
@@ -116,7 +121,7 @@ def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
     recipe = run.recipe
     parameters = sum(p.numel() for p in run.model.parameters())
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    clips = recipe.train.micro_batch_clips or recipe.train.batch_clips // run.world.size
+    clips = clips_at_once(recipe, len(run.world.share(recipe.train.batch_clips)))
     activations = activation_bytes(recipe, run.config, clips, recipe.data.questions_per_clip, bf16=run.bf16)
     return EnvironmentProblem(
         f"out of memory in step {run.step + 1} on {run.world.device}, with {gib(peak_bytes(run.world.device))} used at most: "

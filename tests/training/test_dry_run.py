@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirasol_cli.errors import RecipeError
+from mirasol_cli.errors import RecipeError, UsageError
 from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.training import dry_run as module
 from mirasol_cli.training import rehearsal
-from mirasol_cli.training.dry_run import dry_run
+from mirasol_cli.training.dry_run import Machine, dry_run
 from mirasol_cli.training.loop import train
-from mirasol_cli.training.rehearsal import KeptForBackward
+from mirasol_cli.training.rehearsal import KeptForBackward, Rehearsal
 from mirasol_cli.training.start import loss_weights
 from tests import synthetic
 
@@ -68,6 +68,48 @@ def test_more_outputs_than_tokens_are_a_fault_of_the_recipe(tmp_path: Path) -> N
     with pytest.raises(RecipeError, match="M = 1000 outputs are more than the N = "):
         train(recipe, stage="finetune", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_micro_batch_larger_than_the_batch_is_the_batch(tmp_path: Path, there: bool) -> None:
+    """As in training."""
+    if there:
+        synthetic.write_split(tmp_path / "shards" / "train", 12)
+    lines: list[str] = []
+    for words in (["train.micro_batch_clips=100"], []):
+        dry_run(synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words), stage="finetune", device="cpu", say=lines.append)
+    assert sum("activations of 4 clips" in line for line in lines) == 2
+
+
+def test_several_processes_share_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(module, "matrix_speed", lambda *_: 1e9)
+
+    def found(*words: str, processes: int = 1) -> dict:
+        recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "train.batch_clips=16", *words)
+        return dry_run(recipe, stage="pretrain", device="cpu", processes=processes, say=lines.append)
+
+    one, eight = found(), found(processes=8)
+    assert (one["processes"], one["clips_per_process"]) == (1, 16)
+    assert (eight["processes"], eight["clips_per_process"]) == (8, 2)
+    assert any("in 8 processes of 2 clips each" in line for line in lines)
+    assert any("activations of 2 clips" in line for line in lines)
+    assert eight["memory_bytes"] < one["memory_bytes"]
+    assert found("train.parallel=fsdp", processes=8)["memory_bytes"] < eight["memory_bytes"]  # weights and moments are shared out, too
+    assert eight["seconds"] == one["seconds"]  # on the same cores
+    assert eight["flops_per_clip"] == one["flops_per_clip"]
+    with pytest.raises(UsageError, match="16 does not divide into equal shares for 3 processes"):
+        found(processes=3)
+
+
+def test_every_process_has_a_gpu_of_its_own() -> None:
+    one, eight = (module._time(10, share, 10**9, 1e12, None, Machine("cuda", n)) for share, n in ((16, 1), (2, 8)))
+    assert eight.seconds == pytest.approx(one.seconds / 8)
+    assert "8 cuda devices" in eight.words
+    assert "one cuda" in one.words
+    measured = Rehearsal(4, forward_backward_s=1.0, update_s=0.5, activation_bytes=None, program_bytes=0)
+    assert module._time(10, 2, 10**9, 1e12, measured, Machine("cuda", 8)).seconds == pytest.approx(10.0)
+    assert module._time(10, 2, 10**9, 1e12, measured, Machine("cpu", 8)).seconds == pytest.approx(45.0)
 
 
 def test_memory_falls_by_the_keys_that_the_message_names(tmp_path: Path) -> None:
