@@ -236,7 +236,8 @@ def _time(steps: int, share: int, flops: int, speed: float, rehearsal: Rehearsal
     return TimeEstimate(
         (fast * slow) ** 0.5,
         f"somewhere between {clock(fast)} and {clock(slow)} in all on {machine}; no step was measured: "
-        f"the {machine.kind} multiplies matrices at {speed / 1e9:,.0f} GFLOP/s, of which training reaches {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}",
+        f"the {machine.kind} multiplies matrices at {speed / 1e9:,.0f} GFLOP/s, "
+        f"of which training reaches {UTILISATION[0]:.0%} to {UTILISATION[1]:.0%}",
     )
 
 
