@@ -58,7 +58,7 @@ class ShardFolder:
 
 
 class ShardSplit:
-    """One split. Random access to its kept clips; may be pickled and forked: every process maps the shards itself.
+    """One split. Random access to its kept clips.
 
     Raises ShardError, naming the file, wherever a file is missing, foreign, truncated or changed.
     """
@@ -103,13 +103,6 @@ class ShardSplit:
         """Whether the clip of this number has media."""
         return self._row(clip) is not None
 
-    def audio_state(self, clip: int) -> int:
-        """0 no sound stream, 1 silent, 2 sound; without reading the clip."""
-        row = self._row(clip)
-        if row is None:
-            raise KeyError(f"clip {clip} of '{self.path}' has no media")
-        return row[0].audio[row[1]]
-
     def texts(self, task: str) -> list[dict[str, Any]]:
         """All texts of a task, of kept, failed and missing clips alike, in the annotation's order."""
         if task not in self.index.tasks:
@@ -153,9 +146,6 @@ class ShardSplit:
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
         return tensors
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
 
 
 def open_shard(path: Path, geometry: ClipGeometry) -> tuple[dict[str, Tensor], dict[str, Any]]:

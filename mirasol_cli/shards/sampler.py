@@ -18,7 +18,8 @@ import numpy as np
 from mirasol_cli.shards.reader import ShardSplit
 
 LARGEST_BLOCK = 4096
-"""Units after which a mixture repeats its pattern; ratios are kept to 1 / LARGEST_BLOCK or better."""
+"""Units after which a mixture repeats its pattern, at most; ratios are kept to 1 / LARGEST_BLOCK or better (of sources that are
+rarer than that, each comes once in a block)."""
 
 ClipTexts = Mapping[int, Sequence[int]]
 """Clip number -> the positions of its texts in `ShardSplit.texts(task)`."""
@@ -109,13 +110,6 @@ class _Source:
         start = group * size + min(group, longer)
         return tuple(indices[order[j]] for j in range(start, start + size + (group < longer)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_order"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
 
 def interleave(ratios: Sequence[float]) -> np.ndarray:
     """Source numbers of one block, each source spread evenly over it; after k whole blocks the proportions are exact.
@@ -123,13 +117,14 @@ def interleave(ratios: Sequence[float]) -> np.ndarray:
     The block is as short as the ratios allow: 3 : 1 gives [0, 0, 1, 0].
     """
     total = sum(ratios)
-    shares = [Fraction(ratio / total).limit_denominator(LARGEST_BLOCK // (4 * len(ratios)) or 1) for ratio in ratios]
+    wanted = [ratio / total for ratio in ratios]
+    shares = [Fraction(share).limit_denominator(LARGEST_BLOCK // (4 * len(ratios)) or 1) for share in wanted]
     length = lcm(*(share.denominator for share in shares))
-    if sum(shares) != 1 or length > LARGEST_BLOCK or 0 in shares:
-        length = LARGEST_BLOCK
-        counts = _largest_remainders([ratio / total for ratio in ratios], length)
-    else:
+    close = all(abs(share - exact) <= 1 / LARGEST_BLOCK for share, exact in zip(shares, wanted, strict=True))
+    if close and sum(shares) == 1 and length <= LARGEST_BLOCK and 0 not in shares:
         counts = [int(share * length) for share in shares]
+    else:
+        counts = _largest_remainders(wanted, LARGEST_BLOCK)
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     numbers = np.concatenate([np.full(count, number) for number, count in enumerate(counts)])
     return numbers[np.lexsort((numbers, places))]

@@ -1,7 +1,6 @@
 """Shards give back what was put in, and say which file is broken."""
 
 import os
-import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +44,6 @@ def test_every_clip_comes_back_bit_for_bit(folder: Path) -> None:
         assert sample.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(sample[name], torch.from_numpy(value)), name
-        assert split.audio_state(clip) == expected["audio_state"]
     assert len(split.texts("qa")) == 20
 
 
@@ -73,14 +71,6 @@ def test_writing_into_a_sample_changes_nothing(folder: Path) -> None:
     split = ShardFolder(folder).split("train")
     split.media(0)["tubes.0"].zero_()
     assert torch.equal(split.media(0)["tubes.0"], torch.from_numpy(made_up_sample("clip0.mp4")["tubes.0"]))
-
-
-def test_a_pickled_split_is_small_and_reads(folder: Path) -> None:
-    split = ShardFolder(folder).split("train")
-    split.media(0)
-    packed = pickle.dumps(split)
-    assert len(packed) < 20_000
-    assert torch.equal(pickle.loads(packed).media(8)["mel"], split.media(8)["mel"])
 
 
 def test_few_shards_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

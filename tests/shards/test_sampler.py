@@ -1,6 +1,5 @@
 """The order of units: every text once an epoch, the same for everybody, in the proportions asked for."""
 
-import pickle
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirasol_cli.shards.reader import ShardFolder
-from mirasol_cli.shards.sampler import UnitOrder, interleave, permutation, texts_by_clip
+from mirasol_cli.shards.sampler import LARGEST_BLOCK, UnitOrder, interleave, permutation, texts_by_clip
 from tests.shards.samples import write_split
 
 sources = st.dictionaries(st.integers(0, 500), st.lists(st.integers(0, 10_000), max_size=12, unique=True), min_size=1, max_size=20).filter(
@@ -40,8 +39,6 @@ def test_a_unit_is_a_function_of_its_number(mixture: list[dict[int, list[int]]],
     expected = [first.unit(i) for i in numbers]
     shuffled = random.Random(seed).sample(numbers, len(numbers))
     assert {i: second.unit(i) for i in shuffled} == dict(zip(numbers, expected, strict=True))
-    copy = pickle.loads(pickle.dumps(second))
-    assert copy.unit(7) == expected[7]
 
 
 @settings(max_examples=100, deadline=None)
@@ -52,7 +49,7 @@ def test_sources_are_spread_evenly(ratios: list[float]) -> None:
     counts = np.array([np.cumsum(pattern == number) for number in range(len(ratios))]).T
     drift = np.abs(counts - np.outer(np.arange(1, len(pattern) + 1), counts[-1] / len(pattern)))
     assert drift.max() < len(ratios)
-    assert np.abs(counts[-1] / len(pattern) - shares).max() < 1 / 512
+    assert np.abs(counts[-1] / len(pattern) - shares).max() <= 1 / LARGEST_BLOCK
     assert (counts[-1] > 0).all()
 
 
@@ -63,6 +60,23 @@ def test_simple_ratios_are_exact() -> None:
     units = [order.unit(i) for i in range(order.units_per_epoch)]
     assert Counter(unit.source for unit in units) == {0: 6, 1: 3}
     assert [unit.epoch for unit in units if unit.source == 0] == [0, 0, 1, 1, 2, 2]  # each source has epochs of its own
+
+
+@pytest.mark.parametrize("ratios", [[1, 999], [1, 600], [2, 3, 995], [1, 300, 7000]])
+def test_a_rare_source_is_as_rare_as_asked(ratios: list[float]) -> None:
+    pattern = interleave(ratios)
+    found = np.bincount(pattern) / len(pattern)
+    assert np.abs(found - np.array(ratios) / sum(ratios)).max() <= 1 / LARGEST_BLOCK
+
+
+def test_patterns_of_common_mixtures_stay_as_they_are() -> None:
+    """Changing them would silently change what a resumed run sees."""
+    assert len(interleave([1])) == 1
+    assert len(interleave([0.9, 0.1])) == 10
+    assert len(interleave([1, 2, 3])) == 6
+    assert interleave([1, 1, 2]).tolist() == [2, 0, 1, 2]
+    assert len(interleave([0.7, 0.2, 0.1])) == 10
+    assert len(interleave([1, 100])) == 101
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -64,7 +64,7 @@ def test_some_batch_leaves_one_of_two_processes_without_sound(tmp_path: Path) ->
     sources = open_sources(recipe)
     order = TrainingData(recipe, sources, synthetic.vocabulary())
     split = ShardFolder(data).split("train")
-    heard = [[split.audio_state(unit.clip) == 2 for unit in order.step_units(step)] for step in range(5)]
+    heard = [[int(split.media(unit.clip)["audio_state"]) == 2 for unit in order.step_units(step)] for step in range(5)]
     assert any(any(batch[:2]) != any(batch[2:]) for batch in heard)
 
 
