@@ -35,6 +35,9 @@ class MediaBatch(_Moves):
     chunk_valid_BT: Tensor | None = None  # bool, False for chunks that only pad a shorter clip
     latent_masked_BT: Tensor | None = None  # bool, training only: chunk replaced by the mask token before the latent model
     flip_B: Tensor | None = None  # bool, training only: mirror pixels inside each tube and the position's x-centre
+    # What the spectrogram's reconstruction is compared with, where training hides some of it from the model; None: what the model hears.
+    target_mel_BTZS: Tensor | None = None  # float32, nothing masked
+    target_audio_valid_BTN: Tensor | None = None  # bool, patches of dropped chunks included
 
 
 @dataclass(frozen=True, kw_only=True)

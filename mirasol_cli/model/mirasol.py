@@ -138,10 +138,11 @@ class Mirasol(nn.Module):
             seen = valid if media.thumbnail_valid_BT is None else media.thumbnail_valid_BT
             losses.parts["video"] = self.reconstruction.video_loss(encoded.latents_BTMD, media.thumbnails, seen, valid)
         if weights.audio > 0:
-            heard = media.audio_valid_BTN
+            mel = media.mel_BTZS if media.target_mel_BTZS is None else media.target_mel_BTZS
+            heard = media.audio_valid_BTN if media.target_audio_valid_BTN is None else media.target_audio_valid_BTN
             if heard is None:
                 heard = valid[..., None].expand(*valid.shape, self.geometry.audio_tokens)
-            losses.parts["audio"] = self.reconstruction.audio_loss(encoded.latents_BTMD, media.mel_BTZS, heard, valid)
+            losses.parts["audio"] = self.reconstruction.audio_loss(encoded.latents_BTMD, mel, heard, valid)
 
     def _contrastive_loss(self, encoded: Encoded, text: TextBatch) -> LossPart:
         """A clip is the mean of its latents; its text is the mean of all its texts' states, read without the clip."""

@@ -34,7 +34,7 @@ def loss_counts(media: MediaBatch, text: TextBatch, weights: LossWeights, geomet
         seen_BT = valid_BT if media.thumbnail_valid_BT is None else media.thumbnail_valid_BT
         counts["video"] = (consecutive(valid_BT) & seen_BT[:, 1:]).sum()
     if weights.audio > 0:
-        heard_BTN = audio_BTN if media.audio_valid_BTN is not None else valid_BT[..., None].expand_as(audio_BTN)
+        heard_BTN = audio_BTN if media.target_audio_valid_BTN is None else media.target_audio_valid_BTN
         counts["audio"] = (consecutive(valid_BT)[..., None] & heard_BTN[:, 1:]).sum()
     if weights.contrastive > 0:
         counts["contrastive"] = (present_BT.any(1) & text.valid_BQL.flatten(1).any(1)).sum()

@@ -145,7 +145,8 @@ class TrainingData:
             plans.append(plan)
             rows.append([self._encode(source.texts[position]) for position in unit.text_indices])
         media = media_batch(samples, self.recipe.clip, sound=self.recipe.data.sound)
-        return MicroBatch(apply_plans(media, plans, self.recipe.clip), text_batch(rows), tuple(units))
+        media = apply_plans(media, plans, self.recipe.clip, rebuild_sound=self.recipe.loss.audio > 0)
+        return MicroBatch(media, text_batch(rows), tuple(units))
 
     def _encode(self, text: dict[str, Any]) -> tuple[list[int], list[int]]:
         limits = self.recipe.model.text
@@ -216,8 +217,11 @@ def _stretch(u_length: float, u_start: float, longest: int, total: int) -> tuple
     return int(u_start * (total - length + 1)), length
 
 
-def apply_plans(media: MediaBatch, plans: Sequence[SamplePlan], geometry: ClipGeometry) -> MediaBatch:
-    """The batch as the plans change it. A modality is only dropped from clips that also have the other one."""
+def apply_plans(media: MediaBatch, plans: Sequence[SamplePlan], geometry: ClipGeometry, *, rebuild_sound: bool = False) -> MediaBatch:
+    """The batch as the plans change it. A modality is only dropped from clips that also have the other one.
+
+    `rebuild_sound` keeps the spectrogram as it was, for its reconstruction.
+    """
     clips, chunks = len(plans), geometry.chunks
     video_BTN = _or_all(media.video_valid_BTN, (clips, chunks, geometry.video_tokens))
     audio_BTN = _or_all(media.audio_valid_BTN, (clips, chunks, geometry.audio_tokens))
@@ -225,21 +229,25 @@ def apply_plans(media: MediaBatch, plans: Sequence[SamplePlan], geometry: ClipGe
     drop_sound_B = torch.tensor([plan.drop_sound for plan in plans]) & both_B
     drop_picture_B = torch.tensor([plan.drop_picture for plan in plans]) & both_B
     kept_BT1 = ~torch.stack([plan.dropped_T for plan in plans])[:, :, None]
-    audio_BTN = audio_BTN & kept_BT1 & ~drop_sound_B[:, None, None]
+    # A dropped picture or sound is an absent one, so there is no target either; a dropped chunk is there to be predicted.
+    target_audio_BTN = audio_BTN & ~drop_sound_B[:, None, None]
+    audio_BTN = target_audio_BTN & kept_BT1
     video_BTN = video_BTN & kept_BT1 & ~drop_picture_B[:, None, None]
-    # A dropped picture is an absent one, so there is no target either; a dropped chunk is there to be predicted.
+    mel_BTZS = _mask_mel(media.mel_BTZS, plans)
     thumbnails_BT = _or_all(media.thumbnail_valid_BT, (clips, chunks)) & ~drop_picture_B[:, None]
     masked_BT, flip_B = torch.stack([plan.masked_T for plan in plans]), torch.tensor([plan.flip for plan in plans])
     return replace(
         media,
         tubes=tuple(_recolour(tube, plans) for tube in media.tubes),
         thumbnails=_mirror(_recolour(media.thumbnails, plans), flip_B),
-        mel_BTZS=_mask_mel(media.mel_BTZS, plans),
+        mel_BTZS=mel_BTZS,
         video_valid_BTN=_or_none(video_BTN),
         audio_valid_BTN=_or_none(audio_BTN),
         thumbnail_valid_BT=_or_none(thumbnails_BT),
         latent_masked_BT=masked_BT if bool(masked_BT.any()) else None,
         flip_B=flip_B if bool(flip_B.any()) else None,
+        target_mel_BTZS=media.mel_BTZS if rebuild_sound and mel_BTZS is not media.mel_BTZS else None,
+        target_audio_valid_BTN=target_audio_BTN if rebuild_sound else None,
     )
 
 

@@ -58,6 +58,23 @@ def test_losses_of_zero_weight_are_not_computed() -> None:
     assert set(network(media(), None, EVERYTHING).parts) == {"latent", "video", "audio"}
 
 
+def test_sound_is_rebuilt_as_it_was_before_some_of_it_was_hidden() -> None:
+    network, whole = model(heads=HEADS), media()
+    hidden_mel, heard_BTN = whole.mel_BTZS.clone(), torch.ones(2, 4, 4, dtype=torch.bool)
+    hidden_mel[:, 2, 8:20] = 0
+    heard_BTN[0, 1] = False
+    hidden = replace(whole, mel_BTZS=hidden_mel, audio_valid_BTN=heard_BTN)
+    found = replace(hidden, target_mel_BTZS=whole.mel_BTZS, target_audio_valid_BTN=torch.ones_like(heard_BTN))
+    weights = LossWeights(text=0, latent=0, video=0, audio=1)
+    latents, all_BT = network.encode(hidden).latents_BTMD, torch.ones(2, 4, dtype=torch.bool)
+    assert network.reconstruction is not None
+    expected = network.reconstruction.audio_loss(latents, whole.mel_BTZS, torch.ones_like(heard_BTN), all_BT)
+    part = network(found, None, weights).parts["audio"]
+    torch.testing.assert_close(part.sum, expected.sum)
+    assert part.count == 2 * 3 * 4
+    assert network(hidden, None, weights).parts["audio"].count == 2 * 3 * 4 - 4
+
+
 def test_sums_and_counts_add_up_over_micro_batches() -> None:
     network, words = model(heads=HEADS), text(4)
     batch = replace(media(4), **{key: value.clone() for key, value in all_valid(4).items()})

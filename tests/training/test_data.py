@@ -142,6 +142,34 @@ def test_spectrogram_masks_are_zero_stretches(tmp_path: Path) -> None:
     assert bool((changed.all(dim=3).sum(dim=2) <= 6).all())
 
 
+HIDING = ["drop_modality=0", "drop_chunks=0.9", "mask_latents=0", "mask_bins=6", "mask_columns=6"]
+
+
+def test_what_training_hides_of_the_sound_stays_to_be_rebuilt(tmp_path: Path) -> None:
+    hiding = [f"train.augment.{word}" for word in HIDING]
+    plain = training_data(tmp_path, *(f"train.augment.{key}=0" for key in NOTHING)).micro_batches(0, range(4))[0].media
+    heard = training_data(tmp_path, *hiding).micro_batches(0, range(4))[0].media
+    rebuilt = training_data(tmp_path, *hiding, "loss.audio=1").micro_batches(0, range(4))[0].media
+    assert heard.target_mel_BTZS is heard.target_audio_valid_BTN is None
+    assert torch.equal(rebuilt.mel_BTZS, heard.mel_BTZS)
+    assert not torch.equal(rebuilt.mel_BTZS, plain.mel_BTZS)
+    assert rebuilt.audio_valid_BTN is not None
+    assert not bool(rebuilt.audio_valid_BTN.all())
+    assert rebuilt.target_mel_BTZS is not None
+    assert torch.equal(rebuilt.target_mel_BTZS, plain.mel_BTZS)
+    assert rebuilt.target_audio_valid_BTN is not None
+    assert bool(rebuilt.target_audio_valid_BTN.all())
+
+
+def test_sound_that_a_clip_loses_as_a_whole_is_not_to_be_rebuilt(tmp_path: Path) -> None:
+    source = training_data(tmp_path, "train.augment.drop_modality=0.5", "train.augment.drop_chunks=0", "loss.audio=1", silent_clips=(1,))
+    for step in range(3):
+        media = source.micro_batches(step, range(4))[0].media
+        assert media.audio_valid_BTN is not None
+        assert media.target_audio_valid_BTN is not None
+        assert torch.equal(media.target_audio_valid_BTN, media.audio_valid_BTN)
+
+
 def test_a_source_without_answers_and_a_missing_folder_are_named(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 2, questions=0)
     with pytest.raises(ShardError, match="no text with an answer"):
