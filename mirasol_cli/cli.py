@@ -224,7 +224,7 @@ def evaluate(
         results = run_evaluation(loaded, options_given, say=console.say, progress=progress)
     if json:
         console.print_json(results)
-    else:
+    elif results:  # there are none in the further processes of a distributed run
         console.print_result(console.metrics_table(results))
 
 
@@ -242,7 +242,14 @@ def ask(
     ] = None,
     start: Annotated[float | None, typer.Option("--start", min=0, metavar="S", help="Seconds: from here.")] = None,
     end: Annotated[float | None, typer.Option("--end", min=0, metavar="S", help="Seconds: to here.")] = None,
-    why: Annotated[bool, typer.Option("--why", help="Also say which chunks and which modality the answer rests on.")] = False,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Also say which chunks and which modality the answer rests on; outside a session also drawn as `<video>-why.png` "
+            "in the current folder.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N questions of the file.")] = None,
     device: Device = "auto",
     threads: Threads = None,

@@ -87,7 +87,7 @@ def report_error(kind: str, message: str, hint: str | None, *, as_json: bool, su
 def report_expected(error: MirasolError, *, as_json: bool) -> int:
     """Report a failure that has a class of its own; returns its exit code."""
     if error.kind != "stopped":  # in the further processes of a run: the first one has told why
-        report_error(error.kind, error.message, error.hint, as_json=as_json, summary=getattr(error, "summary", None))
+        report_error(error.kind, error.message, error.hint, as_json=as_json, summary=error.summary)
     return error.exit_code
 
 

@@ -5,6 +5,8 @@ A message says what is wrong and where (file, key or value); `hint` says the way
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MirasolError(Exception):
     """Base of all expected failures. `kind` is the word used in `--json` output."""
@@ -16,6 +18,7 @@ class MirasolError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.summary: dict[str, Any] | None = None  # what was reached before the failure, which `--json` prints all the same
 
 
 class UsageError(MirasolError):

@@ -398,7 +398,7 @@ def check_failures(summary: dict[str, Any], out: Path, max_failed: float, strict
             f"{failed} of {expected} clips failed, more than the {max_failed:g} % allowed; the rest is ready in '{out}'",
             "the reasons are in failures.jsonl of each split; --retry-failed tries them again, --max-failed PCT allows more",
         )
-        error.summary = summary  # type: ignore[attr-defined]
+        error.summary = summary
         raise error
 
 

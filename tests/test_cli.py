@@ -231,7 +231,7 @@ def test_a_bug_saves_its_traceback_to_a_file_that_one_line_names(monkeypatch: py
 
 def test_too_many_failures_still_give_the_summary(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     error = errors.TooManyFailures("12 % failed", "see failures.jsonl")
-    error.summary = {"splits": {}, "out": "x"}  # type: ignore[attr-defined]
+    error.summary = {"splits": {}, "out": "x"}
     fake(monkeypatch, "mirasol_cli.prepare.prepare", error)
     code, out, _ = run(capsys, "prepare", "demo", "--json")
     assert code == 3
@@ -454,3 +454,5 @@ def test_further_processes_keep_quiet(monkeypatch: pytest.MonkeyPatch, capsys: O
     console.say("talk")
     console.print_json({})
     assert capsys.readouterr() == ("", "")
+    fake(monkeypatch, "mirasol_cli.evaluation.evaluate.evaluate", {})  # they have no results
+    assert run(capsys, "eval", "demo") == run(capsys, "eval", "demo", "--json") == (0, "", "")

@@ -13,7 +13,7 @@ import torch
 from mirasol_cli.batches import media_batch
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model import decoding
-from mirasol_cli.prompts import encode_prompt
+from mirasol_cli.prompts import Encoded, encode_prompt
 from mirasol_cli.recipe_schema import EvalRecipe
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class Question:
 class Answer:
     text: str
     logprob: float  # natural log-probability of the answer and its end
-    cut: int = 0  # tokens of the prompt that did not fit
 
 
 class Answerer:
@@ -79,16 +78,13 @@ class Answerer:
     def answers(self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]]) -> list[list[Answer]]:
         """One answer per question, `questions[b]` being those about clip b. The same question about a clip is decoded once."""
         distinct = [list(dict.fromkeys((q.text, q.context) for q in row)) for row in questions]
-        id_of = {(q.text, q.context): q.id for row in reversed(questions) for q in reversed(row)}  # of equal ones the first
-        encoded = [[self.prompt(Question(text, context)) for text, context in row] for row in distinct]
-        prompts = [[ids for ids, _ in row] for row in encoded]
-        decoded = self._decode(memory, prompts, [[_seed(self.settings.seed, id_of[key]) for key in row] for row in distinct])
+        prompts = [[self.prompt(Question(text, context)).ids for text, context in row] for row in distinct]
+        ids = [{(q.text, q.context): q.id for q in reversed(row)} for row in questions]  # of a clip's equal questions the first one's
+        seeds = [[_seed(self.settings.seed, id_of[key]) for key in row] for row, id_of in zip(distinct, ids, strict=True)]
+        decoded = self._decode(memory, prompts, seeds)
         result = []
-        for row, keys, found, lengths in zip(questions, distinct, decoded, encoded, strict=True):
-            by_key = {
-                key: Answer(self.vocabulary.decode(answer.ids), answer.logprob, cut)
-                for key, answer, (_, cut) in zip(keys, found, lengths, strict=True)
-            }
+        for row, keys, found in zip(questions, distinct, decoded, strict=True):
+            by_key = {key: Answer(self.vocabulary.decode(one.ids), one.logprob) for key, one in zip(keys, found, strict=True)}
             result.append([by_key[q.text, q.context] for q in row])
         return result
 
@@ -106,16 +102,16 @@ class Answerer:
 
     def stream(self, memory: CrossMemory | None, question: Question) -> Iterator[decoding.Decoded]:
         """Greedy decoding token by token, about the one clip of `memory`."""
-        ids, _ = self.prompt(question)
+        prompt = self.prompt(question).ids
         with self.precision():
-            yield from decoding.stream_greedy(self.model.text, memory, ids, self.vocabulary.eos, self.settings.max_tokens)
+            yield from decoding.stream_greedy(self.model.text, memory, prompt, self.vocabulary.eos, self.settings.max_tokens)
 
     def likelihoods(
         self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]], candidates: Sequence[Sequence[Sequence[str]]],
         *, per_token: bool = False,
     ) -> list[list[list[float]]]:  # fmt: skip
         """Log-likelihood of every candidate answer (its end included) to every question; `per_token` divides by its tokens."""
-        prompts = [[self.prompt(q)[0] for q in row] for row in questions]
+        prompts = [[self.prompt(q).ids for q in row] for row in questions]
         encoded: dict[int, list[list[int]]] = {}  # a list that several questions share is encoded, and later scored, as one
         for texts in (texts for row in candidates for texts in row):
             encoded.setdefault(id(texts), [self.vocabulary.encode(text) for text in texts])
@@ -129,7 +125,7 @@ class Answerer:
             ]
         return scores
 
-    def prompt(self, question: Question) -> tuple[list[int], int]:
+    def prompt(self, question: Question) -> Encoded:
         """Token ids of context and question, and how many tokens had to be left out."""
         return encode_prompt(self.vocabulary, question.text, question.context, self.model.config.text)
 

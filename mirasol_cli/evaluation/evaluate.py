@@ -31,7 +31,8 @@ DEMO_CHECKPOINT = Path(__file__).parents[1] / "assets" / "demo"
 def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, progress: Progress | None = None) -> dict[str, Any]:
     """Evaluate and write `<run>/eval/<split>/` = results.json, predictions.jsonl, report.html (and submission.json).
 
-    Each control gets its own subfolder with results.json and predictions.jsonl. Returns what results.json holds.
+    Each control gets its own subfolder with results.json and predictions.jsonl. Returns what results.json holds;
+    in the further processes of a distributed run nothing.
 
     Raises:
         UsageError: an unknown control.

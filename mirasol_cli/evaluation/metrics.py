@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def roc_auc(positive_R: np.ndarray, score_R: np.ndarray) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def mean_over_classes(measure, positive_RC: np.ndarray, score_RC: np.ndarray) -> float:  # type: ignore[no-untyped-def]
+def mean_over_classes(measure: Callable[[np.ndarray, np.ndarray], float], positive_RC: np.ndarray, score_RC: np.ndarray) -> float:
     """Mean of `measure` (`average_precision` or `roc_auc`) over the classes for which it is defined; NaN if there is none."""
     values = [measure(positive_RC[:, c], score_RC[:, c]) for c in range(score_RC.shape[1])]
     defined = [value for value in values if not math.isnan(value)]

@@ -14,6 +14,7 @@ from mirasol_cli.errors import DataError, ShardError
 from mirasol_cli.evaluation import figures, pictures
 from mirasol_cli.evaluation.protocols import accepted, protocol_of
 from mirasol_cli.files import read_jsonl, write_atomic
+from mirasol_cli.shards.format import AUDIO_STATES
 
 if TYPE_CHECKING:
     from mirasol_cli.shards.reader import ShardSplit
@@ -79,7 +80,7 @@ def _pictures(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[
             if clip in kept:
                 media = {name: value.numpy() for name, value in split.media(clip).items()}
                 sheet = pictures.contact_sheet(media, split.geometry)
-                if int(media["audio_state"]) == 2:
+                if AUDIO_STATES[int(media["audio_state"])] == "sound":
                     sound = pictures.spectrogram(media["mel"], media["mel_valid"])
             note = "" if clip in kept else "missing: no media in the shards"
         except ShardError as error:

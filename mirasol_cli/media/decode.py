@@ -32,7 +32,6 @@ class DecodedClip:
     frame_valid: np.ndarray  # bool [frames]: False where there is no frame, or only the one shown before
     frame_times_s: np.ndarray  # float64 [frames]: when the frame comes on screen
     windows: Iterator[Window]  # the sound of each chunk, decoded while it is consumed
-    has_sound: bool  # the file has a sound track
 
 
 def decode_clips(
@@ -130,7 +129,7 @@ def _clip(
                 reason = f"truncated: decoded {decoded_s:.1f} of {end_s - start_s:.1f} s"
                 raise MediaError(reason, "download it again, or use --keep-truncated")
             valid &= plan.times_s < picked.end_s
-    return DecodedClip(plan.span_s, frames, valid, times_s, windows, info.audio_index is not None)
+    return DecodedClip(plan.span_s, frames, valid, times_s, windows)
 
 
 def _reported(windows: Iterator[Window], progress: Callable[[str], None]) -> Iterator[Window]:

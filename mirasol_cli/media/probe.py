@@ -30,11 +30,9 @@ class MediaInfo:
     width: int  # px as displayed (rotation applied); 0 without a picture
     height: int
     rotation: int  # counter-clockwise degrees that a reader must apply: 0, 90, 180 or 270
-    fps: float  # mean rate as promised, for information only: frames are always found by their times
+    fps: float  # mean rate as promised; only spaces and ends frames that carry no time or length of their own
     video_codec: str | None
-    audio_codec: str | None
     audio_start_s: float | None
-    promised_frames: int | None
     zero_s: float  # presentation time, in the file, of the timeline's zero
     video_index: int | None  # stream numbers in the container
     audio_index: int | None
@@ -90,8 +88,7 @@ def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> M
     return MediaInfo(
         seconds=seconds, start_s=video_start - zero, width=width, height=height, rotation=rotation,
         fps=float(video.average_rate or video.guessed_rate or 0.0),
-        video_codec=video.codec_context.name, audio_codec=None if audio is None else audio.codec_context.name,
-        audio_start_s=None if audio_start is None else audio_start - zero, promised_frames=video.frames or None,
+        video_codec=video.codec_context.name, audio_start_s=None if audio_start is None else audio_start - zero,
         zero_s=zero, video_index=video.index, audio_index=None if audio is None else audio.index,
         video_streams=len(container.streams.video), format=container.format.name,
     )  # fmt: skip
@@ -102,7 +99,7 @@ def _describe_sound(container: Any, audio: Any) -> MediaInfo:
     seconds = _promised_seconds(container, audio, zero) or _measured_seconds(container, audio, zero)
     return MediaInfo(
         seconds=seconds, start_s=0.0, width=0, height=0, rotation=0, fps=0.0, video_codec=None,
-        audio_codec=audio.codec_context.name, audio_start_s=0.0, promised_frames=None, zero_s=zero,
+        audio_start_s=0.0, zero_s=zero,
         video_index=None, audio_index=audio.index, video_streams=0, format=container.format.name,
     )  # fmt: skip
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
 
@@ -28,11 +26,6 @@ class ClipRequest:
     start_s: float | None = None
     end_s: float | None = None
     view: int = 0  # 0: the whole span and the centre crop
-
-
-def clip_requests(clips: Iterable[ClipSpan], views: int = 1) -> list[ClipRequest]:
-    """The requests for clips of one file, clip by clip and view by view (the row order of a shard)."""
-    return [ClipRequest(key=clip.key, start_s=clip.start_s, end_s=clip.end_s, view=view) for clip in clips for view in range(views)]
 
 
 @dataclass(frozen=True)

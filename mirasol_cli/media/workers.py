@@ -51,7 +51,7 @@ class DecodePool:
         allow_audio_only: keep files without a picture; all of their frames are masked.
 
         with DecodePool(workers=2, geometry=geometry) as pool:
-            pool.submit(job_id, path, clip_requests([clip], geometry.views))
+            pool.submit(job_id, path, [ClipRequest(start_s=10.0, end_s=20.0)])
             for job_id, samples in pool.results(): ...
     """
 
@@ -97,9 +97,9 @@ class DecodePool:
             self._feed()
             busy = [worker for worker in self._workers if worker.task is not None]
             nearest = min(worker.deadline for worker in busy)
-            ready = wait([worker.connection for worker in busy], timeout=max(0.0, nearest - time.monotonic()))
+            wait([worker.connection for worker in busy], timeout=max(0.0, nearest - time.monotonic()))
             for worker in busy:
-                if worker.connection in ready:
+                if worker.connection.poll():  # asked here, not before: an answer may have come while the last result was used
                     finished = self._receive(worker)
                 elif time.monotonic() >= worker.deadline:
                     finished = self._lost(worker, f"time limit of {self.time_limit_s:g} s")

@@ -22,6 +22,7 @@ from mirasol_cli.evaluation.setting import Options
 from mirasol_cli.evaluation.subsets import SUBSETS, choose
 from mirasol_cli.evaluation.validation import validate, validation_figures
 from mirasol_cli.files import read_jsonl, write_jsonl
+from mirasol_cli.recipe import dump_recipe
 from mirasol_cli.shards.reader import ShardFolder
 from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_texts_split, write_tiny_checkpoint
 
@@ -130,7 +131,9 @@ def test_sampling_and_beam_search_repeat_exactly(world, decode):
     assert (run_folder(world) / "predictions.jsonl").read_bytes() == first
 
 
-def test_the_batch_size_changes_no_answer(world):
+@pytest.mark.parametrize("decode", ["greedy", "sample"])
+def test_the_batch_size_changes_no_answer(world, decode):
+    world = replace(world, eval=replace(world.eval, decode=decode))
     evaluate(world, Options(report=False))
     rows = read_jsonl(run_folder(world) / "predictions.jsonl")
     evaluate(replace(world, eval=replace(world.eval, batch_clips=1)), Options(report=False))
@@ -163,17 +166,11 @@ def test_two_real_processes_give_the_figures_of_one(world, tmp_path):
     whole = (run_folder(world) / "predictions.jsonl").read_bytes()
     figures = json.loads((run_folder(world) / "results.json").read_text())
     (run_folder(world) / "predictions.jsonl").unlink()
-    code = (
-        "import sys; from pathlib import Path; from tests.evaluation.tiny import tiny_recipe\n"
-        "from mirasol_cli.evaluation.evaluate import evaluate; from mirasol_cli.evaluation.setting import Options\n"
-        "evaluate(tiny_recipe(Path(sys.argv[1])), Options(report=False, device='auto', controls=('no-sound',)))\n"
-    )
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641", "PYTHONPATH": "."}
-    both = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    (tmp_path / "tiny.yaml").write_text(dump_recipe(world))
+    command = [sys.executable, "-m", "mirasol_cli", "eval", str(tmp_path / "tiny.yaml"), "--nproc", "2", "--control", "no-sound"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("exact_match ") == 1
     assert (run_folder(world) / "predictions.jsonl").read_bytes() == whole
     again = json.loads((run_folder(world) / "results.json").read_text())
     assert again["metrics"] == figures["metrics"]

@@ -4,12 +4,11 @@ import av
 import numpy as np
 import pytest
 
-from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import decord_reader, pyav_reader
 from mirasol_cli.media.decode import decode_clips, probe
-from mirasol_cli.media.sampling import ClipRequest, clip_requests
+from mirasol_cli.media.sampling import ClipRequest
 from tests.media.made_clips import clicks, read_barcode, regular, write_clip
 
 GEOMETRY = ClipGeometry(frames=32, chunks=4, size=64)
@@ -100,7 +99,6 @@ def test_both_readers_show_the_same_pixels(clips, name):
 def test_probe_tells_what_is_displayed(clips):
     info = probe(clips("turned90.mp4"))
     assert (info.width, info.height, info.rotation, info.video_codec) == (192, 128, 90, "h264")
-    assert info.promised_frames == 50
     assert info.seconds == pytest.approx(2.0, abs=0.05)
     late = probe(clips("late.mp4"))
     assert late.start_s == pytest.approx(2.0, abs=0.01)
@@ -186,8 +184,7 @@ def test_a_last_picture_that_stays_is_no_truncation(tmp_path):
 
 def test_views_are_drawn_from_the_key(clips):
     geometry = ClipGeometry(frames=32, chunks=4, size=64, views=3)
-    requests = clip_requests([ClipSpan(video="a"), ClipSpan(video="b")], geometry.views)
-    assert [(r.key, r.view) for r in requests] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2)]
+    requests = [ClipRequest(key=key, view=view) for key in "ab" for view in range(geometry.views)]
     first, second = (list(decode_clips(clips("h264.mp4"), requests, geometry)) for _ in range(2))
     for one, two in zip(first, second, strict=True):
         assert one.span_s == two.span_s

@@ -80,6 +80,18 @@ def test_a_slow_consumer_is_not_the_workers_fault():
             assert reasons(result) == ["good"]
 
 
+def test_an_answer_that_comes_while_another_is_used_is_not_late():
+    with pool(2, time_limit_s=1.0) as decoders:
+        for name in ("fine", "fine"):  # both processes are started: only then the limit holds
+            decoders.submit(name, f"{name}.mp4")
+        assert all(reasons(result) == ["good"] for _, result in decoders.results())
+        for name in ("fine", "slow-0.6"):
+            decoders.submit(name, f"{name}.mp4")
+        for name, result in decoders.results():
+            time.sleep(2.0 if name == "fine" else 0.0)
+            assert reasons(result) == ["good"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 @pytest.mark.parametrize("kind", ["memory", "creep"])
 def test_a_memory_blow_up_is_stopped(kind):
@@ -194,9 +206,9 @@ def test_the_users_script_is_not_run_again(tmp_path):
         "with DecodePool(1, ClipGeometry()) as pool:\n"
         f"    pool.submit_probe('probe', {str(path)!r})\n"
         "    ((_, (info,)),) = pool.results()\n"
-        "print('run', info.promised_frames)\n"
+        "print('run', info.width)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     (tmp_path / "av.py").write_text("raise SystemExit('an av.py from the current folder')\n")
     done = subprocess.run([sys.executable, "-P", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "run 25\n", done.stderr
+    assert done.stdout == "run 192\n", done.stderr

@@ -25,7 +25,8 @@ def test_too_many_failures(world: World) -> None:
     with pytest.raises(TooManyFailures, match=r"1 of 13 clips failed") as caught:
         world.prepare()
     assert caught.value.exit_code == 3
-    assert caught.value.summary["splits"]["train"]["kept"] == 7  # type: ignore[attr-defined]
+    assert caught.value.summary is not None
+    assert caught.value.summary["splits"]["train"]["kept"] == 7
     assert len(ShardFolder(world.out).split("train").kept) == 7  # all is written
     world.prepare(max_failed=8)
     with pytest.raises(TooManyFailures, match="3 of 13"):
