@@ -39,6 +39,7 @@ class Tube:
     space_to_depth: Triple = setting((1, 1, 1), "kernels joined into one token per axis, each making width / product channels")
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for axis in range(3):
             if self.kernel[axis] < 1 or self.stride[axis] < 1 or self.space_to_depth[axis] < 1 or self.offset[axis] < 0:
                 raise SettingError("tubes", f"{self.describe()} has a size below 1 or a negative offset")
@@ -50,12 +51,14 @@ class Tube:
     @property
     def step(self) -> Triple:
         """Distance between neighbouring kernels: TubeViT divides the stride by the space-to-depth factor (3.4)."""
-        return tuple(s // g for s, g in zip(self.stride, self.space_to_depth, strict=True))  # type: ignore[return-value]
+        (t, h, w), (a, b, c) = self.stride, self.space_to_depth
+        return t // a, h // b, w // c
 
     @property
     def footprint(self) -> Triple:
         """Extent of one token, space-to-depth included."""
-        return tuple(k + (g - 1) * s for k, g, s in zip(self.kernel, self.space_to_depth, self.step, strict=True))  # type: ignore[return-value]
+        (t, h, w), (a, b, c), (dt, dh, dw) = self.kernel, self.space_to_depth, self.step
+        return t + (a - 1) * dt, h + (b - 1) * dh, w + (c - 1) * dw
 
     @property
     def kernels_per_token(self) -> int:

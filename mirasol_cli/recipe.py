@@ -23,7 +23,7 @@ from mirasol_cli.geometry import NAMED_TUBES, ClipGeometry, Tube
 from mirasol_cli.model.config import PRESETS, ModelConfig
 from mirasol_cli.recipe_schema import SCHEMA, Recipe
 from mirasol_cli.recipe_yaml import Value, dump_value, from_plain, lay_over, parse_scalar, parse_yaml
-from mirasol_cli.settings import SettingError, to_plain, value_problem
+from mirasol_cli.settings import SettingError, keys_of, to_plain, value_problem
 
 # What other trainers call these keys; difflib alone would not find them.
 USUAL_NAMES = {
@@ -33,6 +33,9 @@ USUAL_NAMES = {
     "gradient_accumulation_steps": "train.micro_batch_clips", "output_dir": "run.dir", "audio": "data.sound",
     "vocab_size": "init.vocabulary", "init_from": "init.checkpoint", "save_every": "train.checkpoint_every",
 }  # fmt: skip
+
+# Keys of earlier versions, each with what to do now; recipes inside checkpoints may still hold them.
+RETIRED = {"model.heads": "training gives the model the heads that the weights in `loss` need; remove this key"}
 
 
 # ------------------------------------------------------------------------------------------------ finding recipes
@@ -115,12 +118,15 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(text, str(path), overrides)
 
 
-def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """`load_recipe` for the text of a recipe; `source_name` names it in messages."""
+def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = (), *, of_checkpoint: bool = False) -> Recipe:
+    """`load_recipe` for the text of a recipe; `source_name` names it in messages.
+
+    `of_checkpoint`: training wrote it, maybe in an earlier version; keys that are none any more are passed over.
+    """
     tree = parse_yaml(text, source_name)
     if not isinstance(tree.content, dict):
         raise RecipeError([f"{tree.where}: a recipe is a set of `section: ...` lines, not {describe(tree)}"])
-    reader = _Reader()
+    reader = _Reader(skip_retired=of_checkpoint)
     reader.check_schema(tree)
     for override in overrides:
         tree = reader.override(tree, override)
@@ -148,8 +154,9 @@ def _with_preset(tree: Value) -> Value:
 class _Reader:
     """Maps a `Value` tree onto dataclasses and collects what is wrong with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, skip_retired: bool = False) -> None:
         self.problems: list[str] = []
+        self.skip_retired = skip_retired
 
     def problem(self, where: str, message: str) -> None:
         self.problems.append(f"{where}: {message}")
@@ -182,15 +189,18 @@ class _Reader:
         if value.content is None:  # `eval:` with all its keys commented out
             value = dataclasses.replace(value, content={})
         if not isinstance(value.content, dict):
-            keys = ", ".join(field.name for field in dataclasses.fields(cls))
+            keys = ", ".join(keys_of(cls))
             self.problem(value.where, f"`{prefix}` is a section with the keys {keys}; {describe(value)} was given")
             return None
         found_before = len(self.problems)
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        hints = _type_hints(cls)
+        fields, hints = keys_of(cls), _type_hints(cls)
         values: dict[str, Any] = {}
         for key, item in value.content.items():
             name = f"{prefix}.{key}" if prefix else key
+            if name in RETIRED:
+                if not self.skip_retired:
+                    self.problem(item.where, f"`{name}` is no key of a recipe: {RETIRED[name]}")
+                continue
             if key not in fields:
                 self.problem(item.where, _unknown_key(name, fields))
                 continue
@@ -236,7 +246,7 @@ class _Reader:
 
     def number(self, hint: type, value: Value, name: str) -> int | float | None:
         number = value.content
-        if not math.isfinite(number) or abs(number) > 1e300:
+        if abs(number) > 1e300 or not math.isfinite(number):  # in this order: `isfinite` takes no whole number beyond a float
             self.problem(value.where, f"`{name}` must be a finite number; {value.text} was given")
             return None
         if hint is float:
@@ -303,7 +313,9 @@ def known_keys(cls: type = Recipe, prefix: str = "") -> tuple[str, ...]:
 
 
 def _walk_keys(cls: type, prefix: str) -> Iterator[str]:
-    for name, hint in _type_hints(cls).items():
+    hints = _type_hints(cls)
+    for name in keys_of(cls):
+        hint = hints[name]
         yield prefix + name
         if dataclasses.is_dataclass(hint):
             yield from _walk_keys(typing.cast(type, hint), f"{prefix}{name}.")
@@ -336,18 +348,18 @@ def _unknown_key(name: str, fields: dict[str, Any]) -> str:
 
 def dump_recipe(recipe: Recipe, *, explain: bool = False) -> str:
     """The recipe with every key written out, as YAML that loads back equal; `explain` adds each key's help as a comment."""
-    ordered = ["schema", "name", *(field.name for field in dataclasses.fields(recipe) if field.name not in ("schema", "name"))]
+    ordered = ["schema", "name", *(name for name in keys_of(recipe) if name not in ("schema", "name"))]
     return "\n".join(_lines(recipe, ordered, "", explain)) + "\n"
 
 
 def _lines(section: Any, names: Sequence[str], indent: str, explain: bool) -> Iterator[str]:
-    fields = {field.name: field for field in dataclasses.fields(section)}
+    fields = keys_of(section)
     for name in names:
         value, help_text = getattr(section, name), fields[name].metadata.get("help", "")
         comment = f"  # {help_text}" if explain and help_text else ""
         if dataclasses.is_dataclass(value):
             yield f"{indent}{name}:{comment}"
-            yield from _lines(value, [field.name for field in dataclasses.fields(value)], indent + "  ", explain)
+            yield from _lines(value, list(keys_of(value)), indent + "  ", explain)
             continue
         named = next((tubes for tubes, kinds in NAMED_TUBES.items() if isinstance(section, ClipGeometry) and kinds == value), None)
         yield f"{indent}{name}: {named or dump_value(to_plain(value))}{comment}"

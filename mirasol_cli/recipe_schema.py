@@ -60,6 +60,9 @@ class InitRecipe:
     tokenizer: str | None = setting(None, "SentencePiece model file; null: the checkpoint's, else trained on the train texts")
     vocabulary: int = setting(8000, "largest size of a vocabulary trained here", minimum=300)
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossRecipe:
@@ -87,6 +90,9 @@ class RatesRecipe:
     latent: float = setting(1.0, minimum=0)
     text: float = setting(1.0, minimum=0)
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentRecipe:
@@ -108,7 +114,9 @@ class AugmentRecipe:
 class TrainRecipe:
     steps: int = setting(20000, "optimizer steps in all", minimum=1)
     batch_clips: int = setting(32, "clips in the global batch of one step, over all processes", minimum=1)
-    micro_batch_clips: int | None = setting(None, "clips per process in memory at once; null: all of its share", minimum=1)
+    micro_batch_clips: int | None = setting(
+        None, "clips per process in memory at once; null: all of its share. Latent and contrastive loss compare these only", minimum=1
+    )
     seed: int = setting(0)
     lr: float = setting(5e-5, "peak learning rate", above=0)
     rates: RatesRecipe = setting(factory=RatesRecipe, help="factors on lr per part")
@@ -133,6 +141,9 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise SettingError("betas", f"{beta} is not in [0, 1); AdamW's usual ones are [0.9, 0.999]")
         if self.warmup_steps >= self.steps:
             raise SettingError("warmup_steps", f"{self.warmup_steps} is not below steps {self.steps}")
 
@@ -160,6 +171,9 @@ class RunRecipe:
     wandb: bool = setting(False, "also log to Weights & Biases (extra `wandb`)")
     process_group_timeout_s: float = setting(600.0, "how long a process waits for the others", above=0)
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -176,6 +190,7 @@ class Recipe:
     run: RunRecipe = setting(factory=RunRecipe)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.schema != SCHEMA:
             raise SettingError("schema", f"{self.schema} is not supported; this version reads schema {SCHEMA}")
         check_folder_name("name", self.name)

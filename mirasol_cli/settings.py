@@ -7,7 +7,7 @@ Every key that a recipe may hold is declared once, with `setting(...)`; the reci
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -40,9 +40,14 @@ class SettingError(ValueError):
         self.key, self.message = key, message
 
 
+def keys_of(section: Any) -> dict[str, dataclasses.Field]:
+    """Name -> field of all that a recipe may set in a settings dataclass (or an instance of one): what is declared with `setting`."""
+    return {field.name: field for field in dataclasses.fields(section) if field.metadata}
+
+
 def check_settings(section: Any) -> None:
     """Raise `SettingError` for the first field of `section` whose value is out of its range or choices."""
-    for field in dataclasses.fields(section):
+    for field in keys_of(section).values():
         problem = value_problem(getattr(section, field.name), field.metadata)
         if problem:
             raise SettingError(field.name, problem)
@@ -80,13 +85,3 @@ def to_plain(section: Any) -> Any:
     if isinstance(section, (list, tuple)):
         return [to_plain(value) for value in section]
     return section
-
-
-def leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) for every leaf of a settings dataclass, in declaration order."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value

@@ -24,9 +24,9 @@ from mirasol_cli.recipe import (
     recipe_header,
     shipped_recipes,
 )
-from mirasol_cli.recipe_schema import DataRecipe, InitRecipe, Recipe, RunRecipe, SourceRecipe, TrainRecipe
+from mirasol_cli.recipe_schema import DataRecipe, InitRecipe, RatesRecipe, Recipe, RunRecipe, SourceRecipe, TrainRecipe
 from mirasol_cli.recipe_yaml import dump_value, parse_scalar, parse_yaml
-from mirasol_cli.settings import leaves
+from mirasol_cli.settings import SettingError
 
 HEAD = "schema: 1\nname: x\n"
 
@@ -149,7 +149,12 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_ones() -> None:
         (HEAD + "clip: {size: 8}\n", "8 is below the least allowed value 16"),
         (HEAD + "train: {lr: .inf}\n", "must be a finite number; .inf was given"),
         (HEAD + f"train: {{steps: {'9' * 5000}}}\n", "must be a finite number"),
+        (HEAD + f"train: {{steps: {'9' * 320}}}\n", "must be a finite number"),
+        (HEAD + f"train: {{lr: {'9' * 320}}}\n", "must be a finite number"),
         (HEAD + f"train: {{seed: {'9' * 30}}}\n", "whole number"),
+        (HEAD + "train: {betas: [1.5, 0.9]}\n", "`train.betas`: 1.5 is not in [0, 1)"),
+        (HEAD + "train: {betas: [0.9, 1]}\n", "`train.betas`: 1.0 is not in [0, 1)"),
+        (HEAD + "train: {betas: [-0.1, 0.9]}\n", "`train.betas`: -0.1 is not in [0, 1)"),
         (HEAD + "train: {compile: 1}\n", "`train.compile` is true or false; the number 1 was given"),
         (HEAD + "train: {steps: true}\n", "`train.steps` is a whole number; true was given"),
         (HEAD + "train: {steps: null}\n", "`train.steps` is a whole number; null was given"),
@@ -248,7 +253,30 @@ def test_explain_carries_the_help_of_every_key() -> None:
     written = dump_recipe(Recipe(name="x"), explain=True)
     assert "  lr: 5.0e-05  # peak learning rate" in written
     assert written.startswith("schema: 1")
-    assert len([line for line in written.splitlines() if not line.endswith(":")]) >= len(list(leaves(Recipe(name="x"))))
+    lines = [line.strip() for line in written.splitlines()]
+    assert all(any(line.startswith(f"{key.rpartition('.')[2]}:") for line in lines) for key in known_keys())
+    assert len(lines) == len(known_keys())
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"), [(InitRecipe, {"vocabulary": 3}), (RatesRecipe, {"text": -1.0}), (RunRecipe, {"process_group_timeout_s": 0.0})]
+)
+def test_a_section_made_in_python_is_checked_as_one_from_a_file(section: type, wrong: dict) -> None:
+    with pytest.raises(SettingError, match=next(iter(wrong))):
+        section(**wrong)
+
+
+def test_what_training_sets_by_itself_is_no_key() -> None:
+    """Checkpoints of earlier versions hold it."""
+    old = HEAD + "model:\n  preset: demo\n  heads: [latent, audio]\n"
+    (problem,) = problems(old)
+    assert problem == (
+        "r.yaml:5: `model.heads` is no key of a recipe: training gives the model the heads that the weights in `loss` need; remove this key"
+    )
+    assert "is no key of a recipe" in problems(HEAD, "model.heads=[audio]")[0]
+    assert parse_recipe(old, "f", of_checkpoint=True) == parse_recipe(HEAD + "model: {preset: demo}\n", "f")
+    assert "model.heads" not in known_keys()
+    assert not [line for line in dump_recipe(Recipe(name="x"), explain=True).splitlines() if line.startswith("  heads:")]
 
 
 # ---------------------------------------------------------------------------------------------- shipped recipes

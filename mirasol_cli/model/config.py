@@ -124,9 +124,8 @@ class ModelConfig:
     latent: LatentConfig = setting(factory=LatentConfig)
     reconstruction: ReconstructionConfig = setting(factory=ReconstructionConfig)
     text: TextConfig = setting(factory=TextConfig)
-    heads: tuple[str, ...] = setting(
-        ("latent", "video"), "loss heads the model carries besides text: latent, video, audio, contrastive; training sets it from `loss:`"
-    )
+    heads: tuple[str, ...] = ("latent", "video")
+    """Loss heads the model carries besides text, of `HEADS`. No key of a recipe: training sets it from `loss:` (`with_heads`)."""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -352,7 +352,8 @@ def load_model(checkpoint: Path) -> LoadedModel:
         geometry = ClipGeometry.from_plain(config["clip"])
         model = Mirasol(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]))
         step = int(read_json(checkpoint / "state.json")["step"])
-        recipe = parse_recipe((checkpoint / "recipe.yaml").read_text(encoding="utf-8"), str(checkpoint / "recipe.yaml"))
+        path = checkpoint / "recipe.yaml"
+        recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True)
     except (KeyError, TypeError, ValueError, MirasolError) as error:
         raise CheckpointError(f"'{checkpoint}' describes a model this version cannot build: {error}", "use a matching mirasol") from error
     weights = read_tensors(checkpoint, "model")

@@ -161,7 +161,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
 
 @dataclass
 class StepResult:
-    """What one step tells, the same on every process (but for `losses`)."""
+    """What one step tells, the same on every process but for `losses` and `text_shape`."""
 
     means: dict[str, float]  # loss parts over the global batch
     loss: float

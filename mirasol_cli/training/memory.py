@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,21 @@ from mirasol_cli.recipe_schema import Recipe
 if TYPE_CHECKING:
     from mirasol_cli.training.start import Run
 
-# Dense bf16 tensor-core figures of the makers' data sheets, in 1e12 FLOP/s; the longest matching name counts.
-_PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "A10": 125.0,
-                "RTX 4090": 165.0, "RTX 3090": 71.0}  # fmt: skip
+_PEAK_TFLOPS = {
+    r"H200": 989.0, r"H200 NVL": 836.0, r"H100( SXM5)? \d+GB HBM3": 989.0, r"H100 PCIe": 756.0, r"H100 NVL": 836.0,
+    r"A100-(SXM4|PCIE)-\d+GB": 312.0, r"A100 \d+GB PCIe": 312.0, r"L40S": 362.0, r"L40": 181.0, r"L4": 121.0, r"A10": 125.0,
+    r"RTX 4090": 165.0, r"RTX 3090": 71.0,
+}  # fmt: skip
+"""Dense bf16 figures of the maker's data sheets, in 1e12 FLOP/s, by the driver's whole name for the GPU, but for its first words.
+Variants have figures of their own (NVL, laptop, a MIG slice), so that a name which only begins like one of these is not known."""
 
 
 def peak_flops_per_s(device: torch.device, bf16: bool) -> float | None:
     """Peak of a known GPU in bf16; None elsewhere, so that no utilisation is claimed."""
     if device.type != "cuda" or not bf16:
         return None
-    name = torch.cuda.get_device_name(device)
-    known = [model for model in _PEAK_TFLOPS if model in name]
-    return _PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
+    name = re.sub(r"^(NVIDIA )?(GeForce )?", "", torch.cuda.get_device_name(device))
+    return next((figure * 1e12 for known, figure in _PEAK_TFLOPS.items() if re.fullmatch(known, name)), None)
 
 
 def peak_bytes(device: torch.device) -> int:

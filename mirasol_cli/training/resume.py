@@ -14,7 +14,9 @@ CHANGEABLE = (
     "train.checkpoint_every", "train.keep", "train.log_every", "train.evaluate_every", "train.evaluate_limit", "train.bad_steps",
     "train.micro_batch_clips", "train.parallel", "train.compile", "train.checkpoint_activations",
 )  # fmt: skip
-"""Keys that may differ on resume. The last four change how the same step is computed (equal to rounding, no longer to the bit)."""
+"""Keys that may differ on resume. The last three change how the same step is computed (equal to rounding, no longer to the bit).
+`train.micro_batch_clips` changes the step itself, but for text and reconstruction: the latent loss takes variance and spread from
+the clips that are in memory at once, and the contrastive loss its negatives."""
 
 _PATTERNS = [re.compile(re.escape(key).replace(r"\*", r"[^:]*")) for key in CHANGEABLE]
 

@@ -26,7 +26,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class RunFolder:
-    """`runs/<name>/`: status, resolved recipe, metrics and checkpoints of one run. Only the first process makes one."""
+    """`runs/<name>/`: status, resolved recipe, metrics and checkpoints of one run. Every process holds one; only the first writes."""
 
     def __init__(self, path: Path, recipe: Recipe, stage: str, world_size: int):
         self.path, self.recipe, self.stage, self.world_size = path, recipe, stage, world_size

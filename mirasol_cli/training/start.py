@@ -136,7 +136,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
         newest = ck.newest_valid(folder.checkpoints)
         if newest is not None:
             path = newest / "recipe.yaml"
-            check_resumable(parse_recipe(path.read_text(encoding="utf-8"), str(path)), recipe)
+            check_resumable(parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True), recipe)
             stage = read_json(newest / "state.json").get("stage")
             if stage != folder.stage:
                 raise CheckpointError(f"'{folder.path}' is a {stage} run", f"go on with `mirasol {stage}`, or choose another run.dir")
