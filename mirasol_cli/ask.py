@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,7 +16,7 @@ from mirasol_cli.evaluation.evaluate import DEMO_CHECKPOINT, demo_checkpoint
 from mirasol_cli.files import read_json
 from mirasol_cli.recipe_schema import EvalRecipe
 from mirasol_cli.vocabulary import StreamDecoder
-from mirasol_cli.why import Why, draw, measure, time_line
+from mirasol_cli.why import NOT_KEPT, UNTRAINED, Why, draw, measure, time_line
 
 Say = Callable[[str], None]
 DEMO_WARNING = "the demo checkpoint only knows the demo world of simple instruments; it knows nothing of real videos"
@@ -59,6 +59,7 @@ class Model:
     warnings: list[str] = field(default_factory=list)
     load_s: float = 0.0
     usual_clip_s: float | None = None  # about the longest clip it was trained on; longer ones are long
+    trained_with_masks: bool = True  # on clips that lost sound, picture or chunks: what `why` shows it again
     _last: tuple[tuple, OpenClip] | None = None
 
     def open(self, video: str | Path, start_s: float | None = None, end_s: float | None = None, say: Say = lambda _: None) -> OpenClip:
@@ -80,7 +81,8 @@ class Model:
             question: in the words the model was trained with.
             context: title, description or subtitles.
             start_s, end_s: seconds; look at this span only.
-            why: also measure which chunks and which modality the answer rests on (`reply.why`).
+            why: also measure which chunks and which modality the answer rests on (`reply.why`); a long video that was read
+                piece by piece keeps None there, and a warning says so.
 
         Raises:
             UsageError: an empty question or span, or a URL.
@@ -118,6 +120,10 @@ class Model:
         if why:
             reply.why = measure(self.answerer, clip, asked, answer)
             reply.timings_s["why"] = time.perf_counter() - answered
+            if reply.why is None:
+                reply.warnings.append(NOT_KEPT)
+            elif not self.trained_with_masks:
+                reply.warnings.append(UNTRAINED)
         return reply
 
 
@@ -139,11 +145,15 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
     recipe, place = loaded.recipe, resolve_device(device)
     answerer = Answerer(loaded.model, loaded.vocabulary, settings, place, sound=recipe.data.sound, precision=recipe.train.precision)
     warnings = [DEMO_WARNING] if folder.resolve() == DEMO_CHECKPOINT.resolve() else []
-    return Model(answerer, folder, warnings, time.perf_counter() - began, loaded.usual_clip_s)
+    augment = recipe.train.augment
+    with_masks = augment.drop_modality > 0 or augment.drop_chunks > 0
+    return Model(answerer, folder, warnings, time.perf_counter() - began, loaded.usual_clip_s, with_masks)
 
 
 def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str, str]:
     """(checkpoint, why this one): the given one, else the best of the newest finished run, else the demo's.
+
+    OURS: a run that was only pretrained has learned no question, so it comes after all finetuned ones, whatever their age.
 
     Raises CheckpointError, which says how to train one, if there is none at all.
     """
@@ -156,12 +166,13 @@ def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str
         except DataError:
             continue
         if isinstance(run, dict) and run.get("status") == "finished":
-            finished.append((str(run.get("ended") or ""), state.stat().st_mtime, state.parent))
+            finished.append((run.get("stage") != "pretrain", str(run.get("ended") or ""), state.stat().st_mtime, state.parent))
     from mirasol_cli.training.checkpoint import find_checkpoint
 
-    for *_, folder in sorted(finished, reverse=True):
+    for finetuned, *_, folder in sorted(finished, reverse=True):
+        which = "newest finished run" if finetuned else "newest finished run (pretrained only; none was finetuned)"
         try:
-            return str(find_checkpoint(folder, "best")), f"of the newest finished run, '{folder}'"
+            return str(find_checkpoint(folder, "best")), f"of the {which}, '{folder}'"
         except CheckpointError:
             continue
     return str(demo_checkpoint()), "the demo checkpoint of the package"
@@ -184,8 +195,8 @@ def ask(
 ) -> dict[str, Any]:
     """The command. Answers go to `stream` (nowhere with None), talk to `say`; returns what `--json` prints.
 
-    With `questions` the result holds one entry of `answers` per line of the file. Without any question a session
-    starts, if both ends are a terminal.
+    With `questions` the result holds one entry of `answers` per line of the file, and the warnings of all of them. Without
+    any question a session starts, if both ends are a terminal.
 
     Raises:
         UsageError: no question, or contradicting options.
@@ -194,8 +205,8 @@ def ask(
     if question is not None and questions is not None:
         raise UsageError("a question and --questions were both given", "leave one of the two out")
     asked = _questions(questions, limit) if questions is not None else [question] if question is not None else []
-    interactive = not asked and stream is not None and stream.isatty() and sys.stdin.isatty()
-    if not asked and not interactive:
+    terminal = stream if stream is not None and stream.isatty() and sys.stdin.isatty() else None
+    if not asked and terminal is None:
         raise UsageError("there is no question", 'give one after the video, as in `mirasol ask clip.mp4 "what is playing?"`')
     find_video(video)  # a wrong name is told before the model is loaded
     chosen, reason = choose_checkpoint(checkpoint)
@@ -203,39 +214,47 @@ def ask(
     say(f"checkpoint '{model.checkpoint}' ({reason})")
     clip = model.open(video, start_s, end_s, say)
     say(f"looked at {clip.sampled}")
-    for warning in (*model.warnings, *clip.warnings):
-        say(f"note: {warning}")
-    if interactive:
+    told: set[str] = set()
+    tell((*model.warnings, *clip.warnings), told, say)
+    if not asked and terminal is not None:
         from mirasol_cli.ask_session import Session
 
-        return Session(model, video, clip, context, stream or sys.stdout, say, why=why).run()
+        return Session(model, clip, context, terminal, say, why=why).run()
 
-    told = {*model.warnings, *clip.warnings}
-    replies = []
-    for one in asked:
-        reply = answer_aloud(model, clip, one, context, stream, say, why=why, repeat_question=questions is not None)
-        for warning in reply.warnings:
-            if warning not in told:
-                say(f"note: {warning}")
-                told.add(warning)
-        replies.append(reply)
+    replies = [answer_aloud(model, clip, one, context, stream, say, told, why=why, repeat=questions is not None) for one in asked]
     plain = [_with_picture(reply, number, len(replies), say) for number, reply in enumerate(replies, 1)]
     if questions is None:
         return plain[0]
-    shared = {key: plain[0][key] for key in ("video", "checkpoint", "warnings")}
+    shared = {key: plain[0][key] for key in ("video", "checkpoint")}
+    shared["warnings"] = list(dict.fromkeys(warning for one in plain for warning in one["warnings"]))
     return {"answers": [{key: one[key] for key in ("question", "answer", "logprob", "timings_s", "why")} for one in plain], **shared}
 
 
+def tell(warnings: Iterable[str], told: set[str], say: Say) -> None:
+    """Say the warnings that are not in `told`, and put them there."""
+    for warning in warnings:
+        if warning not in told:
+            say(f"note: {warning}")
+            told.add(warning)
+
+
 def answer_aloud(
-    model: Model, clip: OpenClip, question: str, context: str, stream: TextIO | None, say: Say, *, why: bool, repeat_question: bool = False
+    model: Model, clip: OpenClip, question: str, context: str, stream: TextIO | None, say: Say, told: set[str],
+    *, why: bool, repeat: bool = False,
 ) -> Reply:  # fmt: skip
-    """Answer one question; on a terminal the text appears as it comes."""
+    """Answer one question; on a terminal the text appears as it comes.
+
+    Args:
+        stream: where the answer goes (nowhere with None).
+        say: hears the warnings of this answer that are not in `told`, which then holds them too.
+        repeat: write the question before its answer.
+    """
     live = stream is not None and stream.isatty()
 
     def show(piece: str) -> None:
         print(_visible(piece), end="", file=stream, flush=True)
 
-    if repeat_question and stream is not None:
+    if repeat and stream is not None:
         print(f"{_visible(question)}  ", end="", file=stream, flush=True)
     reply = model.answer(clip, question, context, show=show if live else None, why=why)
     if stream is not None:
@@ -244,6 +263,7 @@ def answer_aloud(
             from rich.console import Console
 
             Console(file=stream).print(time_line(reply.why))
+    tell(reply.warnings, told, say)
     return reply
 
 

@@ -32,6 +32,9 @@ HINTS = {
 """Reasons whose usual hint names an option of `prepare`."""
 SPARSE = 2.0
 """OURS: so many times the usual length, and the frames of a video that is looked at whole lie further apart than a user expects."""
+HARDLY_LONGER = 1.05
+"""OURS: up to so many times the usual length a span is looked at whole. Clips of one nominal length differ by a frame or a packet
+of sound, and 5 % of them may exceed the usual length; cut in two, their chunks would last half as long as those of training."""
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
 
 
@@ -48,7 +51,7 @@ class OpenClip:
     audio: str  # none, silent or sound
     sampled: str  # in words
     warnings: list[str] = field(default_factory=list)
-    timings_s: dict[str, float] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)  # "open" in all; of it "decode" and "encode", see `open_clip`
     sample: dict[str, Any] | None = None  # the shard fields; None where the video went through piece by piece
 
     @property
@@ -110,6 +113,12 @@ def open_clip(
     fixed seconds where the Combiner has a memory (TTM): the answer then rests on that memory and on the latents of the
     last piece. Elsewhere its frames are spread over all of it, and a warning says so from twice the usual length on.
 
+    Pieces that cannot be decoded are left out, and a warning says how many.
+
+    Returns:
+        The clip. `timings_s["decode"]` is the time that this process spent waiting for decoded media: all of the decoding for
+        a span that is looked at whole; in pieces only what encoding did not cover, since the next piece is decoded meanwhile.
+
     Raises:
         UsageError: an empty span.
         MediaError: the file cannot be used; the message names file and reason.
@@ -126,7 +135,7 @@ def open_clip(
         if last <= first:
             raise MediaError(f"the span from {start_s or 0:g} s lies outside the video of {info.end_s:.1f} s", "change --start or --end")
         known_s, usual_s = usual_s, usual_s or usual_seconds(answerer.geometry)
-        if last - first > 1.05 * usual_s and answerer.model.config.combiner.kind == "ttm":
+        if last - first > HARDLY_LONGER * usual_s and answerer.model.config.combiner.kind == "ttm":
             clip = _open_in_pieces(answerer, pool, path, first, last, usual_s, say)
         else:
             clip = _open_whole(answerer, pool, path, ClipRequest(start_s=start_s, end_s=end_s))
@@ -192,13 +201,17 @@ def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipR
 def _open_in_pieces(
     answerer: Answerer, pool: DecodePool, path: Path, start_s: float, end_s: float, piece_s: float, say: Callable[[str], None]
 ) -> OpenClip:  # fmt: skip
-    """Pieces of about `piece_s`, in constant memory for any length: one is decoded while the model reads the one before."""
+    """Pieces of about `piece_s`, in constant memory for any length: one is decoded while the model reads the one before.
+
+    Raises MediaError, that of the first piece, if not one can be decoded.
+    """
     geometry = answerer.geometry
     count = int(np.ceil((end_s - start_s) / piece_s))
     edges = np.linspace(start_s, end_s, count + 1)
     requests = [ClipRequest(start_s=float(first), end_s=float(last)) for first, last in pairwise(edges)]
     state = memory = None
-    states, lost = set(), []
+    states: set[int] = set()
+    lost: dict[int, MediaError] = {}
     timings = {"decode": 0.0, "encode": 0.0}
     for number in range(2):  # the pool works on the second while the first is used
         pool.submit(number, path, [requests[number]])
@@ -209,18 +222,17 @@ def _open_in_pieces(
                 pool.submit(number + 2, path, [requests[number + 2]])
             decoded = time.perf_counter()
             timings["decode"] += decoded - began
-            if not isinstance(sample, MediaError):
+            if isinstance(sample, MediaError):
+                lost[number] = sample
+            else:
                 states.add(int(sample["audio_state"]))
                 memory, state = answerer.encode_further(sample, state)
-            elif number == 0:
-                raise sample
-            else:
-                lost.append(number)
             began = time.perf_counter()
             timings["encode"] += began - decoded
             if number % 20 == 19:
                 say(f"{number + 1} of {count} pieces read")
-    assert memory is not None
+    if memory is None:
+        raise lost[0]
     each = (end_s - start_s) / (count * geometry.chunks)
     clip = OpenClip(
         path=str(path), memory=memory, seconds=end_s - start_s, start_s=start_s, frames=count * geometry.frames,
@@ -230,7 +242,8 @@ def _open_in_pieces(
     )  # fmt: skip
     if lost:
         seconds = (end_s - start_s) / count
-        clip.warnings.append(f"{len(lost)} of {count} pieces of {seconds:.0f} s could not be decoded, the first at {edges[lost[0]]:.0f} s")
+        first = edges[min(lost)]
+        clip.warnings.append(f"{len(lost)} of {count} pieces of {seconds:.0f} s could not be decoded, the first at {first:.0f} s")
     return clip
 
 

@@ -16,8 +16,8 @@ HELP = "Ask a question, or: /video FILE   /context TEXT   /clear (forget the con
 class Session:
     """`run` reads lines until /quit, the end of input, or two Ctrl-C in a row."""
 
-    def __init__(self, model: Model, video: str, clip: OpenClip, context: str, stream: TextIO, say: Say, *, why: bool = False):
-        self.model, self.video, self.clip, self.context = model, video, clip, context
+    def __init__(self, model: Model, clip: OpenClip, context: str, stream: TextIO, say: Say, *, why: bool = False):
+        self.model, self.clip, self.context = model, clip, context
         self.stream, self.say, self.why = stream, say, why
         self.replies: list[Reply] = []
 
@@ -67,8 +67,7 @@ class Session:
         if not video:
             self.say(f"the video is '{self.clip.path}'; /video FILE takes another")
             return
-        self.clip = self.model.open(video)
-        self.video = video
+        self.clip = self.model.open(video, say=self.say)
         self.say(f"looked at {self.clip.sampled}")
         for warning in self.clip.warnings:
             self.say(f"note: {warning}")
@@ -76,4 +75,5 @@ class Session:
     def _answer(self, question: str) -> None:
         from mirasol_cli.ask import answer_aloud
 
-        self.replies.append(answer_aloud(self.model, self.clip, question, self.context, self.stream, self.say, why=self.why))
+        told = {*self.model.warnings, *self.clip.warnings}  # when they were opened
+        self.replies.append(answer_aloud(self.model, self.clip, question, self.context, self.stream, self.say, told, why=self.why))

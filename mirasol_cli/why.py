@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from mirasol_cli.ask_clip import OpenClip
-from mirasol_cli.errors import UsageError
 from mirasol_cli.evaluation.answerer import Answerer, Question
 from mirasol_cli.evaluation.controls import without_picture, without_sound
 from mirasol_cli.files import write_atomic
 
 AT_ONCE = 8
 """Masked copies of the clip that are encoded side by side."""
+NOT_KEPT = "--why has nothing to say of a video that was read piece by piece; ask about a part of it with --start and --end"
+UNTRAINED = (
+    "this model was trained without masks (train.augment.drop_modality and drop_chunks are 0), so what --why measures is how it "
+    "takes inputs that it never saw"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,16 @@ class Why:
         return {"chunks": self.chunks, "sound": self.sound, "picture": self.picture, "chunk_starts_s": self.starts_s, "end_s": self.end_s}
 
 
-def measure(answerer: Answerer, clip: OpenClip, question: Question, answer: str) -> Why:
-    """Score `answer` again with parts of the clip masked. All masks were seen in training (dropout of modalities and chunks).
+def measure(answerer: Answerer, clip: OpenClip, question: Question, answer: str) -> Why | None:
+    """Score `answer` again with parts of the clip masked; None for a long video that was read piece by piece (it is not kept).
 
-    Raises UsageError for a long video that was read piece by piece: its parts are not kept.
+    A model knows the masks that it was trained with: a clip without its sound or without its picture by
+    `train.augment.drop_modality`, a clip without some of its chunks by `drop_chunks`. All else is an extrapolation: the clip
+    with nothing to see or hear, which augmentation never makes (it moves the values of all chunks alike), a single chunk left
+    of very many, which is seldom drawn, and every mask of a model whose recipe has 0 there.
     """
     if clip.sample is None:
-        raise UsageError("--why needs a shorter clip: this one was read piece by piece", "name a part of it with --start and --end")
+        return None
     chunks = range(clip.chunks)
     masked = [clip.sample, without_sound(clip.sample), without_picture(clip.sample), _without(clip.sample, chunks)]
     masked += [_without(clip.sample, [t]) for t in chunks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,8 +29,8 @@ from mirasol_cli.media import workers
 from mirasol_cli.media.clip import read_samples
 from mirasol_cli.media.probe import probe
 from mirasol_cli.media.sampling import ClipRequest
-from mirasol_cli.recipe_schema import EvalRecipe
-from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_tiny_checkpoint
+from mirasol_cli.recipe_schema import AugmentRecipe, EvalRecipe
+from tests.evaluation.tiny import tiny_config, tiny_model, tiny_recipe, tiny_vocabulary, write_tiny_checkpoint
 from tests.shards.samples import SMALL
 
 
@@ -166,6 +167,18 @@ def test_many_questions_from_a_file(run, clip, tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(UsageError, match="holds no question"):
         ask(str(clip), questions=tmp_path / "empty.txt", checkpoint=str(run), device="cpu")
+
+
+def test_the_warnings_of_many_questions_are_those_of_all_of_them(run, tmp_path):
+    few = render(tmp_path / "few.mp4", 0.4, frames_per_second=10)
+    (tmp_path / "q.txt").write_text(f"what is it\n{'who plays ' * 40}\n{'who plays ' * 40}\n{'who plays ' * 41}\n")
+    said = []
+    result = ask(str(few), questions=tmp_path / "q.txt", checkpoint=str(run), device="cpu", say=said.append)
+    frames, *cuts = result["warnings"]
+    assert "only 4 different frames" in frames
+    assert len(cuts) == 2
+    assert all("tokens were left out" in cut for cut in cuts)
+    assert [line for line in said if line.startswith("note: ")] == [f"note: {warning}" for warning in result["warnings"]]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +325,59 @@ def test_the_cache_of_a_long_video_does_not_grow(tmp_path, monkeypatch):
     assert model.answerer.model.latent.transformer.window == 0  # put back
 
 
+class BadPieces(HerePool):
+    """A pool in which some pieces of a long video cannot be decoded."""
+
+    bad: frozenset[int] = frozenset()
+
+    def results(self):
+        for job, result in super().results():
+            yield job, [MediaError(f"piece {job} is broken")] if job in self.bad else result
+
+
+@pytest.mark.parametrize(("bad", "at"), [({0}, "0"), ({2}, "2"), ({3}, "3"), ({0, 1, 3}, "0")])
+def test_pieces_that_cannot_be_decoded_cost_a_warning(tmp_path, monkeypatch, bad, at):
+    video = render(tmp_path / "long.mp4", 4.0)
+    monkeypatch.setattr(workers, "DecodePool", BadPieces)
+    monkeypatch.setattr(BadPieces, "bad", frozenset(bad))
+    model = model_of("ttm")
+    model.usual_clip_s = 1.1
+    opened = model.open(video)
+    assert opened.chunks == 8
+    assert opened.warnings == [f"{len(bad)} of 4 pieces of 1 s could not be decoded, the first at {at} s"]
+    assert model.answer(opened, "what is it").warnings == opened.warnings
+
+
+def test_after_a_first_piece_that_is_lost_the_rest_is_read_as_if_alone(tmp_path, monkeypatch):
+    video = render(tmp_path / "long.mp4", 4.0)
+    whole, rest, lacking = (model_of("ttm") for _ in range(3))
+    for model in (whole, rest, lacking):
+        model.usual_clip_s = 1.1
+    expected = rest.ask(video, "what is it", start_s=1.0).logprob
+    all_read = whole.ask(video, "what is it").logprob
+    monkeypatch.setattr(workers, "DecodePool", BadPieces)
+    monkeypatch.setattr(BadPieces, "bad", frozenset({0}))
+    assert lacking.ask(video, "what is it").logprob == pytest.approx(expected, abs=1e-4)
+    assert abs(all_read - expected) > 1e-3
+
+
+def test_a_long_video_of_which_no_piece_can_be_decoded_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "DecodePool", BadPieces)
+    monkeypatch.setattr(BadPieces, "bad", frozenset(range(4)))
+    model = model_of("ttm")
+    model.usual_clip_s = 1.1
+    with pytest.raises(MediaError, match=r"long\.mp4' cannot be used: piece 0 is broken"):
+        model.open(render(tmp_path / "long.mp4", 4.0))
+
+
+def test_a_clip_hardly_longer_than_those_of_training_is_looked_at_whole(tmp_path):
+    video, model = render(tmp_path / "v.mp4", 1.0), model_of("ttm")
+    model.usual_clip_s = 0.97
+    assert model.open(video).chunks == 2
+    model.usual_clip_s = 0.94
+    assert model.open(video, 0.0).chunks == 4
+
+
 def test_a_video_without_ttm_says_how_thinly_it_was_sampled_from_twice_the_usual_length_on(tmp_path):
     video, model = render(tmp_path / "long.mp4", 2.0), model_of()
     (warning,) = model.open(video).warnings
@@ -335,6 +401,45 @@ def test_why_is_the_fall_of_the_log_probability(clip, tmp_path):
     assert {"chunks", "sound", "picture"} <= reply.to_plain()["why"].keys()
 
 
+def only(sample: dict, shown: set[int]) -> dict:
+    """The sample with sound and picture of the chunks in `shown` alone."""
+    kept = {name: value for name, value in sample.items() if name in ("span", "frame_times", "audio_state")}
+    for name in sample.keys() - kept.keys():
+        value = np.array(sample[name])
+        for chunk in set(range(len(value))) - shown:
+            value[chunk] = 0
+        kept[name] = value
+    return kept
+
+
+def test_why_of_a_chunk_is_the_mean_of_what_it_takes_away_and_what_it_brings(clip):
+    model = model_of(seed=3)
+    model.answerer = Answerer(tiny_model(3, replace(SMALL, frames=12, chunks=3)), tiny_vocabulary(), EvalRecipe(max_tokens=6))
+    reply = model.ask(clip, "what is it", why=True)
+
+    def likelihood(shown: set[int]) -> float:
+        memory = model.answerer.encode([only(reply.clip.sample, shown)])
+        return model.answerer.likelihoods(memory, [[Question("what is it")]], [[[reply.answer]]])[0][0][0]
+
+    everything = {0, 1, 2}
+    takes = [likelihood(everything) - likelihood(everything - {chunk}) for chunk in range(3)]
+    brings = [likelihood({chunk}) - likelihood(set()) for chunk in range(3)]
+    assert reply.why.chunks == pytest.approx([(take + bring) / 2 for take, bring in zip(takes, brings, strict=True)], abs=2e-3)
+    assert all(abs(take - bring) > 0.02 for take, bring in zip(takes, brings, strict=True))  # so that neither alone would do
+
+
+def test_why_of_a_model_that_was_trained_without_masks_says_so(clip, tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    for name, drop_modality, drop_chunks in (("none", 0.0, 0.0), ("some", 0.0, 0.1)):
+        augment = AugmentRecipe(drop_modality=drop_modality, drop_chunks=drop_chunks)
+        write_tiny_checkpoint(tmp_path / name, replace(recipe, train=replace(recipe.train, augment=augment)))
+    none, some = (load(tmp_path / name / "step-00000007", device="cpu") for name in ("none", "some"))
+    (warning,) = none.ask(clip, "what is it", why=True).warnings
+    assert "was trained without masks" in warning
+    assert none.ask(clip, "what is it").warnings == []
+    assert some.ask(clip, "what is it", why=True).warnings == []
+
+
 def test_why_without_sound_gives_sound_no_weight(tmp_path):
     reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, sound="none", frames_per_second=40), "what is it", why=True)
     assert reply.why.sound == pytest.approx(0, abs=1e-4)
@@ -345,15 +450,39 @@ def test_why_is_drawn_in_the_terminal_and_as_a_picture(run, clip, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     out = io.StringIO()
     result = ask(str(clip), "what $is^ it", checkpoint=str(run), device="cpu", why=True, stream=out)
-    assert "picture" in out.getvalue()
-    assert "0.1" in out.getvalue()  # the chunks' times
+    why = result["why"]
+    ends = [*why["chunk_starts_s"][1:], why["end_s"]]
+    rows = [("sound", why["sound"]), ("picture", why["picture"])]
+    rows += [(f"{start:.1f}-{end:.1f} s", value) for start, end, value in zip(why["chunk_starts_s"], ends, why["chunks"], strict=True)]
+    shown = [re.match(r" *(\S.*?) +([+-][\d.]+) ", line) for line in out.getvalue().splitlines()]
+    assert [match.groups() for match in shown if match] == [(name, f"{value:+.2f}") for name, value in rows]
     assert Path(result["why"]["picture_file"]) == Path("clip-why.png")
     assert Path("clip-why.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_why_of_a_long_video_says_what_to_do(tmp_path):
-    with pytest.raises(UsageError, match="piece by piece"):
-        model_of("ttm").ask(render(tmp_path / "long.mp4", 1.0), "what is it", why=True)
+def test_why_of_a_long_video_keeps_the_answer_and_says_what_to_do(tmp_path):
+    model, video = model_of("ttm"), render(tmp_path / "long.mp4", 1.0)
+    reply = model.ask(video, "what is it", why=True)
+    assert reply.answer == model.ask(video, "what is it").answer
+    assert reply.why is None
+    assert reply.to_plain()["why"] is None
+    (warning,) = reply.warnings
+    assert "piece by piece" in warning
+    assert "--start and --end" in warning
+
+
+def test_why_of_a_long_video_is_told_by_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny_checkpoint(
+        tmp_path / "runs" / "ttm" / "checkpoints", replace(tiny_recipe(tmp_path), model=tiny_config("ttm")), combiner="ttm"
+    )
+    out, said = io.StringIO(), []
+    video = render(tmp_path / "long.mp4", 1.0)
+    result = ask(str(video), "what is it", checkpoint="runs/ttm", device="cpu", why=True, stream=out, say=said.append)
+    assert result["why"] is None
+    assert out.getvalue().strip()
+    assert sum("piece by piece" in line for line in said) == 1
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_the_newest_finished_run_is_taken(tmp_path, monkeypatch):
@@ -372,8 +501,26 @@ def test_the_newest_finished_run_is_taken(tmp_path, monkeypatch):
     assert choose_checkpoint("named", runs) == ("named", "as named")
 
 
+def test_a_finetuned_run_is_taken_before_one_that_was_only_pretrained(tmp_path):
+    runs, recipe = tmp_path / "runs", tiny_recipe(tmp_path)
+
+    def finished(name: str, stage: str, ended: str) -> None:
+        write_tiny_checkpoint(runs / name / "checkpoints", recipe)
+        (runs / name / "run.json").write_text(json.dumps({"status": "finished", "ended": ended, "stage": stage}))
+
+    finished("before", "pretrain", "2026-03-01")
+    finished("after", "pretrain", "2026-04-01")
+    chosen, reason = choose_checkpoint(None, runs)
+    assert Path(chosen).parent.parent == runs / "after"
+    assert "pretrained only" in reason
+    finished("tuned", "finetune", "2026-02-01")
+    chosen, reason = choose_checkpoint(None, runs)
+    assert Path(chosen).parent.parent == runs / "tuned"
+    assert reason == f"of the newest finished run, '{runs / 'tuned'}'"
+
+
 def test_without_any_checkpoint_it_says_how_to_train_one(tmp_path, monkeypatch, clip):
-    monkeypatch.chdir(tmp_path / "runs" if (tmp_path / "runs").is_dir() else tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mirasol_cli.evaluation.evaluate.DEMO_CHECKPOINT", tmp_path / "none")
     with pytest.raises(CheckpointError) as caught:
         ask(str(clip), "what is it", device="cpu")
@@ -387,9 +534,9 @@ def test_no_question_without_a_terminal_is_refused(clip, run):
         ask(str(clip), "  ", checkpoint=str(run), device="cpu")
 
 
-def session(clip, lines, monkeypatch):
+def session(clip, lines, monkeypatch, model=None):
     """A session fed with lines; an exception class among them is raised as if the key was pressed."""
-    model = model_of()
+    model = model or model_of()
     out, said = io.StringIO(), []
     waiting = iter(lines)
 
@@ -400,7 +547,7 @@ def session(clip, lines, monkeypatch):
         return line
 
     monkeypatch.setattr("builtins.input", typed)
-    one = Session(model, str(clip), model.open(clip), "", out, said.append)
+    one = Session(model, model.open(clip), "", out, said.append)
     return one, one.run(), out.getvalue(), said
 
 
@@ -419,6 +566,22 @@ def test_a_session_answers_keeps_the_clip_and_takes_commands(clip, tmp_path, mon
     assert any("'/wrong' is no command" in line for line in said)
 
 
+def test_a_session_tells_what_was_cut_and_what_was_said_of_the_video_only_once(tmp_path, monkeypatch):
+    few = render(tmp_path / "few.mp4", 0.4, frames_per_second=10)
+    lines = ["what is it", f"/context {'a long title ' * 40}", "what is it", "what is it", "/clear", "what is it", f"/video {few}"]
+    _, result, _, said = session(few, lines, monkeypatch)
+    assert len(result["answers"]) == 4
+    assert sum("tokens were left out" in line for line in said) == 2
+    assert sum("different frames" in line for line in said) == 1  # at /video; `ask` itself tells it of the first
+
+
+def test_a_session_says_how_far_a_long_video_was_read(tmp_path, monkeypatch):
+    video, model = render(tmp_path / "long.mp4", 2.1), model_of("ttm")
+    model.usual_clip_s = 0.1
+    _, _, _, said = session(render(tmp_path / "short.mp4", 0.1, frames_per_second=80), [f"/video {video}"], monkeypatch, model)
+    assert any(re.fullmatch(r"20 of 2\d pieces read", line) for line in said)
+
+
 def test_one_interrupt_stops_the_answer_two_leave(clip, monkeypatch):
     lines = [KeyboardInterrupt, "what is it", KeyboardInterrupt, KeyboardInterrupt, "never asked"]
     _, result, _, said = session(clip, lines, monkeypatch)
@@ -427,7 +590,7 @@ def test_one_interrupt_stops_the_answer_two_leave(clip, monkeypatch):
 
     model = model_of()
     opened = model.open(clip)
-    stopped = Session(model, str(clip), opened, "", io.StringIO(), lambda _: None)
+    stopped = Session(model, opened, "", io.StringIO(), lambda _: None)
 
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
