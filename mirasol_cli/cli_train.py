@@ -78,7 +78,8 @@ def training_command(stage: str) -> Callable[..., None]:
         if dry_run:
             from mirasol_cli.training.dry_run import dry_run as rehearse
 
-            result = rehearse(loaded, stage=stage, device=device, limit=limit, say=console.say if json else console.print_result)
+            say = console.say if json else console.print_result
+            result = rehearse(loaded, stage=stage, device=device, limit=limit, processes=nproc or 1, say=say)
             text = None
         else:
             from mirasol_cli.evaluation.during_training import validator

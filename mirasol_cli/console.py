@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mirasol_cli.errors import EnvironmentProblem, MirasolError
-from mirasol_cli.files import disk_problem
+from mirasol_cli.files import disk_problem, finite
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -43,9 +43,9 @@ def print_result(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """The result of a command as the one JSON object on stdout."""
+    """The result of a command as the one JSON object on stdout; numbers that are not finite become null."""
     if is_first_process():
-        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+        print(json.dumps(finite(value), ensure_ascii=False, default=str), flush=True)
 
 
 @contextmanager

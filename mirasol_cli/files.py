@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def finite(value: Any) -> Any:
+    """The value with None for every number in it that is not finite: JSON has no NaN and no infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of deterministic, human-readable JSON."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+    """`write_atomic` of deterministic, human-readable JSON; numbers that are not finite become null."""
+    write_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False, sort_keys=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """`write_atomic` of one JSON value per line."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """`write_atomic` of one JSON value per line; numbers that are not finite become null."""
+    write_atomic(path, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_json(path: Path) -> Any:

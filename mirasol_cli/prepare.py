@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +40,17 @@ if TYPE_CHECKING:
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".json")
 MANIFEST_RECIPE = "memorise"
 """The recipe whose geometry a manifest gets, unless another is named."""
+EXCLUSIVE = (
+    (
+        "--verify",
+        "compares all finished files with their checksums, and prepares nothing unless --retry-failed is given",
+        ("--dry-run", "--inspect", "--merge", "--part", "--task", "--limit"),
+    ),
+    ("--merge", "puts finished parts together and decodes nothing", ("--part", "--dry-run", "--retry-failed")),
+    ("--dry-run", "writes nothing", ("--inspect",)),
+    ("--part", "leaves the split unfinished", ("--inspect",)),
+)
+"""An option, what it does, and the options that have no meaning beside it."""
 
 
 def prepare(
@@ -100,7 +111,13 @@ def prepare(
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     mine = part_of(part)
-    check_options(engine, mine, merge, dry_run, limit, max_failed, inspect)
+    check_options(engine, limit, max_failed, inspect)
+    check_together(
+        {
+            "--part": part is not None, "--merge": merge, "--retry-failed": retry_failed, "--dry-run": dry_run, "--inspect": inspect > 0,
+            "--verify": verify and not retry_failed, "--task": task is not None, "--limit": limit is not None,
+        }
+    )  # fmt: skip
     chosen = load_recipe(recipe or recipe_of(dataset, task), overrides)
     manifest = manifest_path(dataset)
     if manifest is None:
@@ -159,20 +176,24 @@ def prepare(
 # ------------------------------------------------------------------------------------------------ what to prepare
 
 
-def check_options(
-    engine: str, mine: tuple[int, int] | None, merge: bool, dry_run: bool, limit: int | None, max_failed: float, inspect: int
-) -> None:
-    """Raises UsageError for options that have no meaning, alone or together."""
+def check_options(engine: str, limit: int | None, max_failed: float, inspect: int) -> None:
+    """Raises UsageError for values that have no meaning."""
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine {engine}: expected local or ray")
-    if merge and (mine is not None or dry_run):
-        raise UsageError("--merge puts the parts together: it goes without --part and --dry-run")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: expected at least 1")
     if not 0 <= max_failed <= 100:
         raise UsageError(f"--max-failed {max_failed}: expected a percentage from 0 to 100")
-    if inspect < 0 or (inspect and mine is not None):
-        raise UsageError(f"--inspect {inspect}: expected a number of clips, and no --part")
+    if inspect < 0:
+        raise UsageError(f"--inspect {inspect}: expected a number of clips")
+
+
+def check_together(given: Mapping[str, bool]) -> None:
+    """Raises UsageError for options of which one would do nothing beside the other; `given` says which are there."""
+    for option, does, others in EXCLUSIVE:
+        clashing = [other for other in others if given[option] and given[other]]
+        if clashing:
+            raise UsageError(f"{option} {does}: it goes without {' and '.join(clashing)}", f"leave out {option} or {clashing[0]}")
 
 
 def manifest_path(dataset: str) -> Path | None:

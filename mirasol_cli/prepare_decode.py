@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -48,6 +48,7 @@ class Job:
     source: Found
     positions: list[int] = field(default_factory=list)
     unpacked: Path | None = None  # where a tar member lies meanwhile
+    probing: bool = False  # the answer that is waited for is the file's length, not its clips
 
     @property
     def path(self) -> Path:
@@ -83,7 +84,7 @@ class _Decoding:
         self._results = pool.results()
         self._open: list[Filling] = []
         self._waiting: deque[Job] = deque()
-        self._in_flight: dict[int, Job] = {}
+        self._in_flight: dict[Hashable, Job] = {}
         self._tag = 0
         self._ahead = 2
 
@@ -124,20 +125,24 @@ class _Decoding:
                 raise disk_problem(error, self._unpacked or Path(tempfile.gettempdir())) from error
             self._finish(job, [MediaError(str(error), "fetch the tar again", stage="unpack")] * len(job.positions))
             return
+        job.probing = _length_matters(job)
+        if job.probing:
+            self._pool.submit_probe(self._tagged(job), job.path)
+        else:
+            self._pool.submit(self._tagged(job), job.path, requests_of(job, None))
+
+    def _tagged(self, job: Job) -> int:
+        """A new id under which the pool answers for this job."""
         self._tag += 1
         self._in_flight[self._tag] = job
-        if _length_matters(job):
-            self._pool.submit_probe(self._tag, job.path)
-        else:
-            self._pool.submit(self._tag, job.path, requests_of(job, None))
+        return self._tag
 
     def _take_result(self) -> None:
         tag, results = next(self._results)
-        job = self._in_flight.pop(int(str(tag)))
-        if len(results) == 1 and hasattr(results[0], "seconds"):  # the answer to a probe
-            self._tag += 1
-            self._in_flight[self._tag] = job
-            self._pool.submit(self._tag, job.path, requests_of(job, results[0].seconds))
+        job = self._in_flight.pop(tag)
+        if job.probing and not isinstance(results[0], MediaError):
+            job.probing = False
+            self._pool.submit(self._tagged(job), job.path, requests_of(job, results[0].seconds))
         else:
             self._finish(job, results)
 

@@ -3,6 +3,7 @@
 import errno
 import inspect
 import json
+import math
 import os
 import signal
 import subprocess
@@ -176,6 +177,14 @@ def test_errors_as_json_are_one_object_on_stdout(capsys: Output) -> None:
     assert json.loads(out)["error"]["kind"] == "recipe"
 
 
+def test_json_never_holds_a_number_that_is_not_finite(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    result = {"run": "r", "step": 3, "metrics": {"loss": math.nan, "validation": {"n": 2, "scores": (math.inf, 0.5)}}}
+    fake(monkeypatch, "mirasol_cli.training.loop.train", result)
+    code, out, _ = run(capsys, "finetune", "demo", "--json")
+    assert (code, "NaN" in out) == (0, False)
+    assert json.loads(out)["metrics"] == {"loss": None, "validation": {"n": 2, "scores": [None, 0.5]}}
+
+
 def test_all_problems_of_a_recipe_are_printed(tmp_path: Path, capsys: Output) -> None:
     (tmp_path / "r.yaml").write_text("schema: 1\nname: x\ntrain: {lrr: 1, steps: no}\n")
     code, _, err = run(capsys, "recipes", "validate", str(tmp_path / "r.yaml"), "eval.beams=0")
@@ -280,7 +289,7 @@ def test_dry_run_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys:
     calls = fake(monkeypatch, "mirasol_cli.training.dry_run.dry_run", result)
     code, out, _ = run(capsys, "pretrain", "demo", "--dry-run", "--json", "--nproc", "2")
     assert (code, json.loads(out)) == (0, result)
-    assert calls[0].arguments["stage"] == "pretrain"
+    assert (calls[0].arguments["stage"], calls[0].arguments["processes"]) == ("pretrain", 2)
 
 
 RESULTS = {

@@ -1,6 +1,7 @@
 """Files that are complete or absent, and paths that stay inside."""
 
 import errno
+import math
 import os
 import zlib
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirasol_cli.errors import DataError, EnvironmentProblem
-from mirasol_cli.files import crc32_of, inside, read_json, read_jsonl, write_atomic, write_jsonl
+from mirasol_cli.files import crc32_of, inside, read_json, read_jsonl, write_atomic, write_json, write_jsonl
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +30,15 @@ def test_any_text_survives_jsonl(tmp_path: Path) -> None:
     rows = [{"text": "a\u2028b\x85c\nd\u2029"}, {"text": ""}]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_what_is_written_is_json_everywhere(tmp_path: Path) -> None:
+    value = {"a": [1.5, math.nan, {"b": (-math.inf, True, 7)}], "c": "NaN"}
+    plain = {"a": [1.5, None, {"b": [None, True, 7]}], "c": "NaN"}
+    write_json(tmp_path / "a.json", value)
+    write_jsonl(tmp_path / "a.jsonl", [value])
+    assert read_json(tmp_path / "a.json") == plain
+    assert read_jsonl(tmp_path / "a.jsonl") == [plain]
 
 
 def test_damage_names_file_and_line(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mirasol_cli.errors import ShardError
+from mirasol_cli.errors import DataError
+from mirasol_cli.evaluation.answerer import Answerer
+from mirasol_cli.evaluation.generate import Plan, predict
 from mirasol_cli.evaluation.setting import Options, Setting
-from mirasol_cli.evaluation.validation import validate, validation_figures
 from mirasol_cli.recipe_schema import Recipe
 
 if TYPE_CHECKING:
@@ -29,16 +31,36 @@ def validator(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Mirasol, 
     own = {source.split for source in recipe.data.training_sources()}
     name = recipe.eval.split if recipe.eval.split in own else VALIDATION_SPLIT
     setting = Setting.of(recipe, Options(split=name))
+    sample, seed = recipe.train.evaluate_limit, recipe.eval.seed
     try:
-        split = setting.open_split()
-    except ShardError as error:
+        plan = Plan.of(setting.open_split(), setting.task, setting.protocol, sample=sample, seed=seed)
+    except DataError as error:
         if setting.shards.is_dir():  # else training itself will say what is missing
             say(f"no validation during training: {error.message}")
         return None
+    return lambda model, vocabulary: validation_figures(model, vocabulary, plan, recipe)
 
-    def figures(model: Mirasol, vocabulary: Vocabulary) -> Mapping[str, float]:
-        device = next(model.parameters()).device
-        limit = recipe.train.evaluate_limit
-        return validation_figures(validate(model, vocabulary, split, recipe, task=setting.task, limit=limit, device=device))
 
-    return figures
+def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recipe: Recipe) -> dict[str, float]:
+    """Figures of a model in training, on the device where it is; it returns to the mode it was in.
+
+    Answers are decoded greedily. Class names are only generated: ranking hundreds of them takes too long while training waits.
+
+    Returns:
+        n, the number of labelled questions about clips that are present, and the fractions `exact_match` and
+        `exact_match_normalised` of them.
+    """
+    was_training = model.training
+    settings, device = replace(recipe.eval, decode="greedy"), next(model.parameters()).device
+    answerer = Answerer(model, vocabulary, settings, device, sound=recipe.data.sound, precision=recipe.train.precision)
+    try:
+        batches = predict(replace(plan, labels=()), answerer)
+        rows = [row for batch in batches for row in batch if row["correct"] is not None and not row.get("missing")]
+    finally:
+        model.train(was_training)
+    n = len(rows)
+    return {
+        "n": n,
+        "exact_match": sum(row["correct"] for row in rows) / n if n else 0.0,
+        "exact_match_normalised": sum(row["correct_normalised"] for row in rows) / n if n else 0.0,
+    }

@@ -12,9 +12,9 @@ from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.evaluation.controls import CONTROLS
 from mirasol_cli.evaluation.generate import ORIGIN, PREDICTIONS, Plan, Progress, merge_parts, write_predictions
 from mirasol_cli.evaluation.protocols import judge
-from mirasol_cli.evaluation.results import completed, control_line, results_of
+from mirasol_cli.evaluation.results import completed, control_line, question_ids, results_of
 from mirasol_cli.evaluation.setting import Options, Setting
-from mirasol_cli.evaluation.submissions import read_predictions, write_submission
+from mirasol_cli.evaluation.submissions import check_known, read_predictions, write_submission
 from mirasol_cli.evaluation.wups import wups_figures
 from mirasol_cli.files import read_json, read_jsonl, sha256_of, write_json, write_jsonl
 from mirasol_cli.recipe_schema import Recipe
@@ -194,20 +194,19 @@ def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
     assert options.predictions is not None
     if options.controls:
         raise UsageError("--control needs a model, --predictions scores a file", "leave one of the two out")
+    labels: tuple[str, ...] = ()
     try:
         split = setting.open_split()
-        plan = _plan(setting, split, options)
+        plan, known = _plan(setting, split, options), question_ids(split, setting.task)
     except DataError as error:
         say(f"scored without the split itself: {error.message}")
-        split, questions = None, []
-        labels: tuple[str, ...] = ()
+        split = None
+        rows = [judge(row, setting.protocol) for row in read_predictions(options.predictions)]
     else:
-        questions, labels = plan.questions(), plan.labels
-    rows = read_predictions(options.predictions, questions)
-    if questions:
-        rows = completed(rows, questions, options.predictions, setting.protocol)
-    else:
-        rows = [judge(row, setting.protocol) for row in rows]
+        labels, questions = plan.labels, plan.questions()
+        rows = read_predictions(options.predictions, questions, known)
+        check_known(options.predictions, {row["id"] for row in rows}, known)
+        rows = completed(rows, questions, setting.protocol)
     setting.folder.mkdir(parents=True, exist_ok=True)
     own = setting.folder / PREDICTIONS
     if options.predictions.resolve() != own.resolve():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,14 @@ MISSING_LISTED = 1000
 """Missing videos named in results.json; all of them are rows of predictions.jsonl."""
 
 
-def completed(rows: list[dict], questions: Sequence[dict], source: Path, protocol: Protocol) -> list[dict]:
-    """Every expected question once, in order: what the file does not answer counts as missing."""
+def question_ids(split: ShardSplit, task: str) -> frozenset[str]:
+    """Of all questions of the split, whatever part of it is evaluated."""
+    return frozenset(text["id"] for text in split.texts(task))
+
+
+def completed(rows: list[dict], questions: Sequence[dict], protocol: Protocol) -> list[dict]:
+    """Every expected question once, in order: what `rows` does not answer counts as missing."""
     given = {row["id"]: row for row in rows}
-    unknown = given.keys() - {question["id"] for question in questions}
-    if unknown:
-        raise DataError(
-            f"'{source}' answers {len(unknown)} questions that the split does not have, such as '{min(unknown, key=str)}'",
-            "give the recipe and the split that the predictions were made with",
-        )
     taken = ("prediction", "logprob", "scores", "missing", "shown")
     absent = {"prediction": "", "missing": True}
     rows = []
@@ -83,14 +82,14 @@ def results_of(
     if options.wordnet_dir:
         results["metrics"] |= wups_figures(rows, options.wordnet_dir)
     if options.baseline:
-        results["comparison"] = comparison(rows, options.baseline, setting)
+        results["comparison"] = comparison(rows, options.baseline, setting, question_ids(split, setting.task) if split else None)
     return results
 
 
-def comparison(rows: list[dict], baseline: Path, setting: Setting) -> dict[str, Any]:
-    """Paired with the baseline's predictions for the same questions, by video."""
+def comparison(rows: list[dict], baseline: Path, setting: Setting, known: Set[str] | None) -> dict[str, Any]:
+    """Paired with the baseline's predictions for the same questions, by video; `known` are the ids of the whole split."""
     questions = [{**row, "prediction": None} for row in rows]
-    theirs = {row["id"]: row["prediction"] for row in read_predictions(baseline, questions)}
+    theirs = {row["id"]: row["prediction"] for row in read_predictions(baseline, questions, known)}
     both = [(row, judge({**row, "prediction": theirs[row["id"]]}, setting.protocol)) for row in rows if row["id"] in theirs]
     both = [(row, other) for row, other in both if row["correct"] is not None]
     if not both:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirasol_cli.errors import ShardError, UsageError
+from mirasol_cli.errors import UsageError
 from mirasol_cli.evaluation.protocols import Protocol, protocol_of
 from mirasol_cli.evaluation.subsets import SUBSETS, Subset
 from mirasol_cli.recipe import default_shards
 from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.shards.format import check_geometry
 
 if TYPE_CHECKING:
     from mirasol_cli.shards.reader import ShardSplit
@@ -62,10 +63,5 @@ class Setting:
         from mirasol_cli.shards.reader import ShardFolder
 
         split = ShardFolder(self.shards).split(self.subset.split if self.subset else self.split)
-        differences = self.recipe.clip.differences(split.geometry)
-        if differences:
-            raise ShardError(
-                f"the recipe and the shards at '{self.shards}' differ: {'; '.join(differences)} (recipe here, shards there)",
-                "prepare the data with this recipe, or set its clip section to that of the shards",
-            )
+        check_geometry(self.recipe.clip, split.geometry, split.path)
         return split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from mirasol_cli.errors import DataError, UsageError
@@ -37,14 +37,15 @@ def write_submission(folder: Path, dataset: str, task: str, rows: Sequence[dict]
     return folder / "submission.json"
 
 
-def read_predictions(path: Path, questions: Sequence[dict] = ()) -> list[dict]:
+def read_predictions(path: Path, questions: Sequence[dict] = (), known: Set[str] | None = None) -> list[dict]:
     """Prediction rows of a `predictions.jsonl`, or of a file in an official format.
 
     An official file holds only ids and answers, so `questions` (rows as `predictions.jsonl` has them, without a
-    prediction) must say what was asked. A question that it leaves out counts as missing.
+    prediction) must say what was asked. A question that it leaves out counts as missing; an answer to another question of
+    the split, whose ids are `known` (by default those of `questions`), is left out.
 
     Raises:
-        DataError: the file is missing or damaged, or names an id that no question has.
+        DataError: the file is missing or damaged, or an official one names an id that is not known.
         UsageError: an official file without the questions.
     """
     if path.suffix == ".jsonl":
@@ -58,10 +59,18 @@ def read_predictions(path: Path, questions: Sequence[dict] = ()) -> list[dict]:
         raise UsageError(
             f"'{path}' is in an official format, which holds only ids and answers", "prepare the split, so that its questions are known"
         )
-    unknown = sorted(answers.keys() - {row["id"] for row in questions})
-    if unknown:
-        raise DataError(f"'{path}' answers {len(unknown)} questions that the split does not have, such as '{unknown[0]}'")
+    check_known(path, answers.keys(), {row["id"] for row in questions} if known is None else known)
     return [{**row, "prediction": answers.get(row["id"], ""), "missing": row["id"] not in answers} for row in questions]
+
+
+def check_known(path: Path, answered: Set[str], known: Set[str]) -> None:
+    """Raises DataError if the file answers a question that is not among the known ones."""
+    unknown = answered - known
+    if unknown:
+        raise DataError(
+            f"'{path}' answers {len(unknown)} questions that the split does not have, such as '{min(unknown, key=str)}'",
+            "give the recipe and the split that the predictions were made with",
+        )
 
 
 def _official_answers(path: Path, questions: dict[str, dict]) -> dict[str, str]:

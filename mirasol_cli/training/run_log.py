@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
-from mirasol_cli.files import disk_problem, read_json, write_atomic, write_json
+from mirasol_cli.files import disk_problem, finite, read_json, write_atomic, write_json
 from mirasol_cli.recipe_schema import Recipe
 
 METRICS, RUN, RECIPE = "metrics.jsonl", "run.json", "recipe.yaml"
+EVALUATIONS = "eval"
+"""The folder of a run folder where `mirasol eval` writes, which may come before any training (`--checkpoint demo`)."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -42,8 +44,8 @@ class RunFolder:
         return str(self._state.get("started", ""))
 
     def check_unused(self) -> None:
-        """Raises UsageError if something is there already and `--resume` was not given."""
-        if self.path.is_dir() and any(self.path.iterdir()):
+        """Raises UsageError if something is there already and `--resume` was not given. What `eval` wrote below it is no run."""
+        if self.path.is_dir() and any(entry.name != EVALUATIONS for entry in self.path.iterdir()):
             raise UsageError(
                 f"the run folder '{self.path}' is not empty",
                 f"add --resume to go on with that run, or start another one with run.dir={self.path}-2",
@@ -69,10 +71,9 @@ class RunFolder:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, flushed. Not-finite numbers are written as null, which JSON has."""
-        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()}
         try:
             with open(self.path / METRICS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+                file.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
         except OSError as error:
             raise disk_problem(error, self.path / METRICS) from error
 

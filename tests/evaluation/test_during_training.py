@@ -1,14 +1,17 @@
 """Validation during training: which split it uses, and that it stays away from the test split."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mirasol_cli.errors import ShardError
 from mirasol_cli.evaluation import during_training
+from mirasol_cli.evaluation.generate import Plan
 from mirasol_cli.evaluation.setting import Setting
 from mirasol_cli.recipe import load_recipe
-from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.recipe_schema import TrainRecipe
+from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_texts_split
 
 HERE = ["train.evaluate_every=10", "train.evaluate_limit=3", "data.shards=here"]
 
@@ -16,22 +19,24 @@ HERE = ["train.evaluate_every=10", "train.evaluate_limit=3", "data.shards=here"]
 @pytest.mark.parametrize(("name", "split"), [("msrvtt", "val"), ("memorise", "train"), ("demo", "val")])
 def test_validates_on_val_or_on_what_is_memorised(name: str, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[str, Path]] = []
+    planned: list[tuple[str, int | None]] = []
     monkeypatch.setattr(Setting, "open_split", lambda self: opened.append((self.split, self.shards)))
-    seen: dict = {}
+    monkeypatch.setattr(Plan, "of", lambda split, task, protocol, *, sample, seed: planned.append((task, sample)))
+    assert during_training.validator(load_recipe(name, HERE), print) is not None
+    assert (opened, planned) == ([(split, Path("here"))], [("qa", 3)])
 
-    def validate(model: object, vocabulary: object, split: object, recipe: Recipe, **options: object) -> dict[str, float]:
-        seen.update(options)
-        return {"n": 4, "exact_match": 3, "exact_match_normalised": 4}
 
-    monkeypatch.setattr(during_training, "validate", validate)
-    figures = during_training.validator(load_recipe(name, HERE), print)
-    assert opened == [(split, Path("here"))]
-    assert figures is not None
-
-    import torch
-
-    assert figures(torch.nn.Linear(1, 1), None) == {"n": 4, "exact_match": 0.75, "exact_match_normalised": 1.0}  # type: ignore[arg-type]
-    assert (seen["task"], seen["limit"], seen["device"].type) == ("qa", 3, "cpu")
+def test_texts_are_read_once_and_every_validation_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(tiny_recipe(tmp_path), train=TrainRecipe(evaluate_every=1, evaluate_limit=4))
+    videos = [f"v{clip}" for clip in range(6)]
+    texts = [{"id": f"{clip}", "clip": clip, "question": "what is it", "answer": "yes"} for clip in range(6)]
+    write_texts_split(tmp_path / "shards" / "val", texts, videos)
+    validate = during_training.validator(recipe, print)
+    assert validate is not None
+    (tmp_path / "shards" / "val" / "qa.jsonl").unlink()
+    model, vocabulary = tiny_model(), tiny_vocabulary()
+    assert validate(model, vocabulary) == validate(model, vocabulary)
+    assert validate(model, vocabulary)["n"] == 4
 
 
 def test_without_a_val_split_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import pytest
 from mirasol_cli.console import metrics_table
 from mirasol_cli.errors import CheckpointError, DataError, ShardError, UsageError
 from mirasol_cli.evaluation import generate
+from mirasol_cli.evaluation.during_training import validation_figures
 from mirasol_cli.evaluation.evaluate import checkpoint_folder, evaluate
 from mirasol_cli.evaluation.generate import Plan, write_predictions
 from mirasol_cli.evaluation.protocols import protocol_of
 from mirasol_cli.evaluation.results import follows_media
 from mirasol_cli.evaluation.setting import Options
-from mirasol_cli.evaluation.subsets import SUBSETS, choose
-from mirasol_cli.evaluation.validation import validate, validation_figures
+from mirasol_cli.evaluation.subsets import SUBSETS, Subset, choose
 from mirasol_cli.files import read_jsonl, write_jsonl
 from mirasol_cli.recipe import dump_recipe
 from mirasol_cli.shards.reader import ShardFolder
@@ -347,6 +347,30 @@ def test_a_file_that_leaves_questions_out_or_invents_them(world, tmp_path):
         evaluate(world, Options(predictions=tmp_path / "alien.jsonl", report=False))
 
 
+def test_a_file_about_the_whole_split_scores_any_part_of_it(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(SUBSETS, "mini", Subset("test", 4, "to test"))
+    evaluate(world, Options(report=False))
+    whole = tmp_path / "whole.jsonl"
+    write_jsonl(whole, read_jsonl(run_folder(world) / "predictions.jsonl"))
+    first = evaluate(world, Options(predictions=whole, limit=3, report=False))
+    assert (first["n"], first["missing"]) == (len([t for t in texts() if t["clip"] < 3]), 0)
+    mini = evaluate(world, Options(predictions=whole, split="mini", report=False))
+    assert mini["subset"]["clips"] == 4
+    write_jsonl(tmp_path / "alien.jsonl", [{**read_jsonl(whole)[0], "id": "alien"}])
+    with pytest.raises(DataError, match="'alien'"):
+        evaluate(world, Options(predictions=tmp_path / "alien.jsonl", limit=3, report=False))
+
+
+def test_an_official_file_about_the_whole_split_compares_with_any_part_of_it(tmp_path):
+    recipe = tiny_recipe(tmp_path, dataset="activitynet")
+    write_texts_split(tmp_path / "shards" / "test", texts(), VIDEOS)
+    official = tmp_path / "theirs.json"
+    official.write_text(json.dumps([{"question_id": text["id"], "answer": text["answer"]} for text in texts()]))
+    results = evaluate(recipe, Options(predictions=official, baseline=official, limit=3, report=False))
+    assert results["metrics"]["exact_match"] == 1.0
+    assert (results["comparison"]["left_out"], results["comparison"]["exact_match"]["n"]) == (0, results["n"])
+
+
 def test_the_official_activitynet_figure_on_request(tmp_path):
     recipe = tiny_recipe(tmp_path, dataset="activitynet", official=True)
     rows = [
@@ -389,14 +413,14 @@ def test_what_cannot_be_evaluated_says_so(world, tmp_path):
         checkpoint_folder(world, str(tmp_path / "nowhere"))
 
 
-def test_validation_leaves_the_model_in_training_and_shares_add_up(world, tmp_path):
-    split = ShardFolder(tmp_path / "shards").split("test")
+def test_validation_leaves_the_model_in_training_and_equals_the_evaluation_of_what_is_present(world, tmp_path):
+    evaluate(world, Options(report=False))
+    given = {row["id"]: row["prediction"] for row in read_jsonl(run_folder(world) / "predictions.jsonl") if not row.get("missing")}
+    rows = [{**text, "answer": given.get(text["id"], "x") if text["clip"] % 3 else "no such"} for text in texts()]
+    write_texts_split(tmp_path / "other" / "test", rows, VIDEOS, missing=MISSING)
+    plan = Plan.of(ShardFolder(tmp_path / "other").split("test"), "qa", protocol_of("manifest", "qa"))
     model = tiny_model().train()
-    whole = validate(model, tiny_vocabulary(), split, world, task="qa")
+    figures = validation_figures(model, tiny_vocabulary(), plan, replace(world, eval=replace(world.eval, decode="sample")))
     assert model.training
-    assert whole["n"] == 25
-    parts = [validate(model, tiny_vocabulary(), split, world, task="qa", rank=rank, size=2) for rank in range(2)]
-    assert {name: parts[0][name] + parts[1][name] for name in whole} == whole
-    assert validation_figures({"n": 4, "exact_match": 1, "exact_match_normalised": 2}) == {
-        "n": 4, "exact_match": 0.25, "exact_match_normalised": 0.5,
-    }  # fmt: skip
+    right = sum(text["clip"] % 3 > 0 for text in texts() if text["clip"] not in MISSING)
+    assert figures == {"n": 25, "exact_match": right / 25, "exact_match_normalised": right / 25}

@@ -142,11 +142,21 @@ def test_the_demo_is_counted_without_rendering(tmp_path: Path) -> None:
         ({"engine": "spark"}, "local or ray"),
         ({"limit": 0}, "--limit 0"),
         ({"max_failed": 101}, "--max-failed"),
+        ({"inspect": -1}, "--inspect -1"),
+        ({"inspect": 2, "part": "0/2"}, "--part .* without --inspect"),
+        ({"inspect": 2, "dry_run": True}, "--dry-run .* without --inspect"),
+        ({"merge": True, "retry_failed": True}, "--merge .* without --retry-failed"),
+        ({"verify": True, "dry_run": True, "limit": 3}, "--verify .* without --dry-run and --limit"),
+        ({"verify": True, "inspect": 2}, "--verify .* without --inspect"),
+        ({"verify": True, "merge": True}, "--verify .* without --merge"),
+        ({"verify": True, "part": "0/2"}, "--verify .* without --part"),
+        ({"verify": True, "task": "qa"}, "--verify .* without --task"),
     ],
 )
 def test_options_without_meaning(world: World, options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         world.prepare(**options)
+    assert not world.out.exists()
 
 
 def test_what_is_not_there(world: World) -> None:

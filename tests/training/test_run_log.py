@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mirasol_cli.errors import Diverged, EnvironmentProblem, Interrupted
+from mirasol_cli.errors import Diverged, EnvironmentProblem, Interrupted, UsageError
 from mirasol_cli.training import run_log
 from mirasol_cli.training.loop import train
 from tests import synthetic
@@ -36,6 +36,15 @@ def test_metrics_are_cut_back_to_the_step_and_half_lines_dropped(tmp_path: Path)
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert run.last_metrics()["step"] == 3
+
+
+def test_what_eval_wrote_is_no_run(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    (run.path / "eval" / "test").mkdir(parents=True)  # as `mirasol eval demo --checkpoint demo` leaves it
+    run.check_unused()
+    (run.path / "checkpoints").mkdir()
+    with pytest.raises(UsageError, match="not empty"):
+        run.check_unused()
 
 
 def test_not_finite_numbers_are_null(tmp_path: Path) -> None:
