@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli import prepare_engines
+from mirasol_cli.console import progress_bar
 from mirasol_cli.datasets.catalogue import DATASETS, RENDERED, open_dataset
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex
@@ -27,7 +28,7 @@ from mirasol_cli.prepare_plan import (
     plan_split,
     together,
 )
-from mirasol_cli.prepare_report import ProgressLine, Say, finish_split, say_table, split_summary
+from mirasol_cli.prepare_report import DecodingProgress, Say, finish_split, say_table, split_summary
 from mirasol_cli.recipe import data_root, default_shards, load_recipe, shipped_recipes
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.format import INDEX, SplitIndex, check_geometry, record_name, shard_name
@@ -250,21 +251,17 @@ def read_dataset(
 
 def render(world: World, root: Path, recipe: Recipe, limit: int | None, workers: int, say: Say) -> None:
     """Draw a world's videos and write its annotations; what is there already stays."""
-    bars: list[ProgressLine] = []
+    with progress_bar("video", say) as show:
 
-    def progress(done: int, videos: int) -> None:
-        if not bars:
-            say(f"rendering {videos} videos of {world.title} in '{root}'")
-            bars.append(ProgressLine(videos, say))
-        bars[0](1, 0.0)
+        def progress(done: int, videos: int) -> None:
+            if done == 1:
+                say(f"rendering {videos} videos of {world.title} in '{root}'")
+            show(done, videos)
 
-    try:
-        world.render(root, seed=recipe.data.seed, clips=_clips_to_render(world, recipe, limit), workers=workers, progress=progress)
-    except OSError as error:
-        raise disk_problem(error, root) from error
-    finally:
-        for bar in bars:
-            bar.close()
+        try:
+            world.render(root, seed=recipe.data.seed, clips=_clips_to_render(world, recipe, limit), workers=workers, progress=progress)
+        except OSError as error:
+            raise disk_problem(error, root) from error
 
 
 def planned(
@@ -346,7 +343,7 @@ def fill(
         if mine is None:
             remove_partials(plan.folder)
     clips = [clip for plan in plans for clip in plan.clips_to_decode(retry_failed=retry_failed, part=part)]
-    progress = ProgressLine(len(clips), say)
+    progress = DecodingProgress(len(clips), say)
     by_folder = {plan.folder: plan for plan in plans}
     say(f"decoding {len(clips)} clips into {len(works)} shards in '{out}'")
     done = 0

@@ -6,13 +6,13 @@ import io
 import re
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+from mirasol_cli.console import ProgressLine
 from mirasol_cli.prepare_plan import SplitPlan, text_rows
 from mirasol_cli.shards.format import (
     AUDIO_STATES,
@@ -29,8 +29,6 @@ from mirasol_cli.shards.format import (
 )
 
 Say = Callable[[str], None]
-PLAIN_EVERY_S = 5.0
-"""Seconds between lines of progress where no terminal is."""
 SAID = 8
 """Notes, and kinds of failures, that are said of a split; the files hold all."""
 
@@ -204,37 +202,17 @@ def _say_some(name: str, lines: Sequence[str], rest: str, say: Say) -> None:
 # ------------------------------------------------------------------------------------------------ progress
 
 
-class ProgressLine:
-    """Clips and video-hours with rates and the time left: a bar on a terminal, a plain line every few seconds elsewhere."""
+class DecodingProgress:
+    """Clips and hours of video that were decoded (a `prepare_decode.Watch`)."""
 
     def __init__(self, clips: int, say: Say, bar: bool | None = None):
-        self._clips, self._say = clips, say
-        self._done, self._seconds, self._start, self._said = 0, 0.0, time.monotonic(), time.monotonic()
-        self._bar: Any = None
-        if clips and (sys.stderr.isatty() if bar is None else bar):
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=clips, unit="clip", file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
+        self._line = ProgressLine(clips, "clip", say, bar=bar)
+        self._clips, self._seconds = 0, 0.0
 
     def __call__(self, clips: int, seconds: float) -> None:
-        self._done += clips
+        self._clips += clips
         self._seconds += seconds
-        if self._bar is not None:
-            if self._seconds:
-                self._bar.set_postfix_str(f"{self._seconds / 3600:.2f} h of video", refresh=False)
-            self._bar.update(clips)
-        elif time.monotonic() - self._said >= PLAIN_EVERY_S:
-            self._said = time.monotonic()
-            self._say(self.line())
-
-    def line(self) -> str:
-        """`120 of 2000 clips, 0.33 h of video, 14.2 clips/s, 0:02:12 left`"""
-        spent = max(time.monotonic() - self._start, 1e-6)
-        rate = self._done / spent
-        left = int((self._clips - self._done) / rate) if rate else 0
-        hours = f"{self._seconds / 3600:.2f} h of video, " if self._seconds else ""  # what is rendered is not counted in hours
-        return f"{self._done} of {self._clips} clips, {hours}{rate:.1f} clips/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        self._line.show(self._clips, f"{self._seconds / 3600:.2f} h of video")
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._line.close()

@@ -450,6 +450,16 @@ def test_nproc_hands_the_command_line_on(monkeypatch: pytest.MonkeyPatch, capsys
     assert seen[1][0][-4:] == ["--control", "text-only", "--", "demo"]
 
 
+def test_progress_without_a_terminal_counts_speed_from_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [0.0], []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress_bar("clip", said.append) as progress:
+        for done in range(500, 561, 5):  # 500 lay there from an interrupted evaluation
+            progress(done, 1000)
+            now[0] += 1.0
+    assert said == ["550 of 1000 clips, 5.0 clips/s, 0:01:30 left"]
+
+
 def test_nproc_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

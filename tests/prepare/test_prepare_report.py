@@ -4,18 +4,18 @@ import re
 
 import pytest
 
-from mirasol_cli.prepare_report import ProgressLine, kind_of_reason, say_table
+from mirasol_cli.prepare_report import DecodingProgress, kind_of_reason, say_table
 
 
 def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     said: list[str] = []
-    monkeypatch.setattr("mirasol_cli.prepare_report.time.monotonic", lambda: now[0])
-    progress = ProgressLine(1000, said.append, bar=False)
+    monkeypatch.setattr("mirasol_cli.console.time.monotonic", lambda: now[0])
+    progress = DecodingProgress(1000, said.append, bar=False)
     for _ in range(20):
         now[0] += 1
         progress(10, 360.0)
-    assert len(said) == 4
+    assert len(said) == 2
     assert said[-1] == "200 of 1000 clips, 2.00 h of video, 10.0 clips/s, 0:01:20 left"
 
 
