@@ -11,6 +11,7 @@ from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
 from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
 from mirasol_cli.model.inputs import MediaBatch, TextBatch
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.text_decoder import CrossMemory
 
 VOCABULARY = 50
 TUBES = (
@@ -99,3 +100,10 @@ def all_valid(clips: int = 2, chunks: int = 4, frames_per_chunk: int = 4) -> dic
         "thumbnail_valid_BT": torch.ones(clips, chunks, dtype=torch.bool),
         "chunk_valid_BT": torch.ones(clips, chunks, dtype=torch.bool),
     }
+
+
+def of_clip(memory: CrossMemory, clip: int) -> CrossMemory:
+    """What the text attends to of one clip, as a batch of its own."""
+    part = slice(clip, clip + 1)
+    valid = None if memory.valid_BK is None else memory.valid_BK[part]
+    return CrossMemory(tuple(key[part] for key in memory.keys), tuple(value[part] for value in memory.values), valid)

@@ -73,15 +73,9 @@ class ChunkTransformer(nn.Module):
         self.norm = norm(width)
         self.head_width, self.window = width // heads, window
 
-    def forward(
-        self,
-        x_BTND: Tensor,
-        valid_BTN: Tensor | None = None,
-        cache: ChunkCache | None = None,
-        keep: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """[B, T, N, D] -> [B, T, N, D], or [B, T, L, D] where `keep` picks L tokens of a chunk as the only outputs."""
-        return self._run(x_BTND, valid_BTN, cache, keep)[0]
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None) -> Tensor:
+        """[B, T, N, D] -> [B, T, N, D], all chunks at once."""
+        return self._run(x_BTND, valid_BTN, None, None)[0]
 
     def append(
         self,
@@ -90,7 +84,10 @@ class ChunkTransformer(nn.Module):
         cache: ChunkCache | None = None,
         keep: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, ChunkCache]:
-        """As `forward` for chunks that follow those in `cache`; equal to running all of them at once."""
+        """As `forward` for chunks that follow those in `cache`; equal to running all of them at once.
+
+        [B, T, N, D] -> [B, T, N, D], or [B, T, L, D] where `keep` picks L tokens of a chunk as the only outputs.
+        """
         x, layers = self._run(x_BTND, valid_BTN, cache, keep)
         valid = torch.ones(x_BTND.shape[:3], dtype=torch.bool, device=x.device) if valid_BTN is None else valid_BTN
         if cache is not None:

@@ -156,14 +156,14 @@ def sine_cosine(coordinates: Tensor, width: int) -> Tensor:
 
 
 def rotary_table(positions: Tensor, width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, width / 2] (float32) of rotary positions; `width` is that of one head."""
+    """Cosines and sines [..., width / 2] (float32) of rotary positions [...]; `width` is that of one head."""
     omega = theta ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
-    angles = positions.float()[:, None] * omega
+    angles = positions.float()[..., None] * omega
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + d/2) of the last axis; the tables broadcast against [..., d / 2]."""
+    """Rotate the pairs (i, i + d/2) of the last axis, as Hugging Face's Llama files want it; the tables broadcast against [..., d / 2]."""
     first, second = x.chunk(2, dim=-1)
     cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -29,11 +29,12 @@ LEAST_VARIANCE = 0.1  # the prediction error is not magnified beyond this
 DIAGNOSED_ROWS = 4096  # latents looked at for the effective rank
 
 
-class LossPart(NamedTuple):
+@dataclass(frozen=True)
+class LossPart:
     """A loss of one batch before the division: mean = sum / count."""
 
     sum: Tensor
-    count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
+    count: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +222,7 @@ def over_processes(x: Tensor) -> Tensor:
     (evaluation, diagnostics) a process computes for itself, since it may be the only one to do so."""
     if not _distributed() or not torch.is_grad_enabled():
         return x
-    return _SumOverProcesses.apply(x)  # type: ignore[no-any-return]
+    return cast(Tensor, _SumOverProcesses.apply(x))
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirasol_cli.model.config import TextConfig
+from mirasol_cli.model.layers import join_heads, rotary_table, rotate, split_heads
 from mirasol_cli.model.text_cache import CacheSlot, TextCache
 
-Rotary = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor]  # cosines and sines [1 or R, 1, L, d / 2], the same for all heads
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,6 @@ class CrossMemory:
     keys: tuple[Tensor, ...]  # per cross-attention layer [B, key/value heads, K, head width]
     values: tuple[Tensor, ...]
     valid_BK: Tensor | None = None  # bool; None: every latent may be attended to
-
-    def select(self, clips: Tensor | slice) -> CrossMemory:
-        """The memory of some clips: views for a slice, copies of just those clips for a tensor of clip numbers."""
-        valid = None if self.valid_BK is None else self.valid_BK[clips]
-        return CrossMemory(tuple(k[clips] for k in self.keys), tuple(v[clips] for v in self.values), valid)
 
     def mask(self) -> tuple[Tensor | None, Tensor | None]:
         """(attention mask [B, 1, 1, K], present [B, 1, 1]), both bool, or (None, None) where all is valid.
@@ -172,7 +168,8 @@ class TextDecoder(nn.Module):
     def _run(self, tokens_BQL: Tensor, position_RL: Tensor, memory: CrossMemory | None, slots: list[CacheSlot] | None) -> Tensor:
         B, Q, L = tokens_BQL.shape
         x_RLD = F.dropout(self.embed_tokens(tokens_BQL).flatten(0, 1), self.config.dropout, self.training)
-        rotary = rotary_angles(position_RL, self.config.width // self.config.heads, self.config.rope_theta)
+        cosines, sines = rotary_table(position_RL, self.config.width // self.config.heads, self.config.rope_theta)
+        rotary = cosines[:, None], sines[:, None]
         mask, present = (None, None) if memory is None else memory.mask()
         for number, layer in enumerate(self.layers):
             x_RLD = layer(x_RLD, rotary, None if slots is None else slots[number])
@@ -205,16 +202,17 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.head_width = config.width // config.heads
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        narrow = config.kv_heads * (config.width // config.heads)
         self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * self.head_width, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * self.head_width, bias=False)
+        self.k_proj = nn.Linear(config.width, narrow, bias=False)
+        self.v_proj = nn.Linear(config.width, narrow, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x_RLD: Tensor, rotary: Rotary, slot: CacheSlot | None) -> Tensor:
-        query = rotate(split_heads(self.q_proj(x_RLD), self.head_width), rotary)
-        key = rotate(split_heads(self.k_proj(x_RLD), self.head_width), rotary)
-        value = split_heads(self.v_proj(x_RLD), self.head_width)
+        query = rotate(split_heads(self.q_proj(x_RLD), self.heads), *rotary)
+        key = rotate(split_heads(self.k_proj(x_RLD), self.kv_heads), *rotary)
+        value = split_heads(self.v_proj(x_RLD), self.kv_heads)
         if slot is not None:
             slot.write(key, value)
         if slot is None or slot.mask_R1LC is None:
@@ -242,7 +240,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.head_width, self.dropout = config.width // config.heads, config.dropout
+        self.heads, self.dropout = config.heads, config.dropout
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.q_proj = nn.Linear(config.width, config.width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
@@ -250,7 +248,7 @@ class CrossAttention(nn.Module):
         self.gate = nn.Parameter(torch.full((1,), 1.0 if config.gate == "open" else 0.0))
 
     def forward(self, x_BqD: Tensor, keys: Tensor, values: Tensor, mask_B11K: Tensor | None, present_B11: Tensor | None) -> Tensor:
-        query = split_heads(self.q_proj(self.norm(x_BqD)), self.head_width)
+        query = split_heads(self.q_proj(self.norm(x_BqD)), self.heads)
         mixed_BqD = self.o_proj(join_heads(attend(query, keys, values, mask=mask_B11K)))
         if present_B11 is not None:
             mixed_BqD = mixed_BqD * present_B11
@@ -267,8 +265,8 @@ class MemoryProjection(nn.Module):
 
     def __init__(self, config: TextConfig, memory_width: int, cross_layers: int):
         super().__init__()
-        self.head_width = config.width // config.heads
-        narrow = config.kv_heads * self.head_width
+        self.kv_heads = config.kv_heads
+        narrow = config.kv_heads * (config.width // config.heads)
         self.norm = nn.RMSNorm(memory_width, eps=config.norm_eps)
         self.k_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
         self.v_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
@@ -280,19 +278,9 @@ class MemoryProjection(nn.Module):
         x_BKD = self.norm(latents_BKD)
         x_BKD = x_BKD + sine_positions(position_K, latents_BKD.shape[2]).to(x_BKD.dtype)
         # Each head's in one piece: decoding reads them again for every token.
-        keys = tuple(split_heads(project(x_BKD), self.head_width).contiguous() for project in self.k_proj)
-        values = tuple(split_heads(project(x_BKD), self.head_width).contiguous() for project in self.v_proj)
+        keys = tuple(split_heads(project(x_BKD), self.kv_heads).contiguous() for project in self.k_proj)
+        values = tuple(split_heads(project(x_BKD), self.kv_heads).contiguous() for project in self.v_proj)
         return keys, values
-
-
-def split_heads(x_RLD: Tensor, head_width: int) -> Tensor:
-    """[R, L, heads * d] to [R, heads, L, d]."""
-    return x_RLD.unflatten(2, (-1, head_width)).transpose(1, 2)
-
-
-def join_heads(x_RHLd: Tensor) -> Tensor:
-    """[R, heads, L, d] to [R, L, heads * d]."""
-    return x_RHLd.transpose(1, 2).flatten(2)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -304,21 +292,6 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None =
         folded = query.reshape(R, keys.shape[1], groups * L, d)
         return F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask).reshape(R, heads, L, d)
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
-
-
-def rotary_angles(position: Tensor, head_width: int, theta: float) -> Rotary:
-    """(cos, sin), float32 [..., head width], of integer positions [...]; both halves of the width turn by the same angles."""
-    steps = torch.arange(0, head_width, 2, dtype=torch.float32, device=position.device)
-    angle = position[..., None].float() * theta ** (-steps / head_width)
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x_RHLd: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary position embedding in the half-rotation convention of Hugging Face's Llama files."""
-    cos, sin = (part[:, None].to(x_RHLd.dtype) for part in rotary)
-    first, second = x_RHLd.chunk(2, dim=-1)
-    return x_RHLd * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def sine_positions(position: Tensor, width: int) -> Tensor:

@@ -93,17 +93,18 @@ class TokenTuringMachine(nn.Module):
         self.initial_memory = learned(config.memory, width) if config.initial_memory == "learned" else None
         self.memory_size = config.memory
         self.read = _summariser(config.read, config, config.outputs)
-        self.write: nn.Module
+        self.write: AddEraseWrite | TokenLearner | QueryPooling
         if config.write == "add-erase":
             self.write = AddEraseWrite(width, config.outputs, config.dropout)
         else:
             self.write = _summariser(config.write, config, config.memory)
-        self.positions = config.positions
-        if config.positions:
-            self.read_memory_position, self.read_input_position = learned(config.memory, width), learned(width)
-        if config.positions and config.write != "add-erase":
-            self.write_memory_position, self.write_input_position = learned(config.memory, width), learned(width)
-            self.write_output_position = learned(config.outputs, width)
+        placed = config.positions
+        self.read_memory_position = learned(config.memory, width) if placed else None
+        self.read_input_position = learned(width) if placed else None
+        placed = config.positions and config.write != "add-erase"
+        self.write_memory_position = learned(config.memory, width) if placed else None
+        self.write_input_position = learned(width) if placed else None
+        self.write_output_position = learned(config.outputs, width) if placed else None
         self.process_position = learned(config.outputs, width)
         self.process = nn.ModuleList(
             Block(width, config.heads, config.mlp, dropout=config.dropout, gelu="tanh") for _ in range(config.layers)
@@ -120,26 +121,23 @@ class TokenTuringMachine(nn.Module):
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, memory_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Invalid inputs get no weight in read and write. Memory and outputs are always valid."""
         memory = self.start(x_BTND) if memory_BKD is None else memory_BKD
-        chunks = x_BTND.shape[1]
-        read_input = self.read.prepare(self._placed(x_BTND, "read_input_position"))
-        write_input = None
-        if not isinstance(self.write, AddEraseWrite):
-            write_input = self.write.prepare(self._placed(x_BTND, "write_input_position"))  # type: ignore[operator]
+        chunks, write = x_BTND.shape[1], self.write
+        read_input = self.read.prepare(_placed(x_BTND, self.read_input_position))
+        write_input = () if isinstance(write, AddEraseWrite) else write.prepare(_placed(x_BTND, self.write_input_position))
         outputs = []
         for t in range(chunks):
             valid = None if valid_BTN is None else valid_BTN[:, t]
             output = self._process(self._read(memory, [part[:, t] for part in read_input], valid))
             outputs.append(output)
-            if write_input is None:
-                memory = self.write(memory, output)
+            if isinstance(write, AddEraseWrite):
+                memory = write(memory, output)
             else:
-                memory = self._write(memory, [part[:, t] for part in write_input], output, valid)
+                memory = self._write(write, memory, [part[:, t] for part in write_input], output, valid)
         result = torch.stack(outputs, dim=1)
         return (touch(result, memory), memory) if chunks == 1 else (result, memory)  # one chunk alone never uses its write
 
     def _read(self, memory: Tensor, prepared: list[Tensor], valid_BN: Tensor | None) -> Tensor:
-        parts = [self.read.prepare(self._placed(memory, "read_memory_position")), prepared]
-        first, second = _joined(parts)
+        first, second = _joined([self.read.prepare(_placed(memory, self.read_memory_position)), prepared])
         return self.read.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], 0))
 
     def _process(self, x_BMD: Tensor) -> Tensor:
@@ -148,24 +146,23 @@ class TokenTuringMachine(nn.Module):
             x = block(x)
         return self.process_norm(x)
 
-    def _write(self, memory: Tensor, prepared: list[Tensor], output: Tensor, valid_BN: Tensor | None) -> Tensor:
-        write = self.write
-        parts = [
-            write.prepare(self._placed(memory, "write_memory_position")),  # type: ignore[operator]
-            prepared,
-            write.prepare(self._placed(output, "write_output_position")),  # type: ignore[operator]
-        ]
-        first, second = _joined(parts)
-        return write.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], output.shape[1]))  # type: ignore[operator]
-
-    def _placed(self, x: Tensor, position: str) -> Tensor:
-        return x + getattr(self, position) if self.positions else x
+    def _write(
+        self, write: TokenLearner | QueryPooling, memory: Tensor, prepared: list[Tensor], output: Tensor, valid_BN: Tensor | None
+    ) -> Tensor:
+        before = write.prepare(_placed(memory, self.write_memory_position))
+        after = write.prepare(_placed(output, self.write_output_position))
+        first, second = _joined([before, prepared, after])
+        return write.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], output.shape[1]))
 
 
 def _summariser(kind: str, config: CombinerConfig, outputs: int) -> TokenLearner | QueryPooling:
     if kind == "query":
         return QueryPooling(config.width, outputs, config.heads)
     return TokenLearner(config.width, outputs, config.dropout)
+
+
+def _placed(x: Tensor, position: Tensor | None) -> Tensor:
+    return x if position is None else x + position
 
 
 def _joined(parts: list) -> list[Tensor]:

@@ -398,11 +398,5 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None
 
 
 def model_tensors(model: Any) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, in the sharding of this run; a tied output layer is there once."""
-    seen: set[int] = set()
-    own = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            own[name] = tensor
-    return own
+    """Parameters and saved buffers by name, in the sharding of this run."""
+    return dict(model.state_dict(keep_vars=True))

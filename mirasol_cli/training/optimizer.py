@@ -29,17 +29,11 @@ def part_of(name: str) -> str:
 
 
 def decays(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay pulls on: matrices of linear maps and convolutions.
+    """Names of the parameters that weight decay pulls on: matrices of linear maps.
 
     Norms, biases, gates, and every table of learned vectors (vocabulary, positions, mask tokens, initial memory) are left alone.
     """
-    names = set()
-    for module_name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            names.add(f"{module_name}.weight" if module_name else "weight")
-    # a tied output layer is the embedding table
-    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    return {name for name, parameter in model.named_parameters() if name in names and id(parameter) not in tied}
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def encoder_depths(names: Iterable[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from mirasol_cli.model.candidates import plant
 from mirasol_cli.model.config import TextConfig
 from mirasol_cli.model.decoding import score_candidates
 from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
+from tests.small_model import of_clip
 
 EOS, VOCABULARY, MEMORY_WIDTH = 0, 9, 10
 PROMPTS = [[[3, 1, 4], [1]], [[5, 2, 6, 5, 3]]]
@@ -33,7 +34,7 @@ def remember(decoder: TextDecoder) -> CrossMemory:
 
 def alone(decoder: TextDecoder, memory: CrossMemory, clip: int, prompt: list[int], answer: list[int]) -> float:
     ids = [*prompt, *answer, EOS]
-    row = decoder(torch.tensor([[ids]]), None, memory.select(slice(clip, clip + 1)))[0, 0].detach().double().log_softmax(dim=-1)
+    row = decoder(torch.tensor([[ids]]), None, of_clip(memory, clip))[0, 0].detach().double().log_softmax(dim=-1)
     return sum(float(row[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
 
 
@@ -58,7 +59,7 @@ def test_all_short_answers_together_are_certain() -> None:
     words = [token for token in range(VOCABULARY) if token != EOS]
     short = [[], *([word] for word in words), *([a, b] for a in words for b in words)]
     scores = score_candidates(decoder, memory, [[[3, 1]], []], [[short], []], EOS)[0][0]
-    logits = decoder(torch.tensor([[[3, 1, a, b] for a in words for b in words]]), None, memory.select(slice(0, 1)))[0].detach()
+    logits = decoder(torch.tensor([[[3, 1, a, b] for a in words for b in words]]), None, of_clip(memory, 0))[0].detach()
     row = logits.double().log_softmax(dim=-1)
     a, b = torch.tensor([[a, b] for a in words for b in words]).T
     index = torch.arange(len(a))

@@ -12,6 +12,7 @@ from torch import Tensor
 from mirasol_cli.model.config import TextConfig
 from mirasol_cli.model.decoding import Decoded, beam, greedy, sample, stream_greedy
 from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
+from tests.small_model import of_clip
 
 EOS, MEMORY_WIDTH = 0, 10
 SMALL = TextConfig(width=16, layers=2, heads=2, kv_heads=1, mlp=24, cross_every=1)
@@ -37,7 +38,7 @@ def remember(decoder: TextDecoder, clips: int) -> CrossMemory:
 
 def logprobs(decoder: TextDecoder, memory: CrossMemory, clip: int, ids: list[int]) -> Tensor:
     """[len(ids), V] by one uncached pass over the row alone."""
-    logits = decoder(torch.tensor([[ids]]), None, memory.select(slice(clip, clip + 1)))
+    logits = decoder(torch.tensor([[ids]]), None, of_clip(memory, clip))
     return logits[0, 0].float().log_softmax(dim=-1).detach()
 
 
@@ -70,7 +71,7 @@ def test_greedy_in_a_batch_equals_uncached_greedy_alone(seed: int) -> None:
             expected = uncached_greedy(decoder, memory, clip, prompt, 9)
             assert found[clip][question].ids == expected.ids
             assert found[clip][question].logprob == pytest.approx(expected.logprob, abs=1e-4)
-            alone = greedy(decoder, memory.select(slice(clip, clip + 1)), [[prompt]], EOS, 9)[0][0]
+            alone = greedy(decoder, of_clip(memory, clip), [[prompt]], EOS, 9)[0][0]
             assert alone.ids == expected.ids
 
 
@@ -105,7 +106,7 @@ def test_a_stream_ends_with_the_greedy_answer() -> None:
     memory = remember(decoder, 3)
     for clip, prompts in enumerate(PROMPTS):
         for prompt, expected in zip(prompts, greedy(decoder, memory, PROMPTS, EOS, 9)[clip], strict=True):
-            *early, last = stream_greedy(decoder, memory.select(slice(clip, clip + 1)), prompt, EOS, 9)
+            *early, last = stream_greedy(decoder, of_clip(memory, clip), prompt, EOS, 9)
             assert last.ids == expected.ids
             assert last.logprob == pytest.approx(expected.logprob, abs=1e-4)
             assert [item.ids for item in early] == [expected.ids[: i + 1] for i in range(len(early))]
@@ -184,7 +185,7 @@ def test_beams_in_a_batch_equal_beams_alone_and_never_repeat_an_answer(beams: in
             answers = found[clip][question]
             assert 1 <= len(answers) <= beams
             assert len({tuple(a.ids) for a in answers}) == len(answers)
-            alone = beam(decoder, memory.select(slice(clip, clip + 1)), [[prompt]], EOS, 6, beams=beams)[0][0]
+            alone = beam(decoder, of_clip(memory, clip), [[prompt]], EOS, 6, beams=beams)[0][0]
             assert [a.ids for a in alone] == [a.ids for a in answers]
 
 
@@ -221,7 +222,7 @@ def test_temperature_and_nucleus() -> None:
     assert [[a.ids for a in row] for row in sample(decoder, memory, PROMPTS, EOS, 6, seeds=seeds, temperature=5.0)] != certain
     row = logprobs(decoder, memory, 0, [3, 1, 4])[-1].exp().sort(descending=True)
     allowed = set(row.indices[: int((row.values.cumsum(0) < 0.9).sum()) + 1].tolist())
-    words = sample(decoder, memory.select(slice(0, 1)), [[[3, 1, 4]] * 300], EOS, 1, seeds=[list(range(300))], top_p=0.9, temperature=1.0)
+    words = sample(decoder, of_clip(memory, 0), [[[3, 1, 4]] * 300], EOS, 1, seeds=[list(range(300))], top_p=0.9, temperature=1.0)
     assert {answer.ids[0] if answer.ids else EOS for answer in words[0]} == allowed
     for wrong in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}):
         with pytest.raises(ValueError, match="temperature"):

@@ -22,6 +22,7 @@ from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig
 from mirasol_cli.model.decoding import greedy
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.pretrained import inflate, load_audio_encoder, load_text_decoder, load_video_encoder
+from tests.small_model import of_clip
 
 WIDTH, LAYERS, HEADS, MLP = 24, 3, 2, 40
 PIECES = 50
@@ -262,7 +263,7 @@ def test_a_llama_with_closed_gates_is_the_source(hf: Any, tmp_path: Path, option
             pad_token_id=0,
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         )
-    answer = greedy(model.text, memory.select(slice(0, 1)), [[prompt]], eos=-1, max_tokens=12)[0][0]
+    answer = greedy(model.text, of_clip(memory, 0), [[prompt]], eos=-1, max_tokens=12)[0][0]
     assert answer.ids == generated[0, len(prompt) :].tolist()
     assert len(set(answer.ids)) > 2
     assert report.unexpected == ()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mirasol_cli.model.config import TextConfig
 from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
+from tests.small_model import of_clip
 
 VOCABULARY, MEMORY_WIDTH = 23, 20
 SMALL = TextConfig(width=32, layers=4, heads=4, kv_heads=2, mlp=48, cross_every=2)
@@ -51,7 +52,7 @@ def test_cached_steps_of_prompts_of_different_lengths_equal_each_row_alone() -> 
         found.append(decoder.step(following, cache, memory))
     for b in range(2):
         for q in range(2):
-            alone = decoder(text[b : b + 1, q : q + 1], None, memory.select(slice(b, b + 1)))[0, 0]
+            alone = decoder(text[b : b + 1, q : q + 1], None, of_clip(memory, b))[0, 0]
             first = int(lengths[b, q]) - 1
             torch.testing.assert_close(torch.stack([step[b, q] for step in found]), alone[first : first + 4], atol=1e-5, rtol=1e-5)
 
@@ -89,11 +90,11 @@ def test_a_tree_of_continuations_equals_each_path_and_leaves_the_cache_as_it_was
         states = decoder.branch(nodes.expand(2, 2, 4), depth.expand(2, 2, 4), ancestor.expand(2, 2, 4, 4), cache, memory)
         for b, q, path, node in [(0, 0, [5, 6], 1), (0, 1, [5, 7], 2), (1, 0, [5, 7], 2), (1, 1, [8], 3)]:
             row = torch.cat((prompt[b, q, : lengths[b, q]], torch.tensor(path)))[None, None]
-            alone = decoder.hidden(row, None, memory.select(slice(b, b + 1)))[0, 0, -1]
+            alone = decoder.hidden(row, None, of_clip(memory, b))[0, 0, -1]
             torch.testing.assert_close(states[b, q, node], alone, atol=1e-5, rtol=1e-5)
     after = decoder.step(torch.tensor([[[9], [9]], [[9], [9]]]), cache, memory)
     row = torch.cat((prompt[0, 1, :2], torch.tensor([9])))[None, None]
-    torch.testing.assert_close(after[0, 1], decoder(row, None, memory.select(slice(0, 1)))[0, 0, -1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after[0, 1], decoder(row, None, of_clip(memory, 0))[0, 0, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_padding_changes_nothing_whatever_it_holds() -> None:
@@ -236,16 +237,6 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(decoder(text, None, memory), decoder(text, None, memory))
     decoder.train()
     assert not torch.equal(decoder(text, None, memory), decoder(text, None, memory))
-
-
-def test_selecting_clips_of_the_memory() -> None:
-    memory = build().project_memory(latents(3), torch.tensor([[True] * 6, [True] * 5 + [False], [False] * 6]))
-    picked = memory.select(torch.tensor([2, 0]))
-    assert torch.equal(picked.keys[0], memory.keys[0][[2, 0]])
-    assert picked.valid_BK is not None
-    assert picked.valid_BK.tolist() == [[False] * 6, [True] * 6]
-    view = memory.select(slice(1, 3))
-    assert view.keys[1].untyped_storage().data_ptr() == memory.keys[1].untyped_storage().data_ptr()
 
 
 def test_a_clip_without_latents_gets_an_open_mask() -> None:
