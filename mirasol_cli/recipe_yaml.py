@@ -83,12 +83,12 @@ class _Composer(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012  (PyYAML's own way to hold them)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "anchors and aliases are not supported in recipes", event.start_mark)
         if getattr(event, "tag", None):
             raise yaml.composer.ComposerError(None, None, f"the tag {event.tag} is not supported in recipes", event.start_mark)
-        return super().compose_node(parent, index)  # type: ignore[no-any-return]
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -134,7 +134,7 @@ def parse_scalar(text: str, where: str) -> Value:
     if text[:1] in ("[", "{", '"', "'"):
         tree = parse_yaml(text, where)
         return _all_from(tree, where)
-    tag = _Composer("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    tag = _Composer("").resolve(yaml.ScalarNode, text, (True, False))
     return Value(_scalar(tag, text), where, text)
 
 
@@ -161,9 +161,9 @@ def _one_line(plain: Any, readable: bool) -> str:
 def _compose(text: str) -> yaml.Node | None:
     loader = _Composer(text)
     try:
-        return loader.get_single_node()  # type: ignore[no-any-return]
+        return loader.get_single_node()
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _to_value(node: yaml.Node, source: str, duplicates: list[str]) -> Value:

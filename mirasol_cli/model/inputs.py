@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 class _Moves:
     """`.to(device)` for a dataclass of tensors, tuples of tensors and None."""
 
-    def to(self, device: torch.device | str):  # type: ignore[no-untyped-def]
-        def move(value):  # type: ignore[no-untyped-def]
+    def to(self, device: torch.device | str) -> Self:
+        def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             if isinstance(value, tuple):

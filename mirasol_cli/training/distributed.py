@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -207,14 +207,14 @@ def prepare_blocks(model: nn.Module, *, checkpoint_activations: bool, compile: b
     """Recompute and compile block by block, in place and without renaming a parameter."""
     for block in blocks_of(model):
         if checkpoint_activations:
-            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward)
         if compile:
             block.compile()
 
 
-def _recomputed(forward):  # type: ignore[no-untyped-def]
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
-    def run(*args, **kwargs):  # type: ignore[no-untyped-def]
+    def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return recompute(forward, *args, use_reentrant=False, **kwargs)
@@ -240,8 +240,8 @@ def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
     settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
     for block in blocks_of(model):
-        fully_shard(block, **settings)  # type: ignore[call-overload]
-    fully_shard(model, **settings)  # type: ignore[call-overload]
+        fully_shard(block, **settings)
+    fully_shard(model, **settings)
     return model
 
 

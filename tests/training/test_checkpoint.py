@@ -102,12 +102,3 @@ def test_weights_that_do_not_fit_are_listed() -> None:
     model = torch.nn.Linear(2, 3)
     with pytest.raises(CheckpointError, match=r"bias is missing; extra is unknown to the model; weight has shape \[3, 5\]"):
         ck.load_weights(model, {"weight": torch.zeros(3, 5), "extra": torch.zeros(1)}, "somewhere")
-
-
-def test_tied_weights_are_written_once() -> None:
-    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5, bias=False))
-    model[1].weight = model[0].weight
-    tensors = ck.model_tensors(model)
-    assert list(tensors) == ["0.weight"]
-    ck.load_weights(model, {"0.weight": torch.ones(5, 4)}, "somewhere")
-    assert model[1].weight.sum() == 20
