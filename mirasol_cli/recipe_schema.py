@@ -36,8 +36,11 @@ class DataRecipe:
     questions_per_clip: int = setting(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
     sound: bool = setting(True, "false leaves the sound out, as the paper's VideoQA results do")
     limit: int | None = setting(None, "only the first N clips", minimum=1)
-    seed: int = setting(0, "what `prepare demo` and `prepare demo-long` render")
-    clips: int = setting(0, "`prepare demo` and `demo-long`: training clips to render; 0 = as many as the world has (2000, 400)", minimum=0)
+    seed: int = setting(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
+    clips: int = setting(
+        0, "`prepare demo` and `demo-long` only: training clips to render; 0 = as many as the world has (2000, 400); training reads "
+        "what was prepared last", minimum=0,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_settings(self)
