@@ -14,10 +14,9 @@ from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
 from mirasol_cli.media.spectrogram import audio_valid
 from mirasol_cli.media.tubes import video_valid
 from mirasol_cli.model.inputs import MediaBatch, TextBatch
-from mirasol_cli.shards.format import AUDIO_STATES
 
-SOUND = AUDIO_STATES.index("sound")
-"""`audio_state` of a clip with audible sound."""
+SOUND = 2
+"""`audio_state` of a clip with audible sound; 0 is no sound track, 1 a silent one."""
 
 
 def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, sound: bool = True) -> MediaBatch:

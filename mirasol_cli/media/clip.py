@@ -14,13 +14,12 @@ from mirasol_cli.media.sampling import ClipRequest
 from mirasol_cli.media.sound import Window
 from mirasol_cli.media.spectrogram import log_mel
 from mirasol_cli.media.tubes import cut_tubes, thumbnails
-from mirasol_cli.shards.format import AUDIO_STATES
 
 ClipSample = dict[str, np.ndarray]
 """tubes.<k> uint8 [T, N_k, P_k] | thumbnails uint8 [T, 4, 32, 32, 3] | mel float16 [T, Z, S] | mel_valid uint8 [T, S] |
 frame_valid uint8 [T, F] | frame_times float64 [T, F], s | span float64 [2], s | audio_state uint8 []"""
 
-NO_SOUND, SILENT, SOUND = map(AUDIO_STATES.index, ("none", "silent", "sound"))
+NO_SOUND, SILENT, SOUND = 0, 1, 2
 """`audio_state`: no sound in this span; a track that is silent all through it; sound."""
 SILENCE = 1e-4
 """Full scale is 1: a span whose every sample lies below this (-80 dBFS) is a broken track, not sound."""
