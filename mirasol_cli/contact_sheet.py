@@ -65,7 +65,7 @@ def contact_sheet(split: ShardSplit, clip: int, texts: Sequence[str]) -> Image.I
     frames_TFHWC = tube_frames(sample, geometry)
     for chunk in range(geometry.chunks):
         y = top + chunk * (ROW + BAR + 2 * GAP)
-        _draw_chunk(sheet, draw, y, chunk, sample, frames_TFHWC[chunk], geometry, spectrogram_width)
+        _draw_chunk(sheet, draw, y, chunk, sample, frames_TFHWC[chunk], spectrogram_width)
     return sheet
 
 
@@ -94,7 +94,7 @@ def _heading(split: ShardSplit, clip: int, sample: Mapping[str, np.ndarray], tex
 
 def _draw_chunk(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, chunk: int, sample: Mapping[str, np.ndarray], frames_FHWC: np.ndarray,
-    geometry: ClipGeometry, spectrogram_width: int,
+    spectrogram_width: int,
 ) -> None:  # fmt: skip
     """One row: label, frames, thumbnails, spectrogram, and the bars of masks below."""
     times, valid = sample["frame_times"][chunk], sample["frame_valid"][chunk]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,7 +50,8 @@ class World:
 
         Args:
             root: folder for `videos/*.mp4` and `<split>.jsonl`, `<split>-captions.jsonl`.
-            seed: which world; names hold it, so several can lie side by side.
+            seed: which world; the names of videos hold it, so those of several can lie side by side. The annotations do not:
+                they are those of the world that was rendered last, and another world to train on needs a `root` of its own.
             clips: training clips (0: as many as the world has); validation and test get their shares of it.
             workers: processes that draw.
             progress: called with (videos done, videos in all).
@@ -91,8 +93,7 @@ class PlannedVideos(VideoIndex):
     """The videos of a world that may not be rendered yet: each will be there."""
 
     def __init__(self, root: Path):
-        self.root, self.duplicates, self.files = root, {}, 0
-        self.outside, self.unreadable = [], []
+        super().__init__(root, names=())
 
     def locate(self, candidates: Sequence[Candidate]) -> Found:
         return Found(self.root / candidates[0].name)
@@ -104,9 +105,9 @@ def candidates(clip: ClipSpan) -> list[Candidate]:
 
 
 def _render_all(missing: list[Scene], videos: Path, workers: int, progress: Callable[[int, int], None] | None) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = get_context("spawn")
-    with ProcessPoolExecutor(max(1, workers), context, initializer=_leave_with_parent, initargs=(os.getpid(),)) as pool:
+    painters = ProcessPoolExecutor(max(1, workers), context, initializer=_leave_with_parent, initargs=(os.getpid(),))
+    with _one_thread_each(), painters as pool:
         jobs = [pool.submit(_render_one, scene, videos) for scene in missing]
         try:
             for done, job in enumerate(as_completed(jobs), 1):
@@ -116,6 +117,18 @@ def _render_all(missing: list[Scene], videos: Path, workers: int, progress: Call
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started meanwhile compute with one thread, unless the caller's environment says otherwise."""
+    chosen = "OMP_NUM_THREADS" in os.environ
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        yield
+    finally:
+        if not chosen:
+            os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _leave_with_parent(parent: int) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -45,29 +45,36 @@ class Found:
 class VideoIndex:
     """All videos below `root`.
 
+    Args:
+        root: the folder.
+        names: paths of the videos, relative to `root`; default: what a walk through the folder finds.
+
     Attributes:
         duplicates: name looked up -> all relative paths it fits, the one taken first.
         outside, unreadable: links and folders that the walk passed over, relative to the root.
 
     Raises:
-        DataError: `root` is not a folder.
+        DataError: `root` is to be walked through, and is not a folder.
     """
 
-    def __init__(self, root: Path):
-        if not root.is_dir():
-            raise DataError(f"the folder '{root}' does not exist", "give the folder that holds the videos with --root")
+    def __init__(self, root: Path, names: Iterable[str] | None = None):
         self.root = root
+        self.outside: list[str] = []
+        self.unreadable: list[str] = []
         self.duplicates: dict[str, tuple[str, ...]] = {}
         self.files = 0
         self._by_stem: dict[str, list[str]] = {}
         self._tars: dict[str, dict[str, tuple[int, int]]] = {}
-        walk = FolderWalk(root)
-        for name in walk:
+        if names is None:
+            if not root.is_dir():
+                raise DataError(f"the folder '{root}' does not exist", "give the folder that holds the videos with --root")
+            names = walk = FolderWalk(root)
+            self.outside, self.unreadable = walk.outside, walk.unreadable  # both are filled while it is walked through
+        for name in names:
             stem, suffix = split_suffix(name.rpartition("/")[2])
             if suffix:
                 self._by_stem.setdefault(stem, []).append(name)
                 self.files += 1
-        self.outside, self.unreadable = walk.outside, walk.unreadable
 
     def __len__(self) -> int:
         return self.files
