@@ -5,11 +5,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from mirasol_cli import cli
+from mirasol_cli.datasets.catalogue import open_dataset
+from mirasol_cli.errors import UsageError
+from mirasol_cli.prepare import recipe_of
 from mirasol_cli.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +42,16 @@ def test_quick_commands_run(command: str, tmp_path: Path) -> None:
     assert len(done.stdout) > 40
 
 
+def recipe_meant(given: dict[str, Any]) -> str:
+    """The recipe that a command's arguments lead to: the one that is named, else that of the data set or the manifest."""
+    if given["recipe"]:
+        return given["recipe"]
+    dataset = given["dataset"]
+    if not dataset.endswith((".jsonl", ".csv", ".json")):
+        open_dataset(dataset)  # `recipe_of` takes any other name for a manifest
+    return recipe_of(dataset, given.get("task"))
+
+
 @pytest.mark.parametrize("command", [*MIRASOL, *(line.partition("mirasol_cli ")[2] for line in LINES if "torchrun" in line)])
 def test_every_command_parses_and_its_recipe_loads(command: str) -> None:
     words = shlex.split(command.removeprefix("mirasol "))
@@ -50,8 +64,15 @@ def test_every_command_parses_and_its_recipe_loads(command: str) -> None:
         subcommand, rest = subcommand.commands[rest[0]], rest[1:]
     given = subcommand.make_context(name, rest).params
     if "overrides" in given:
-        recipe = given["recipe"] or given["dataset"]
-        load_recipe(recipe if recipe in shipped_recipes() else "memorise", given["overrides"] or ())
+        load_recipe(recipe_meant(given), given["overrides"] or ())
+
+
+def test_a_wrong_name_in_the_readme_would_fail() -> None:
+    assert recipe_meant({"recipe": None, "dataset": "my.jsonl"}) == "memorise"
+    assert load_recipe(recipe_meant({"recipe": None, "dataset": "nextqa"})).data.dataset == "nextqa"  # no recipe has its name
+    for given in ({"recipe": "demmo"}, {"recipe": "ablations/no-such-one"}, {"recipe": None, "dataset": "demmo"}):
+        with pytest.raises(UsageError):
+            load_recipe(recipe_meant(given))
 
 
 def test_table_of_recipes_is_complete_and_right() -> None:
