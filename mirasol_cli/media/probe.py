@@ -30,7 +30,7 @@ class MediaInfo:
     width: int  # px as displayed (rotation applied); 0 without a picture
     height: int
     rotation: int  # counter-clockwise degrees that a reader must apply: 0, 90, 180 or 270
-    fps: float  # mean rate as promised; only spaces and ends frames that carry no time or length of their own
+    fps: float  # mean rate as promised; it stands in where a frame lacks its own time or length
     video_codec: str | None
     audio_start_s: float | None
     zero_s: float  # presentation time, in the file, of the timeline's zero
