@@ -114,7 +114,7 @@ class Model:
         answer = self.answerer.vocabulary.decode(decoded.ids)
         reply = Reply(answer, decoded.logprob, question, clip, str(self.checkpoint), [*self.warnings, *clip.warnings],
                       {"load": self.load_s, **clip.timings_s, "answer": answered - began})  # fmt: skip
-        _, cut = self.answerer.prompt(asked)
+        cut = self.answerer.prompt(asked).cut
         if cut:
             reply.warnings.append(f"the context or question is too long: {cut} tokens were left out")
         if why:

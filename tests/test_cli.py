@@ -341,7 +341,8 @@ def test_recipes_commands(tmp_path: Path, capsys: Output) -> None:
     assert parse_recipe(out, "shown") == load_recipe("demo", ["train.lr=0.5"])
     assert out.startswith("# The demo world")
     assert "# peak learning rate" in out
-    assert json.loads(run(capsys, "recipes", "show", "demo", "--json")[1])["name"] == "demo"
+    as_json = run(capsys, "recipes", "show", "demo", "--json")[1]
+    assert parse_recipe(as_json, "shown") == load_recipe("demo")  # JSON is YAML, and what is shown is a recipe again
 
     target = tmp_path / "new" / "mine.yaml"
     assert run(capsys, "recipes", "cp", "demo", str(target))[0] == 0

@@ -19,7 +19,8 @@ from mirasol_cli.recipe_schema import EvalRecipe
 if TYPE_CHECKING:
     from mirasol_cli.model.mirasol import Mirasol, StreamState
     from mirasol_cli.model.text_decoder import CrossMemory
-    from mirasol_cli.vocabulary import Vocabulary
+    from mirasol_cli.training.distributed import computes_in_bf16
+from mirasol_cli.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Answerer:
     ):  # fmt: skip
         self.model, self.vocabulary, self.settings, self.sound = model.to(device).eval(), vocabulary, settings, sound
         self.device = torch.device(device)
-        half = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-        self._autocast = half
+        self._autocast = computes_in_bf16(precision, self.device)
 
     @property
     def geometry(self) -> ClipGeometry:
