@@ -15,12 +15,12 @@ from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model import decoding
 from mirasol_cli.prompts import Encoded, encode_prompt
 from mirasol_cli.recipe_schema import EvalRecipe
+from mirasol_cli.training.distributed import computes_in_bf16
+from mirasol_cli.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from mirasol_cli.model.mirasol import Mirasol, StreamState
     from mirasol_cli.model.text_decoder import CrossMemory
-    from mirasol_cli.training.distributed import computes_in_bf16
-from mirasol_cli.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
