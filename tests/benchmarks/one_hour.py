@@ -9,7 +9,7 @@ alone: what the model cannot tell of a minute, it cannot tell of an hour.
 
 Each video is asked about in a process of its own. Memory is the highest sum of the resident memory of that process and all
 below it, read every 50 ms; shared pages count once per process, so it is an upper bound. The checkpoint's Combiner must be a
-TTM: other kinds spread their frames over the whole video instead of reading all of it.
+TTM (others are refused): other kinds spread their frames over the whole video instead of reading all of it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def make_videos(folder: Path, minutes: int, event_minute: int) -> Videos:
     hours = []
     for name, part in (("with", with_it), ("without", without)):
         parts[event_minute] = part
-        hours.append(join(folder / f"{minutes}-minutes-{name}.mp4", parts))
+        hours.append(join(folder / f"{minutes}-minutes-event-{event_minute}-{name}.mp4", parts))
     return Videos(with_it, without, *hours)
 
 
@@ -169,6 +169,23 @@ def smoke_checkpoint(folder: Path) -> Path:
     return made_checkpoint(folder, load_recipe("demo-long", ["clip.frames=32", "clip.chunks=4"]))
 
 
+def problem_of(checkpoint: Path) -> str | None:
+    """One sentence on why a run or checkpoint folder cannot be measured here, or None."""
+    from mirasol_cli.errors import MirasolError
+    from mirasol_cli.files import read_json
+    from mirasol_cli.training.checkpoint import find_checkpoint
+
+    try:
+        kind = read_json(find_checkpoint(Path("."), str(checkpoint)) / "config.json")["model"]["combiner"]["kind"]
+    except MirasolError as error:
+        return f"--checkpoint: {error.message}"
+    except (KeyError, TypeError):
+        return f"--checkpoint: the config.json of '{checkpoint}' names no Combiner; train one with `mirasol finetune demo-long`"
+    if kind != "ttm":
+        return f"--checkpoint: the Combiner of '{checkpoint}' is '{kind}', not 'ttm'; train one with `mirasol finetune demo-long`"
+    return None
+
+
 # ------------------------------------------------------------------------------------------------------------- the report
 
 
@@ -181,6 +198,10 @@ def write_report(report: Report, found: dict[str, Asked], minutes: int, event_mi
             [name, one["seconds"], one["chunks"], one["peak_mb"], one["process_s"], one["timings_s"]["decode"], one["timings_s"]["encode"]]
             for name, one in ((name, asked.plain()) for name, asked in found.items())
         ],
+    )
+    report.text(
+        "`decode` is the time spent waiting for decoded media: where a video is read in pieces, the next one is decoded while the "
+        "model reads, and only what that does not cover is counted."
     )
     report.table(
         ["question", *found],
@@ -216,6 +237,8 @@ def main() -> None:
         args.minutes, args.event_minute = 3, 1
     elif args.checkpoint is None:
         parser.error("--checkpoint is needed")
+    if args.checkpoint is not None and (problem := problem_of(args.checkpoint)):
+        parser.error(problem)
     if not 0 <= args.event_minute < args.minutes:
         parser.error("--event-minute lies outside the video")
     with tempfile.TemporaryDirectory() as name:

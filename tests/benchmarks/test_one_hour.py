@@ -13,6 +13,7 @@ import pytest
 import one_hour
 from common import Report
 from one_hour import QUESTIONS, Asked, background_scenes, event_scene, tree_mb, write_report
+from tests.evaluation.tiny import tiny_recipe, write_tiny_checkpoint
 
 
 def test_only_the_minute_of_the_event_holds_what_is_asked_about() -> None:
@@ -40,6 +41,29 @@ def test_every_minute_is_encoded_once_and_the_event_lies_at_its_minute(tmp_path:
         assert len(lines) == 60
         assert [number for number, line in enumerate(lines) if "minute" in Path(line.strip("'")).name] == [47]
         assert f"/{name}.mp4'" in lines[47]
+
+
+def test_another_minute_of_the_event_is_another_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_hour, "segment", lambda folder, name, _scene: folder / f"{name}.mp4")
+    monkeypatch.setattr(one_hour, "ffmpeg", lambda *words: Path(words[-1]).touch())
+    hours = [one_hour.make_videos(tmp_path, 60, minute).hour_with for minute in (47, 12, 47)]
+    assert hours[0] == hours[2] != hours[1]
+    for hour, minute in zip(hours, (47, 12, 47), strict=True):
+        assert "minute-with.mp4" in hour.with_suffix(".txt").read_text().splitlines()[minute]
+
+
+def test_a_checkpoint_without_a_ttm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    recipe = tiny_recipe(tmp_path)
+    ttm = write_tiny_checkpoint(tmp_path / "ttm", recipe, combiner="ttm")
+    other = write_tiny_checkpoint(tmp_path / "other" / "checkpoints", recipe)
+    assert one_hour.problem_of(ttm) is None
+    for checkpoint, words in ((other.parent.parent, "is 'transformer', not 'ttm'"), (tmp_path / "none", "there is no checkpoint folder")):
+        monkeypatch.setattr(sys, "argv", ["one_hour.py", "--checkpoint", str(checkpoint), "--folder", str(tmp_path / "videos")])
+        with pytest.raises(SystemExit) as left:
+            one_hour.main()
+        assert left.value.code == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "videos").exists()
 
 
 def test_memory_counts_the_processes_below() -> None:
