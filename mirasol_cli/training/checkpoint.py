@@ -109,6 +109,8 @@ def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> No
             if "os error 28" in str(error) or "os error 122" in str(error):
                 raise OSError(28, "No space left on device", str(folder / name)) from error
             raise EnvironmentProblem(f"cannot write '{folder / name}': {error}", "check the disk and the folder's permissions") from error
+        # safetensors lets only the owner read its files; others get what they may do in the folder, as for any other file.
+        (folder / name).chmod(folder.stat().st_mode & 0o666)
         _flush(folder / name)
         weight_map.update(dict.fromkeys(part, name))
     if len(files) > 1:

@@ -1,6 +1,7 @@
 """Checkpoints: what is written is read back; names, rotation, choice of the best."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(tensors["a"], torch.full((3, 2), 2.5))
     assert torch.equal(tensors["b"], torch.arange(4))
     assert ck.read_tensors(path, "ema") is None
+
+
+def test_whoever_may_read_the_folder_may_read_all_of_it(tmp_path: Path) -> None:
+    before = os.umask(0o027)  # as where a group shares its runs
+    try:
+        path = ck.write_checkpoint(tmp_path, 1, contents())
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o640}
 
 
 def test_large_sets_are_spread_as_hugging_face_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
