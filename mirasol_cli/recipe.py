@@ -217,9 +217,8 @@ class _Reader:
         try:
             return cls(**values)
         except SettingError as error:
-            item = value.content.get(error.key, value)
-            name = prefix if error.key not in fields else f"{prefix}.{error.key}" if prefix else error.key
-            self.problem(item.where, f"`{name}`: {error.message}")
+            name = prefix if error.key.split(".")[0] not in fields else f"{prefix}.{error.key}" if prefix else error.key
+            self.problem(_where(value, error.key), f"`{name}`: {error.message}")
             return None
 
     def field(self, hint: Any, value: Value, name: str) -> Any:
@@ -289,6 +288,16 @@ def describe(value: Value) -> str:
     if isinstance(content, bool):
         return str(content).lower()
     return f"the text {content!r}" if isinstance(content, str) else f"the number {value.text}"
+
+
+def _where(section: Value, key: str) -> str:
+    """Where a (dotted) key of a section is written: its own line, else that of the innermost section around it."""
+    for part in key.split("."):
+        inner = section.get(part)
+        if inner is None:
+            break
+        section = inner
+    return section.where
 
 
 def _type_hint(hint: Any, value: Value) -> str:

@@ -160,6 +160,10 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_ones() -> None:
         (HEAD + "train: {steps: null}\n", "`train.steps` is a whole number; null was given"),
         (HEAD + "loss: {text: 0, latent: 0, video: 0}\n", "there is nothing to train"),
         (HEAD + "model: {encoder: {width: 100, heads: 3}}\n", "`model.encoder.heads`: width 100 is not divisible by 3 heads"),
+        (
+            HEAD + "train:\n  augment:\n    memory_alone: 0.5\n",
+            "r.yaml:5: `train.augment.memory_alone`: the Combiner 'transformer' has no memory",
+        ),
         (HEAD + "model: {preset: huge}\n", "'huge' is not one of demo, small, base, mirasol3b"),
     ],
 )

@@ -6,6 +6,7 @@ A decoder may crash, hang or ask for all memory; here that costs one file. Messa
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ def serve(connection: Connection, work: Callable[[Job, Callable[[str], None]], I
             for answer in work(job, lambda stage: connection.send(("stage", stage))):
                 connection.send(answer)
             connection.send(("done",))
+            gc.collect()  # decoded frames hang in reference cycles; collected at leisure, they pile up to 100 MB
         except MediaError as error:
             connection.send(("failed", error))
         except Exception as error:
@@ -96,6 +98,7 @@ def _load() -> Callable[[Job, Callable[[str], None]], Iterator[tuple]]:
     from mirasol_cli.media.probe import probe
 
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported is here to stay: a collection after every job need not look through it
 
     def work(job: Job, progress: Callable[[str], None]) -> Iterator[tuple]:
         if job.requests is None:

@@ -150,9 +150,11 @@ def _predictor_flops(config: ReconstructionConfig, input_width: int, slots: int,
 def text_flops(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, questions: int, tokens: int, targets: int) -> int:
     """Keys and values of the latents once per clip, the decoder per question, the output layer per target token."""
     text = config.text
-    memory = geometry.chunks * config.latents_per_chunk(geometry)
+    carried = config.combiner.memory if config.combiner.kind == "ttm" else 0
+    memory = geometry.chunks * config.latents_per_chunk(geometry) + carried
     narrow = text.kv_heads * (text.width // text.heads)
     once = (text.layers // text.cross_every) * 4 * memory * config.latent.width * narrow
+    once += resize_flops(carried, config.combiner.width, config.latent.width)
     return once + decoder_flops(text, questions, tokens, memory) + 2 * questions * targets * text.width * vocab_size
 
 

@@ -1,7 +1,7 @@
 """Mirasol: two autoregressions, one over chunks of picture and sound, one over text, tied by cross-attention.
 
 tubes, spectrogram -> tokens -> encoder (each chunk alone) -> Combiner (N -> M tokens a chunk)
-    -> latents, autoregressive in chunks -> text decoder, cross-attending to the latents of all chunks
+    -> latents, autoregressive in chunks -> text decoder, cross-attending to the latents of all chunks (and to a TTM's memory)
                                          -> next chunk's Combiner output, thumbnails, spectrogram (losses)
 """
 
@@ -30,6 +30,7 @@ class Encoded:
 
     combined_BTMD: Tensor  # Combiner outputs x_t
     latents_BTMD: Tensor  # h_t, of chunks up to t
+    memory_BKD: Tensor | None  # a TTM's memory after the last chunk, of all chunks that were ever fed
     valid_BT: Tensor | None  # False for chunks that only pad a shorter clip
     present_BT: Tensor  # chunks that hold any picture or sound
 
@@ -65,16 +66,17 @@ class Mirasol(nn.Module):
         rebuilds = "video" in heads or "audio" in heads
         self.reconstruction = Reconstruction(config.reconstruction, config.latent.width, geometry.audio, heads) if rebuilds else None
         self.contrastive = ContrastiveHead(config.latent.width, config.text.width) if "contrastive" in heads else None
-        self.text = TextDecoder(config.text, vocab_size, config.latent.width)
+        carried = (config.combiner.memory, config.combiner.width) if config.combiner.kind == "ttm" else None
+        self.text = TextDecoder(config.text, vocab_size, config.latent.width, carried)
 
     # Sound and picture ------------------------------------------------------------------------------------------
 
     def encode(self, media: MediaBatch) -> Encoded:
         """All chunks at once."""
         tokens, valid = self._tokens(media)
-        combined, _ = self.combiner(tokens, valid)
+        combined, memory = self.combiner(tokens, valid)
         latents = self.latent(combined, media.latent_masked_BT, media.chunk_valid_BT)
-        return Encoded(combined, latents, media.chunk_valid_BT, _present(tokens, valid))
+        return Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, _present(tokens, valid))
 
     def encode_stream(self, media: MediaBatch, state: StreamState | None = None) -> tuple[Encoded, StreamState]:
         """The chunks in `media`, which follow those that made `state`. Equal to `encode` of all of them; memory stays
@@ -82,7 +84,8 @@ class Mirasol(nn.Module):
         tokens, valid = self._tokens(media)
         combined, memory = self.combiner(tokens, valid, state.combiner if state else None)
         latents, cache = self.latent.append(combined, media.chunk_valid_BT, state.latent if state else None)
-        return Encoded(combined, latents, media.chunk_valid_BT, _present(tokens, valid)), StreamState(memory, cache)
+        encoded = Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, _present(tokens, valid))
+        return encoded, StreamState(memory, cache)
 
     def _tokens(self, media: MediaBatch) -> tuple[Tensor, Tensor | None]:
         """Encoded tokens [B, T, N, D], picture first, and which are valid. Both modalities always run, masked or not,
@@ -97,12 +100,16 @@ class Mirasol(nn.Module):
 
     # Text -------------------------------------------------------------------------------------------------------
 
-    def answer_memory(self, encoded: Encoded) -> CrossMemory:
-        """Keys and values of every cross-attention layer, once per clip."""
+    def answer_memory(self, encoded: Encoded, latents_hidden_B: Tensor | None = None) -> CrossMemory:
+        """Keys and values of every cross-attention layer, once per clip. Where its latents are hidden, a clip is told by
+        the Combiner's memory alone (`MediaBatch.latents_hidden_B`)."""
         valid = encoded.valid_BT
+        if latents_hidden_B is not None:
+            seen_B1 = ~latents_hidden_B[:, None]
+            valid = seen_B1.expand(encoded.latents_BTMD.shape[:2]) if valid is None else valid & seen_B1
         slots = encoded.latents_BTMD.shape[2]
         valid_BK = None if valid is None else valid.repeat_interleave(slots, dim=1)
-        return self.text.project_memory(encoded.latents_BTMD.flatten(1, 2), valid_BK)
+        return self.text.project_memory(encoded.latents_BTMD.flatten(1, 2), valid_BK, encoded.memory_BKD)
 
     # Losses -----------------------------------------------------------------------------------------------------
 
@@ -117,7 +124,7 @@ class Mirasol(nn.Module):
             self._reconstruction_losses(media, encoded, weights, losses)
         if text is not None and weights.text > 0:
             target = text.target_BQL & text.valid_BQL
-            memory = self.answer_memory(encoded)
+            memory = self.answer_memory(encoded, media.latents_hidden_B)
             total, count = self.text.target_loss(text.tokens_BQL, text.valid_BQL, target, memory, weights.label_smoothing)
             losses.parts["text"] = LossPart(total, count)
         if text is not None and weights.contrastive > 0:
@@ -153,6 +160,11 @@ class Mirasol(nn.Module):
         word = text.valid_BQL[..., None].to(hidden.dtype)
         texts = (hidden * word).sum((1, 2)) / word.sum((1, 2)).clamp(min=1)
         return self.contrastive(clips, texts, encoded.present_BT.any(1) & text.valid_BQL.flatten(1).any(1))
+
+
+def _carried(state: CombinerState) -> Tensor | None:
+    """A TTM's memory; what other Combiners hand on is no summary that text could read."""
+    return state if isinstance(state, Tensor) else None
 
 
 def _token_valid(media: MediaBatch, video: Tensor, audio: Tensor) -> Tensor | None:

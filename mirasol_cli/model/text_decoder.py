@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirasol_cli.model.config import TextConfig
-from mirasol_cli.model.layers import join_heads, rotary_table, rotate, split_heads
+from mirasol_cli.model.layers import join_heads, resize, rotary_table, rotate, split_heads
 from mirasol_cli.model.text_cache import CacheSlot, TextCache
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines [1 or R, 1, L, d / 2], the same for all heads
@@ -50,15 +50,16 @@ class TextDecoder(nn.Module):
             as the language model it was.
         vocab_size: V.
         memory_width: width of the latents.
+        carried: number and width of the tokens that the Combiner's memory adds to them; None: it has no memory.
     """
 
-    def __init__(self, config: TextConfig, vocab_size: int, memory_width: int):
+    def __init__(self, config: TextConfig, vocab_size: int, memory_width: int, carried: tuple[int, int] | None = None):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.embed_tokens = nn.Embedding(vocab_size, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.cross_layers = nn.ModuleList(CrossAttention(config) for _ in range(config.layers // config.cross_every))
-        self.memory = MemoryProjection(config, memory_width, len(self.cross_layers))
+        self.memory = MemoryProjection(config, memory_width, len(self.cross_layers), carried)
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         self.reset_parameters()
@@ -73,14 +74,19 @@ class TextDecoder(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.width**-0.5)
 
-    def project_memory(self, latents_BKD: Tensor, valid_BK: Tensor | None = None) -> CrossMemory:
+    def project_memory(
+        self, latents_BKD: Tensor, valid_BK: Tensor | None = None, carried_BED: Tensor | None = None
+    ) -> CrossMemory:
         """Keys and values for every cross-attention layer, once per clip.
 
         Args:
             latents_BKD: latents of all chunks, in the order of time (chunk by chunk, K = T * M).
             valid_BK: bool, False for latents of padding chunks; None: all valid. A clip may have none at all.
+            carried_BED: the Combiner's memory after the last chunk, where it has one; always valid.
         """
-        keys, values = self.memory(latents_BKD, valid_BK)
+        keys, values = self.memory(latents_BKD, valid_BK, carried_BED)
+        if valid_BK is not None and carried_BED is not None:
+            valid_BK = F.pad(valid_BK, (0, carried_BED.shape[1]), value=True)
         return CrossMemory(keys, values, valid_BK)
 
     def forward(self, tokens_BQL: Tensor, valid_BQL: Tensor | None = None, memory: CrossMemory | None = None) -> Tensor:
@@ -256,27 +262,37 @@ class CrossAttention(nn.Module):
 
 
 class MemoryProjection(nn.Module):
-    """Latents to the keys and values of every cross-attention layer.
+    """Latents, and behind them the Combiner's memory where it has one, to the keys and values of every cross-attention layer.
 
     OURS: the latents are normalised and receive a fixed sine/cosine of their place in the sequence. The latent model
     knows chunks only by rotary angles, which leave no trace in its outputs; without this, "what comes last?" could
-    only be answered through whatever order the latents happen to encode.
+    only be answered through whatever order the latents happen to encode. A memory's tokens have no place in time: each
+    has a learned vector of its own, of the same scale.
     """
 
-    def __init__(self, config: TextConfig, memory_width: int, cross_layers: int):
+    def __init__(self, config: TextConfig, memory_width: int, cross_layers: int, carried: tuple[int, int] | None = None):
         super().__init__()
         self.kv_heads = config.kv_heads
         narrow = config.kv_heads * (config.width // config.heads)
         self.norm = nn.RMSNorm(memory_width, eps=config.norm_eps)
+        if carried is not None:
+            count, width = carried
+            self.enter = resize(width, memory_width)
+            self.carried_norm = nn.RMSNorm(memory_width, eps=config.norm_eps)
+            self.slot = nn.Parameter(torch.randn(count, memory_width) * 0.5**0.5)  # the scale of sines and cosines
         self.k_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
         self.v_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
 
-    def forward(self, latents_BKD: Tensor, valid_BK: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def forward(
+        self, latents_BKD: Tensor, valid_BK: Tensor | None, carried_BED: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         if valid_BK is not None:
             latents_BKD = latents_BKD.masked_fill(~valid_BK[:, :, None], 0)
         position_K = torch.arange(latents_BKD.shape[1], device=latents_BKD.device)
         x_BKD = self.norm(latents_BKD)
         x_BKD = x_BKD + sine_positions(position_K, latents_BKD.shape[2]).to(x_BKD.dtype)
+        if carried_BED is not None:
+            x_BKD = torch.cat([x_BKD, self.carried_norm(self.enter(carried_BED).to(self.slot.dtype)) + self.slot], dim=1)
         # Each head's in one piece: decoding reads them again for every token.
         keys = tuple(split_heads(project(x_BKD), self.kv_heads).contiguous() for project in self.k_proj)
         values = tuple(split_heads(project(x_BKD), self.kv_heads).contiguous() for project in self.v_proj)

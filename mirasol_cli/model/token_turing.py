@@ -4,7 +4,7 @@ Per chunk, with memory of K tokens and N inputs: read Z = S_M([memory; input]), 
 write memory' = S_K([memory; input; O]); O are the M outputs. Two things differ from the original, both on purpose:
 memory comes in and goes out as a value (long video is fed piece by piece), and the learned positions give all inputs
 one vector, because N changes with the frames of a chunk while the weights must not (the inputs bring positions of
-their own). GELU is the tanh form and LayerNorm's eps 1e-6, Flax's defaults.
+their own). A chunk without a valid token leaves the memory as it was. GELU is the tanh form and LayerNorm's eps 1e-6, Flax's defaults.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ class TokenTuringMachine(nn.Module):
             output = self._process(self._read(memory, [part[:, t] for part in read_input], valid))
             outputs.append(output)
             if isinstance(write, AddEraseWrite):
-                memory = write(memory, output)
+                written = write(memory, output)
             else:
-                memory = self._write(write, memory, [part[:, t] for part in write_input], output, valid)
+                written = self._write(write, memory, [part[:, t] for part in write_input], output, valid)
+            memory = written if valid is None else torch.where(valid.any(dim=1)[:, None, None], written, memory)
         result = torch.stack(outputs, dim=1)
         return (touch(result, memory), memory) if chunks == 1 else (result, memory)  # one chunk alone never uses its write
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from mirasol_cli.model.config import HEADS, EncoderConfig, LatentConfig
 from mirasol_cli.model.inputs import MediaBatch, TextBatch
 from mirasol_cli.model.losses import LossWeights
-from mirasol_cli.model.mirasol import StreamState
+from mirasol_cli.model.mirasol import Mirasol, StreamState
 from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patches
+from mirasol_cli.model.text_decoder import CrossMemory
 from mirasol_cli.training.distributed import prepare_blocks
 from tests.small_model import KINDS, all_valid, media, model, text
 
@@ -144,6 +145,56 @@ def test_a_stream_equals_all_at_once(kind: str, window: int) -> None:
         pieces.append(piece)
     torch.testing.assert_close(torch.cat([p.latents_BTMD for p in pieces], 1), whole.latents_BTMD)
     torch.testing.assert_close(torch.cat([p.combined_BTMD for p in pieces], 1), whole.combined_BTMD)
+    if kind == "ttm":
+        assert whole.memory_BKD is not None
+        torch.testing.assert_close(pieces[-1].memory_BKD, whole.memory_BKD)
+    else:
+        assert whole.memory_BKD is None
+
+
+def answers(network: Mirasol, memory: CrossMemory) -> Tensor:
+    words = text()
+    return network.text(words.tokens_BQL, words.valid_BQL, memory)
+
+
+def test_the_text_sees_the_latents_and_the_memory() -> None:
+    network = model("ttm")
+    encoded = network.encode(media())
+    assert encoded.memory_BKD is not None
+    before = answers(network, network.answer_memory(encoded))
+    for changed in (
+        replace(encoded, latents_BTMD=encoded.latents_BTMD.flip(1)),
+        replace(encoded, memory_BKD=encoded.memory_BKD.flip(0)),
+        replace(encoded, memory_BKD=encoded.memory_BKD.flip(1)),  # each of its tokens has a place of its own
+    ):
+        assert (answers(network, network.answer_memory(changed)) - before).abs().amax((1, 2, 3)).min() > 1e-4
+
+
+def test_hidden_latents_leave_the_memory_alone() -> None:
+    """What the latents hold changes nothing for the clip whose latents are hidden, and something for the other."""
+    network, hidden = model("ttm"), torch.tensor([True, False])
+    encoded = network.encode(media())
+    other = replace(encoded, latents_BTMD=torch.randn_like(encoded.latents_BTMD))
+    first, second = (answers(network, network.answer_memory(each, hidden)) for each in (encoded, other))
+    assert torch.equal(first[0], second[0])
+    assert not torch.allclose(first[1], second[1], atol=1e-4)
+    alone = network.text.project_memory(encoded.latents_BTMD[:1, :0].flatten(1, 2), None, encoded.memory_BKD[:1])  # type: ignore[index]
+    words = text(1)
+    expected = network.text(words.tokens_BQL, words.valid_BQL, alone)
+    torch.testing.assert_close(network.text(text().tokens_BQL, text().valid_BQL, network.answer_memory(encoded, hidden))[:1], expected)
+
+
+def test_the_loss_of_a_clip_with_hidden_latents_reaches_what_writes_the_memory() -> None:
+    network, batch = model("ttm", heads=()), replace(media(), latents_hidden_B=torch.tensor([True, True]))
+    weights = LossWeights(latent=0, video=0)
+    network(batch, text(), weights).total(weights).backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    written = gradients["combiner.machine.write.scores.up.weight"]
+    assert written is not None
+    assert written.abs().sum() > 0
+    latent = gradients["latent.transformer.norm.weight"]
+    assert latent is not None
+    assert latent.abs().sum() == 0
 
 
 def test_a_windowed_ttm_stream_keeps_a_state_of_constant_size() -> None:

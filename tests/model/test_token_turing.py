@@ -142,6 +142,16 @@ def test_masked_inputs_get_no_weight(variant: dict) -> None:
     assert ttm(x, valid)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_chunk_without_input_writes_nothing(variant: dict) -> None:
+    ttm, x = machine(**variant), torch.randn(2, 4, 11, 32)
+    valid = torch.ones(2, 4, 11, dtype=torch.bool)
+    valid[0, 1] = valid[0, 3] = False
+    memory = ttm(x, valid)[1]
+    torch.testing.assert_close(memory[:1], ttm(x[:1, [0, 2]])[1])
+    torch.testing.assert_close(memory[1:], ttm(x[1:])[1])
+
+
 def test_every_parameter_gets_a_gradient_even_from_one_chunk() -> None:
     for variant in VARIANTS:
         for chunks in (1, 3):
