@@ -108,6 +108,7 @@ class AugmentRecipe:
     drop_modality: float = setting(0.1, "probability that a clip loses its sound, and as much its picture", minimum=0, maximum=0.5)
     drop_chunks: float = setting(0.1, "probability that a clip loses the media of some of its chunks", minimum=0, maximum=0.9)
     mask_latents: float = setting(0.15, "share of chunks replaced by a mask token before the latent model", minimum=0, maximum=0.9)
+    stretch: int = setting(1, "ttm: the memory takes each chunk up to so many times, as if the clip were so much longer", minimum=1)
     memory_alone: float = setting(
         0.0, "ttm: probability that the text sees the memory alone, which teaches it to hold what long videos need", minimum=0, maximum=1
     )
@@ -200,9 +201,10 @@ class Recipe:
         if self.schema != SCHEMA:
             raise SettingError("schema", f"{self.schema} is not supported; this version reads schema {SCHEMA}")
         check_folder_name("name", self.name)
-        if self.train.augment.memory_alone > 0 and self.model.combiner.kind != "ttm":
-            reason = f"the Combiner '{self.model.combiner.kind}' has no memory that the text could see alone; set it to 0"
-            raise SettingError("train.augment.memory_alone", reason)
+        for key, nothing in (("memory_alone", 0), ("stretch", 1)):
+            if getattr(self.train.augment, key) > nothing and self.model.combiner.kind != "ttm":
+                reason = f"the Combiner '{self.model.combiner.kind}' has no memory, which this trains; set it to {nothing}"
+                raise SettingError(f"train.augment.{key}", reason)
 
     @property
     def run_dir(self) -> str:

@@ -162,7 +162,7 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_ones() -> None:
         (HEAD + "model: {encoder: {width: 100, heads: 3}}\n", "`model.encoder.heads`: width 100 is not divisible by 3 heads"),
         (
             HEAD + "train:\n  augment:\n    memory_alone: 0.5\n",
-            "r.yaml:5: `train.augment.memory_alone`: the Combiner 'transformer' has no memory",
+            "r.yaml:5: `train.augment.memory_alone`: the Combiner 'transformer' has no memory, which this trains",
         ),
         (HEAD + "model: {preset: huge}\n", "'huge' is not one of demo, small, base, mirasol3b"),
     ],

@@ -111,7 +111,8 @@ def turing_flops(config: CombinerConfig, tokens: int) -> int:
         token_mlp = 2 * width * BOTTLENECK * (outputs + ERASE_TOKENS)
         channel_mlp = 4 * ERASE_TOKENS * width * BOTTLENECK
         return read + process + 2 * memory * BOTTLENECK * (width + ERASE_TOKENS) + 2 * (token_mlp + channel_mlp)
-    return read + process + _summary_flops(config.write, memory + tokens + outputs, memory, width)
+    gate = 4 * memory * width**2 if config.write == "gated" else 0
+    return read + process + gate + _summary_flops(config.write, memory + tokens + outputs, memory, width)
 
 
 def _summary_flops(kind: str, tokens: int, outputs: int, width: int) -> int:

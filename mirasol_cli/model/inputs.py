@@ -35,6 +35,7 @@ class MediaBatch(_Moves):
     thumbnail_valid_BT: Tensor | None = None  # bool, chunk shows at least one real frame
     chunk_valid_BT: Tensor | None = None  # bool, False for chunks that only pad a shorter clip
     latent_masked_BT: Tensor | None = None  # bool, training only: chunk replaced by the mask token before the latent model
+    stretch_B: Tensor | None = None  # int64 from 1, training only: a TTM takes each chunk so many times, as if the clip were longer
     latents_hidden_B: Tensor | None = None  # bool, training only: the text sees the Combiner's memory and no latent
     flip_B: Tensor | None = None  # bool, training only: mirror pixels inside each tube and the position's x-centre
     # What the spectrogram's reconstruction is compared with, where training hides some of it from the model; None: what the model hears.

@@ -74,7 +74,8 @@ class Mirasol(nn.Module):
     def encode(self, media: MediaBatch) -> Encoded:
         """All chunks at once."""
         tokens, valid = self._tokens(media)
-        combined, memory = self.combiner(tokens, valid)
+        stretched = {} if media.stretch_B is None else {"stretch_B": media.stretch_B}
+        combined, memory = self.combiner(tokens, valid, **stretched)
         latents = self.latent(combined, media.latent_masked_BT, media.chunk_valid_BT)
         return Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, _present(tokens, valid))
 

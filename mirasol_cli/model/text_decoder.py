@@ -74,9 +74,7 @@ class TextDecoder(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.width**-0.5)
 
-    def project_memory(
-        self, latents_BKD: Tensor, valid_BK: Tensor | None = None, carried_BED: Tensor | None = None
-    ) -> CrossMemory:
+    def project_memory(self, latents_BKD: Tensor, valid_BK: Tensor | None = None, carried_BED: Tensor | None = None) -> CrossMemory:
         """Keys and values for every cross-attention layer, once per clip.
 
         Args:

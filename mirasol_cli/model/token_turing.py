@@ -9,15 +9,21 @@ their own). A chunk without a valid token leaves the memory as it was. GELU is t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirasol_cli.model.config import CombinerConfig
-from mirasol_cli.model.layers import Block, FeedForward, join_heads, learned, linear, norm, split_heads, touch
+from mirasol_cli.model.layers import BRANCH, Block, FeedForward, join_heads, learned, linear, norm, split_heads, touch
+
+Prepared = tuple[Tensor, Tensor]
+"""What a read or write needs to know of single tokens, each [..., N, x]."""
 
 BOTTLENECK = 64  # hidden units of TokenLearner's and add-erase's small networks
 ERASE_TOKENS = 8  # selection maps of the add-erase write
+LONGEST = 256.0  # chunks over which the slowest memory token of a gated write forgets, at the start
 QUERY_HEADS = 8  # heads of the query read and write, whatever the Transformer has
 
 
@@ -29,7 +35,7 @@ class TokenLearner(nn.Module):
         self.norm = norm(width)
         self.scores = FeedForward(width, BOTTLENECK, output=outputs, dropout=dropout, gelu="tanh")
 
-    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, x: Tensor) -> Prepared:
         """What depends on single tokens, so that all chunks' inputs are done in one product: scores and values."""
         return self.scores(self.norm(x)), x
 
@@ -51,7 +57,7 @@ class QueryPooling(nn.Module):
         self.key_value = linear(width, 2 * width)
         self.out = linear(width, width)
 
-    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, x: Tensor) -> Prepared:
         key, value = self.key_value(x).chunk(2, dim=-1)
         return key, value
 
@@ -84,6 +90,29 @@ class AddEraseWrite(nn.Module):
         return memory_BKD * (1 - select * erase).prod(dim=1) + (1 - select * add).mean(dim=1)
 
 
+class WriteGate(nn.Module):
+    """OURS: memory' = memory + g (written - memory), where g = sigmoid(W [LayerNorm(memory), LayerNorm(written)] + b), per channel.
+
+    What TokenLearner writes is a mean, and a mean of means forgets: after some twenty chunks nothing is left of an event. A gate
+    that stays shut keeps a memory token as it is, for as long as nothing worth writing comes. The biases b, one per memory
+    token, start so that the tokens forget at different paces, a part 1/T per chunk with T from 1 to LONGEST (the chrono
+    initialisation of gated recurrent networks, arXiv 1804.11188).
+    """
+
+    def __init__(self, width: int, memory: int):
+        super().__init__()
+        self.memory_norm, self.written_norm = norm(width), norm(width)
+        self.open = linear(2 * width, width)
+        with torch.no_grad():
+            self.open.weight *= BRANCH
+        paces = torch.logspace(0, 1, memory, base=LONGEST)
+        self.pace = nn.Parameter(-paces.log()[:, None])
+
+    def forward(self, memory_BKD: Tensor, written_BKD: Tensor) -> Tensor:
+        both = torch.cat([self.memory_norm(memory_BKD), self.written_norm(written_BKD)], dim=-1)
+        return torch.lerp(memory_BKD, written_BKD, (self.open(both) + self.pace).sigmoid())
+
+
 class TokenTuringMachine(nn.Module):
     """[B, T, N, D] and memory -> M outputs per chunk [B, T, M, D] and the memory after the last chunk."""
 
@@ -98,6 +127,7 @@ class TokenTuringMachine(nn.Module):
             self.write = AddEraseWrite(width, config.outputs, config.dropout)
         else:
             self.write = _summariser(config.write, config, config.memory)
+        self.gate = WriteGate(width, config.memory) if config.write == "gated" else None
         placed = config.positions
         self.read_memory_position = learned(config.memory, width) if placed else None
         self.read_input_position = learned(width) if placed else None
@@ -118,26 +148,41 @@ class TokenTuringMachine(nn.Module):
             return x_BTND.new_zeros(x_BTND.shape[0], self.memory_size, x_BTND.shape[-1])
         return self.initial_memory.to(x_BTND.dtype).expand(x_BTND.shape[0], -1, -1)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, memory_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Invalid inputs get no weight in read and write. Memory and outputs are always valid."""
-        memory = self.start(x_BTND) if memory_BKD is None else memory_BKD
-        chunks, write = x_BTND.shape[1], self.write
-        read_input = self.read.prepare(_placed(x_BTND, self.read_input_position))
-        write_input = () if isinstance(write, AddEraseWrite) else write.prepare(_placed(x_BTND, self.write_input_position))
-        outputs = []
-        for t in range(chunks):
-            valid = None if valid_BTN is None else valid_BTN[:, t]
-            output = self._process(self._read(memory, [part[:, t] for part in read_input], valid))
-            outputs.append(output)
-            if isinstance(write, AddEraseWrite):
-                written = write(memory, output)
-            else:
-                written = self._write(write, memory, [part[:, t] for part in write_input], output, valid)
-            memory = written if valid is None else torch.where(valid.any(dim=1)[:, None, None], written, memory)
-        result = torch.stack(outputs, dim=1)
-        return (touch(result, memory), memory) if chunks == 1 else (result, memory)  # one chunk alone never uses its write
+    def forward(
+        self,
+        x_BTND: Tensor,
+        valid_BTN: Tensor | None = None,
+        memory_BKD: Tensor | None = None,
+        stretch_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Invalid inputs get no weight in read and write. Memory and outputs are always valid.
 
-    def _read(self, memory: Tensor, prepared: list[Tensor], valid_BN: Tensor | None) -> Tensor:
+        With `stretch_B` (int64, from 1) every chunk of a clip is fed so many times in a row; its outputs are those of the last time.
+        """
+        memory = self.start(x_BTND) if memory_BKD is None else memory_BKD
+        again = [] if stretch_B is None else [(time < stretch_B)[:, None, None] for time in range(1, int(stretch_B.max()))]
+        reads = _by_chunk(self.read.prepare(_placed(x_BTND, self.read_input_position)))
+        writes: Sequence[Prepared | None] = [None] * len(reads)
+        if not isinstance(self.write, AddEraseWrite):
+            writes = _by_chunk(self.write.prepare(_placed(x_BTND, self.write_input_position)))
+        outputs = []
+        for t, (read, write) in enumerate(zip(reads, writes, strict=True)):
+            valid_BN = None if valid_BTN is None else valid_BTN[:, t]
+            output, memory = self._step(memory, read, write, valid_BN)
+            for again_B11 in again:
+                later_output, later_memory = self._step(memory, read, write, valid_BN)
+                output, memory = torch.where(again_B11, later_output, output), torch.where(again_B11, later_memory, memory)
+            outputs.append(output)
+        result = torch.stack(outputs, dim=1)
+        return (touch(result, memory), memory) if len(outputs) == 1 else (result, memory)  # one chunk alone never uses its write
+
+    def _step(self, memory: Tensor, read: Prepared, write: Prepared | None, valid_BN: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs of one chunk, and the memory after it."""
+        output = self._process(self._read(memory, read, valid_BN))
+        written = self._write(memory, write, output, valid_BN)
+        return output, written if valid_BN is None else torch.where(valid_BN.any(dim=1)[:, None, None], written, memory)
+
+    def _read(self, memory: Tensor, prepared: Prepared, valid_BN: Tensor | None) -> Tensor:
         first, second = _joined([self.read.prepare(_placed(memory, self.read_memory_position)), prepared])
         return self.read.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], 0))
 
@@ -147,13 +192,15 @@ class TokenTuringMachine(nn.Module):
             x = block(x)
         return self.process_norm(x)
 
-    def _write(
-        self, write: TokenLearner | QueryPooling, memory: Tensor, prepared: list[Tensor], output: Tensor, valid_BN: Tensor | None
-    ) -> Tensor:
-        before = write.prepare(_placed(memory, self.write_memory_position))
-        after = write.prepare(_placed(output, self.write_output_position))
+    def _write(self, memory: Tensor, prepared: Prepared | None, output: Tensor, valid_BN: Tensor | None) -> Tensor:
+        if isinstance(self.write, AddEraseWrite):
+            return self.write(memory, output)
+        assert prepared is not None
+        before = self.write.prepare(_placed(memory, self.write_memory_position))
+        after = self.write.prepare(_placed(output, self.write_output_position))
         first, second = _joined([before, prepared, after])
-        return write.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], output.shape[1]))
+        written = self.write.summarise(first, second, _joined_valid(valid_BN, memory.shape[1], output.shape[1]))
+        return written if self.gate is None else self.gate(memory, written)
 
 
 def _summariser(kind: str, config: CombinerConfig, outputs: int) -> TokenLearner | QueryPooling:
@@ -166,7 +213,13 @@ def _placed(x: Tensor, position: Tensor | None) -> Tensor:
     return x if position is None else x + position
 
 
-def _joined(parts: list) -> list[Tensor]:
+def _by_chunk(prepared: Prepared) -> list[Prepared]:
+    """[B, T, N, x] -> T times [B, N, x]. Unbound at once: the gradient of a single slice would be as large as the whole."""
+    first, second = prepared
+    return list(zip(first.unbind(dim=1), second.unbind(dim=1), strict=True))
+
+
+def _joined(parts: list[Prepared]) -> list[Tensor]:
     """Token-wise join of several (first, second) pairs."""
     return [torch.cat(list(same), dim=1) for same in zip(*parts, strict=True)]
 

@@ -180,6 +180,7 @@ class SamplePlan:
     masked_T: Tensor  # bool: chunks replaced by the mask token before the latent model
     mel_bins: tuple[int, int]  # first masked bin, number of masked bins
     mel_columns: tuple[tuple[int, int], ...]  # the same for the columns of each chunk
+    stretch: int  # how many times in a row a TTM takes each chunk
     memory_alone: bool  # the text sees no latent
 
 
@@ -195,7 +196,7 @@ def plan_sample(generator: torch.Generator, augment: AugmentRecipe, geometry: Cl
     u_view, u_flip, u_gain, u_offset, u_modality, u_drop = torch.rand(6, generator=generator).tolist()
     drop_T, masked_T = torch.rand(chunks, generator=generator), torch.rand(chunks, generator=generator) < augment.mask_latents
     u_mel = torch.rand(2 + 2 * chunks, generator=generator).tolist()
-    u_memory = torch.rand(1, generator=generator).item()
+    u_memory, u_stretch = torch.rand(2, generator=generator).tolist()
     # Half of the chunks on average, never all of them: one chunk always stays to be seen.
     dropped_T = (drop_T < 0.5) & (drop_T < drop_T.max()) if u_drop < augment.drop_chunks else torch.zeros(chunks, dtype=torch.bool)
     if chunks == 1 or bool(masked_T.all()):
@@ -211,6 +212,7 @@ def plan_sample(generator: torch.Generator, augment: AugmentRecipe, geometry: Cl
         masked_T=masked_T,
         mel_bins=_stretch(u_mel[0], u_mel[1], augment.mask_bins, bins),
         mel_columns=tuple(_stretch(u_mel[2 + 2 * t], u_mel[3 + 2 * t], augment.mask_columns, columns) for t in range(chunks)),
+        stretch=1 + int(u_stretch * augment.stretch),
         memory_alone=u_memory < augment.memory_alone,
     )
 
@@ -239,7 +241,7 @@ def apply_plans(media: MediaBatch, plans: Sequence[SamplePlan], geometry: ClipGe
     mel_BTZS = _mask_mel(media.mel_BTZS, plans)
     thumbnails_BT = _or_all(media.thumbnail_valid_BT, (clips, chunks)) & ~drop_picture_B[:, None]
     masked_BT, flip_B = torch.stack([plan.masked_T for plan in plans]), torch.tensor([plan.flip for plan in plans])
-    hidden_B = torch.tensor([plan.memory_alone for plan in plans])
+    hidden_B, stretch_B = torch.tensor([plan.memory_alone for plan in plans]), torch.tensor([plan.stretch for plan in plans])
     return replace(
         media,
         tubes=tuple(_recolour(tube, plans) for tube in media.tubes),
@@ -249,6 +251,7 @@ def apply_plans(media: MediaBatch, plans: Sequence[SamplePlan], geometry: ClipGe
         audio_valid_BTN=_or_none(audio_BTN),
         thumbnail_valid_BT=_or_none(thumbnails_BT),
         latent_masked_BT=masked_BT if bool(masked_BT.any()) else None,
+        stretch_B=stretch_B if bool((stretch_B > 1).any()) else None,
         latents_hidden_B=hidden_B if bool(hidden_B.any()) else None,
         flip_B=flip_B if bool(flip_B.any()) else None,
         target_mel_BTZS=media.mel_BTZS if rebuild_sound and mel_BTZS is not media.mel_BTZS else None,

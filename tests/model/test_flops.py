@@ -38,6 +38,7 @@ def preset(name: str, **changes) -> ModelConfig:
 
 VARIANTS = [{"combiner": combiner_config(kind)} for kind in KINDS] + [
     {"combiner": combiner_config("ttm", write="add-erase")},
+    {"combiner": combiner_config("ttm", write="gated")},
     {"combiner": combiner_config("ttm", read="query", write="query")},
     {"combiner": combiner_config("ttm", width=24)},
     {"latent": LatentConfig(width=32, layers=3, heads=2, mlp=64, window=2)},

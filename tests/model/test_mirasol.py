@@ -184,6 +184,15 @@ def test_hidden_latents_leave_the_memory_alone() -> None:
     torch.testing.assert_close(network.text(text().tokens_BQL, text().valid_BQL, network.answer_memory(encoded, hidden))[:1], expected)
 
 
+def test_a_stretched_clip_has_another_memory_and_as_many_latents() -> None:
+    network, batch = model("ttm"), media()
+    once, stretched = network.encode(batch), network.encode(replace(batch, stretch_B=torch.tensor([1, 4])))
+    assert stretched.latents_BTMD.shape == once.latents_BTMD.shape
+    for name in ("memory_BKD", "combined_BTMD", "latents_BTMD"):
+        torch.testing.assert_close(getattr(stretched, name)[0], getattr(once, name)[0])
+        assert not torch.allclose(getattr(stretched, name)[1], getattr(once, name)[1], atol=1e-4)
+
+
 def test_the_loss_of_a_clip_with_hidden_latents_reaches_what_writes_the_memory() -> None:
     network, batch = model("ttm", heads=()), replace(media(), latents_hidden_B=torch.tensor([True, True]))
     weights = LossWeights(latent=0, video=0)

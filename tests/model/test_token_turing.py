@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mirasol_cli.model.token_turing import TokenTuringMachine
+from mirasol_cli.model.token_turing import TokenTuringMachine, WriteGate
 from tests.small_model import combiner_config
 
 VARIANTS = [
     {"read": "tokenlearner", "write": "tokenlearner"},
+    {"read": "tokenlearner", "write": "gated"},
     {"read": "tokenlearner", "write": "add-erase"},
     {"read": "query", "write": "query"},
     {"read": "tokenlearner", "write": "tokenlearner", "positions": False, "initial_memory": "zero"},
@@ -70,6 +71,14 @@ class Reference:
         weights = softmax(self.mlp(self.norm(x, name + ".norm"), name + ".scores"), axis=0)
         return weights.T @ x
 
+    def gate(self, memory: np.ndarray, written: np.ndarray) -> np.ndarray:
+        kept = []
+        for slot in range(len(memory)):
+            both = np.concatenate([self.norm(memory[slot], "gate.memory_norm"), self.norm(written[slot], "gate.written_norm")])
+            g = 1 / (1 + np.exp(-(self.linear(both, "gate.open") + self.p["gate.pace"][slot])))
+            kept.append((1 - g) * memory[slot] + g * written[slot])
+        return np.stack(kept)
+
     def process(self, z: np.ndarray) -> np.ndarray:
         z = z + self.p["process_position"]
         for layer in range(self.layers):
@@ -101,7 +110,8 @@ class Reference:
                 memory = self.add_erase(memory, output)
             else:
                 parts = [place(memory, "write_memory_position"), place(inputs, "write_input_position")]
-                memory = self.summarise(np.concatenate([*parts, place(output, "write_output_position")]), "write")
+                written = self.summarise(np.concatenate([*parts, place(output, "write_output_position")]), "write")
+                memory = self.gate(memory, written) if "gate.pace" in self.p else written
         return np.stack(outputs), memory
 
 
@@ -140,6 +150,35 @@ def test_masked_inputs_get_no_weight(variant: dict) -> None:
     torch.testing.assert_close(ttm(x, valid)[0], short)
     valid[:, 1] = False
     assert ttm(x, valid)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_stretched_clip_takes_each_chunk_so_many_times(variant: dict) -> None:
+    ttm, x = machine(**variant), torch.randn(2, 4, 11, 32)
+    valid = torch.rand(2, 4, 11) > 0.3
+    outputs, memory = ttm(x, valid, stretch_B=torch.tensor([3, 1]))
+    thrice, last = ttm(x[:1].repeat_interleave(3, 1), valid[:1].repeat_interleave(3, 1))
+    torch.testing.assert_close(outputs[:1], thrice[:, 2::3])
+    torch.testing.assert_close(memory[:1], last)
+    once, last = ttm(x[1:], valid[1:])
+    torch.testing.assert_close(outputs[1:], once)
+    torch.testing.assert_close(memory[1:], last)
+
+
+def test_a_gate_starts_to_forget_at_many_paces() -> None:
+    """Of what a memory token held, a part of about e^-1 is left after as many chunks as its pace says."""
+    torch.manual_seed(0)
+    gate = WriteGate(64, 9)
+    memory, written = torch.ones(1, 9, 64), torch.zeros(1, 9, 64)
+    left = []
+    with torch.no_grad():
+        for _ in range(64):
+            memory = gate(memory, written)
+            left.append(memory.mean(-1).flatten())
+    assert left[63][8] > 0.7
+    assert left[63][6] == pytest.approx(math.exp(-1), abs=0.08)  # 256 ** (6 / 8) = 64 chunks
+    assert left[3][2] == pytest.approx((1 - 0.2) ** 4, abs=0.1)  # 4 chunks: sigmoid(-log 4) = 1 / 5
+    assert left[0][0] == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

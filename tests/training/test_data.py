@@ -61,7 +61,7 @@ def test_the_plan_does_not_depend_on_the_questions() -> None:
 
 
 def test_frequencies_are_those_of_the_recipe() -> None:
-    augment = AugmentRecipe(flip=0.3, drop_modality=0.2, drop_chunks=0.4, mask_latents=0.25, memory_alone=0.35)
+    augment = AugmentRecipe(flip=0.3, drop_modality=0.2, drop_chunks=0.4, mask_latents=0.25, memory_alone=0.35, stretch=4)
     plans = [data.plan_sample(data.sample_generator(0, Unit(0, 0, clip, ())), augment, synthetic.GEOMETRY, 3) for clip in range(3000)]
 
     def share(found) -> float:  # type: ignore[no-untyped-def]
@@ -71,6 +71,7 @@ def test_frequencies_are_those_of_the_recipe() -> None:
     assert share(plan.drop_sound for plan in plans) == pytest.approx(0.2, abs=0.03)
     assert share(plan.drop_picture for plan in plans) == pytest.approx(0.2, abs=0.03)
     assert share(plan.memory_alone for plan in plans) == pytest.approx(0.35, abs=0.03)
+    assert [share(plan.stretch == times for plan in plans) for times in range(6)] == pytest.approx([0, *[0.25] * 4, 0], abs=0.03)
     assert not any(plan.drop_sound and plan.drop_picture for plan in plans)
     assert share(bool(plan.dropped_T.any()) for plan in plans) == pytest.approx(0.4 * 0.875, abs=0.05)
     assert share(plan.masked_T.float().mean() for plan in plans) == pytest.approx(0.25, abs=0.03)
@@ -109,11 +110,15 @@ def test_without_changes_all_masks_are_none(tmp_path: Path) -> None:
     masks = (media.video_valid_BTN, media.audio_valid_BTN, media.thumbnail_valid_BT, media.latent_masked_BT, media.flip_B)
     assert masks == (None,) * 5
     assert media.latents_hidden_B is None
+    assert media.stretch_B is None
 
 
-def test_the_latents_of_some_clips_are_hidden(tmp_path: Path) -> None:
-    source = training_data(tmp_path, "model.combiner.kind=ttm", "train.augment.memory_alone=0.5")
-    hidden = [source.micro_batches(step, range(4))[0].media.latents_hidden_B for step in range(6)]
+def test_the_latents_of_some_clips_are_hidden_and_some_clips_are_stretched(tmp_path: Path) -> None:
+    source = training_data(tmp_path, "model.combiner.kind=ttm", "train.augment.memory_alone=0.5", "train.augment.stretch=3")
+    media = [source.micro_batches(step, range(4))[0].media for step in range(6)]
+    stretch = [one.stretch_B for one in media if one.stretch_B is not None]
+    assert set(torch.cat(stretch).tolist()) == {1, 2, 3}
+    hidden = [one.latents_hidden_B for one in media]
     found = torch.cat([torch.zeros(4, dtype=torch.bool) if one is None else one for one in hidden])
     assert 4 <= int(found.sum()) <= 20
 
