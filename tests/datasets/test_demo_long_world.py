@@ -136,7 +136,7 @@ def test_the_file_has_a_frame_for_each_that_64_chunks_ask_for() -> None:
 
 
 def test_the_recipe_goes_on_from_one_of_the_short_world() -> None:
-    short, long = load_recipe("demo", ["model.combiner.kind=ttm"]), load_recipe("demo-long")
+    short, long = load_recipe("demo"), load_recipe("demo-long")
     assert long.model == short.model
     differing = {key for key in changed_keys(short, long) if not key.startswith("train.")}
     assert differing <= {"name", "run.dir", "data.dataset", "data.clips", "clip.frames", "clip.chunks"}
