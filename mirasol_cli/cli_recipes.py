@@ -96,11 +96,11 @@ def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json
       mirasol recipes validate my-recipe.yaml
       mirasol recipes validate msrvtt clip.frames=64 clip.chunks=8
     """
-    from mirasol_cli.recipe import default_shards
+    from mirasol_cli.recipe import source_shards
 
     loaded = load_recipe(recipe, overrides)
     clip = loaded.clip
-    shards = [source.shards or str(default_shards(source.dataset, clip)) for source in loaded.data.training_sources()]
+    shards = [str(source_shards(source, clip)) for source in loaded.data.training_sources()]
     facts = {
         "ok": True,
         "name": loaded.name,

@@ -345,7 +345,7 @@ def fill(
     clips = [clip for plan in plans for clip in plan.clips_to_decode(retry_failed=retry_failed, part=part)]
     progress = DecodingProgress(len(clips), say)
     by_folder = {plan.folder: plan for plan in plans}
-    say(f"decoding {len(clips)} clips into {len(works)} shards in '{out}'")
+    say(f"decoding {len(clips)} clips into {len(works)} shard{'s' * (len(works) > 1)} in '{out}'")
     done = 0
     try:
         with closing(prepare_engines.run(engine, works, progress)) as finished:

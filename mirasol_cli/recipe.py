@@ -21,7 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from mirasol_cli.errors import RecipeError
 from mirasol_cli.geometry import NAMED_TUBES, ClipGeometry, Tube
 from mirasol_cli.model.config import PRESETS, ModelConfig
-from mirasol_cli.recipe_schema import SCHEMA, Recipe
+from mirasol_cli.recipe_schema import SCHEMA, Recipe, SourceRecipe
 from mirasol_cli.recipe_yaml import Value, dump_value, from_plain, lay_over, parse_scalar, parse_yaml
 from mirasol_cli.settings import SettingError, keys_of, to_plain, value_problem
 
@@ -94,6 +94,11 @@ def recipe_header(path: Path) -> str:
 def default_shards(dataset: str, geometry: ClipGeometry) -> Path:
     """The shard folder that `prepare` writes and `data.shards: null` reads: one function, so that they agree by construction."""
     return data_root(dataset) / "shards" / geometry.folder_name
+
+
+def source_shards(source: SourceRecipe, geometry: ClipGeometry) -> Path:
+    """Where one source's shards lie: where its recipe says, else in the default folder."""
+    return Path(source.shards) if source.shards else default_shards(source.dataset, geometry)
 
 
 def data_root(dataset: str) -> Path:

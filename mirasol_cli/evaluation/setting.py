@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mirasol_cli.errors import UsageError
 from mirasol_cli.evaluation.protocols import Protocol, protocol_of
 from mirasol_cli.evaluation.subsets import SUBSETS, Subset
-from mirasol_cli.recipe import default_shards
+from mirasol_cli.recipe import source_shards
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.format import check_geometry
 
@@ -50,9 +50,9 @@ class Setting:
         split = options.split or recipe.eval.split
         if not split or Path(split).name != split or split in (".", ".."):
             raise UsageError(f"'{split}' is no name of a split")
-        shards = Path(source.shards) if source.shards else default_shards(source.dataset, recipe.clip)
         folder = Path(recipe.run_dir) / "eval" / split
-        return Setting(recipe, source.dataset, source.task, split, protocol_of(source.dataset, source.task), folder, shards)
+        protocol, shards = protocol_of(source.dataset, source.task), source_shards(source, recipe.clip)
+        return Setting(recipe, source.dataset, source.task, split, protocol, folder, shards)
 
     @property
     def subset(self) -> Subset | None:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any, Generic, TypeVar
 
@@ -23,7 +22,7 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model.inputs import MediaBatch, TextBatch
 from mirasol_cli.prompts import encode_prompt, encode_target, vocabulary_lines
-from mirasol_cli.recipe import default_shards
+from mirasol_cli.recipe import source_shards
 from mirasol_cli.recipe_schema import AugmentRecipe, Recipe, SourceRecipe
 from mirasol_cli.shards.format import check_geometry
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
@@ -56,10 +55,6 @@ class MicroBatch:
         return sum(len(unit.text_indices) for unit in self.units)
 
 
-def shard_path(recipe: Recipe, source: SourceRecipe) -> Path:
-    return Path(source.shards) if source.shards else default_shards(source.dataset, recipe.clip)
-
-
 def open_sources(recipe: Recipe) -> list[OpenSource]:
     """The shards and texts of the recipe's mixture.
 
@@ -68,7 +63,7 @@ def open_sources(recipe: Recipe) -> list[OpenSource]:
     """
     sources = []
     for source in recipe.data.training_sources():
-        path = shard_path(recipe, source)
+        path = source_shards(source, recipe.clip)
         split = ShardFolder(path).split(source.split)
         check_geometry(recipe.clip, split.geometry, split.path)
         texts = split.texts(source.task)

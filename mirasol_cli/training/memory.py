@@ -71,11 +71,12 @@ def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions:
     slots = config.latents_per_chunk(geometry)
     chunks, all_tokens = geometry.chunks, geometry.tokens_per_chunk
     text = config.text
+    turns = chunks * recipe.train.augment.stretch  # of a Token Turing Machine
     text_tokens = questions * (text.max_question + text.max_answer)
     parts = [  # (tokens of a clip, width, feed-forward width, blocks)
         (chunks * all_tokens, config.encoder.width, config.encoder.mlp, config.encoder.layers),
         (chunks * all_tokens, config.combiner.width, config.combiner.mlp, config.combiner.layers if config.combiner.kind != "ttm" else 0),
-        (chunks * slots, config.combiner.width, config.combiner.mlp, config.combiner.layers if config.combiner.kind == "ttm" else 0),
+        (turns * slots, config.combiner.width, config.combiner.mlp, config.combiner.layers if config.combiner.kind == "ttm" else 0),
         (chunks * slots, config.latent.width, config.latent.mlp, config.latent.layers),
         (text_tokens, text.width, 2 * text.mlp, text.layers + text.layers // text.cross_every),
     ]

@@ -15,9 +15,8 @@ from mirasol_cli.datasets.catalogue import open_dataset
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.manifest import read_manifest
 from mirasol_cli.datasets.splits import share_clips
-from mirasol_cli.recipe import default_shards, load_recipe, shipped_recipes
+from mirasol_cli.recipe import default_shards, load_recipe, shipped_recipes, source_shards
 from mirasol_cli.training import checkpoint as ck
-from mirasol_cli.training.data import shard_path
 from mirasol_cli.training.loop import train
 from tests import synthetic
 from tests.excerpts import write
@@ -100,7 +99,7 @@ def step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str
     recipe = load_recipe(name, [*SHRUNK, f"run.dir={tmp_path}/run", *words])
     for source in recipe.data.training_sources():
         split = train_split(source.dataset, source.task, tmp_path / "annotations")
-        path = shard_path(recipe, source)
+        path = source_shards(source, recipe.clip)
         assert path == default_shards(source.dataset, recipe.clip)
         synthetic.write_texts(path / source.split, split, recipe.clip)
     stage = "pretrain" if name in PRETRAINED else "finetune"
