@@ -110,7 +110,7 @@ class WriteGate(nn.Module):
 
     def forward(self, memory_BKD: Tensor, written_BKD: Tensor) -> Tensor:
         both = torch.cat([self.memory_norm(memory_BKD), self.written_norm(written_BKD)], dim=-1)
-        return torch.lerp(memory_BKD, written_BKD, (self.open(both) + self.pace).sigmoid())
+        return memory_BKD + (self.open(both) + self.pace).sigmoid() * (written_BKD - memory_BKD)
 
 
 class TokenTuringMachine(nn.Module):
@@ -160,7 +160,7 @@ class TokenTuringMachine(nn.Module):
         With `stretch_B` (int64, from 1) every chunk of a clip is fed so many times in a row; its outputs are those of the last time.
         """
         memory = self.start(x_BTND) if memory_BKD is None else memory_BKD
-        again = [] if stretch_B is None else [(time < stretch_B)[:, None, None] for time in range(1, int(stretch_B.max()))]
+        again = [] if stretch_B is None else [(stretch_B > time).nonzero()[:, 0] for time in range(1, int(stretch_B.max()))]
         reads = _by_chunk(self.read.prepare(_placed(x_BTND, self.read_input_position)))
         writes: Sequence[Prepared | None] = [None] * len(reads)
         if not isinstance(self.write, AddEraseWrite):
@@ -169,9 +169,10 @@ class TokenTuringMachine(nn.Module):
         for t, (read, write) in enumerate(zip(reads, writes, strict=True)):
             valid_BN = None if valid_BTN is None else valid_BTN[:, t]
             output, memory = self._step(memory, read, write, valid_BN)
-            for again_B11 in again:
-                later_output, later_memory = self._step(memory, read, write, valid_BN)
-                output, memory = torch.where(again_B11, later_output, output), torch.where(again_B11, later_memory, memory)
+            for clips in again:
+                valid = None if valid_BN is None else valid_BN[clips]
+                later = self._step(memory[clips], _of(read, clips), None if write is None else _of(write, clips), valid)
+                output, memory = (now.index_copy(0, clips, then.to(now.dtype)) for now, then in zip((output, memory), later, strict=True))
             outputs.append(output)
         result = torch.stack(outputs, dim=1)
         return (touch(result, memory), memory) if len(outputs) == 1 else (result, memory)  # one chunk alone never uses its write
@@ -217,6 +218,11 @@ def _by_chunk(prepared: Prepared) -> list[Prepared]:
     """[B, T, N, x] -> T times [B, N, x]. Unbound at once: the gradient of a single slice would be as large as the whole."""
     first, second = prepared
     return list(zip(first.unbind(dim=1), second.unbind(dim=1), strict=True))
+
+
+def _of(prepared: Prepared, clips: Tensor) -> Prepared:
+    first, second = prepared
+    return first[clips], second[clips]
 
 
 def _joined(parts: list[Prepared]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from mirasol_cli.model.mirasol import Mirasol, StreamState
 from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patches
 from mirasol_cli.model.text_decoder import CrossMemory
 from mirasol_cli.training.distributed import prepare_blocks
-from tests.small_model import KINDS, all_valid, media, model, text
+from tests.small_model import KINDS, all_valid, combiner_config, media, model, text
 
 EVERYTHING = LossWeights(audio=1, contrastive=1)
 
@@ -221,10 +221,12 @@ def test_a_windowed_ttm_stream_keeps_a_state_of_constant_size() -> None:
     assert len(set(sizes[2:])) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "gated", "gated, stretched"])
 def test_bf16_autocast_stays_close_to_float32(kind: str) -> None:
-    network = model(kind, heads=HEADS)
+    network = model("ttm", combiner=combiner_config("ttm", write="gated"), heads=HEADS) if "gated" in kind else model(kind, heads=HEADS)
     batch = replace(media(), **all_valid(), latent_masked_BT=torch.tensor([[True, False] * 2] * 2), flip_B=torch.tensor([True, False]))
+    if "stretched" in kind:
+        batch = replace(batch, stretch_B=torch.tensor([1, 3]), latents_hidden_B=torch.tensor([False, True]))
     exact = network(batch, text(), EVERYTHING).total(EVERYTHING)
     with torch.autocast("cpu", torch.bfloat16):
         rough = network(batch, text(), EVERYTHING).total(EVERYTHING)
