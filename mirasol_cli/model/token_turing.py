@@ -23,7 +23,7 @@ Prepared = tuple[Tensor, Tensor]
 
 BOTTLENECK = 64  # hidden units of TokenLearner's and add-erase's small networks
 ERASE_TOKENS = 8  # selection maps of the add-erase write
-LONGEST = 1024.0  # chunks over which the slowest memory token of a gated write forgets, at the start: an hour of 16 chunks a minute
+LONGEST = 256.0  # chunks over which the slowest memory token of a gated write forgets, at the start
 QUERY_HEADS = 8  # heads of the query read and write, whatever the Transformer has
 
 

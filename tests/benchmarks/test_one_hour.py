@@ -21,7 +21,7 @@ def test_only_the_minute_of_the_event_holds_what_is_asked_about() -> None:
     event = event_scene()
     assert {thing.instrument for thing in (*event.sights, *event.sounds)} == {"bell"}
     assert [(thing.enter * 60, thing.leave * 60) for thing in event.sights] == [(28, 32)]
-    others = {thing.instrument for scene in background_scenes() for thing in (*scene.sights, *scene.sounds)}
+    others = {thing.instrument for scene in background_scenes().values() for thing in (*scene.sights, *scene.sounds)}
     assert others == {"drum", "flute", "horn"}
 
 
@@ -36,17 +36,20 @@ def test_every_minute_is_encoded_once_and_the_event_lies_at_its_minute(tmp_path:
     monkeypatch.setattr(one_hour, "ffmpeg", lambda *words: Path(words[-1]).touch())
     videos = one_hour.make_videos(tmp_path, 60, 47)
     assert len(encoded) == len(set(encoded)) == 6
-    for video, name in ((videos.hour_with, "minute-with"), (videos.hour_without, "minute-without")):
-        lines = video.with_suffix(".txt").read_text().splitlines()
-        assert len(lines) == 60
-        assert [number for number, line in enumerate(lines) if "minute" in Path(line.strip("'")).name] == [47]
-        assert f"/{name}.mp4'" in lines[47]
+    for hour, with_others in (("quiet", 6), ("busy", 29)):
+        for kind in ("with", "without"):
+            lines = videos[f"{hour} hour, {kind}"].with_suffix(".txt").read_text().splitlines()
+            assert len(lines) == 60
+            assert [number for number, line in enumerate(lines) if "minute" in Path(line.strip("'")).name] == [47]
+            assert f"/minute-{kind}.mp4'" in lines[47]
+            assert sum("others" in line or "horn" in line for line in lines) == with_others
+            assert any("others" in line or "horn" in line for line in lines[48:])
 
 
 def test_another_minute_of_the_event_is_another_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_hour, "segment", lambda folder, name, _scene: folder / f"{name}.mp4")
     monkeypatch.setattr(one_hour, "ffmpeg", lambda *words: Path(words[-1]).touch())
-    hours = [one_hour.make_videos(tmp_path, 60, minute).hour_with for minute in (47, 12, 47)]
+    hours = [one_hour.make_videos(tmp_path, 60, minute)["quiet hour, with"] for minute in (47, 12, 47)]
     assert hours[0] == hours[2] != hours[1]
     for hour, minute in zip(hours, (47, 12, 47), strict=True):
         assert "minute-with.mp4" in hour.with_suffix(".txt").read_text().splitlines()[minute]
@@ -93,8 +96,23 @@ def asked(answer: str, *, chunks: int, seconds: float, peak_mb: float) -> Asked:
 @pytest.mark.parametrize(
     ("peak_mb", "seconds", "answer", "words"),
     [
-        (690.0, 90.0, "yes", ["90 (goal <= 100, reached)", "40 (goal >= 30, reached)", "of 60 changes", "60.0 times as many"]),
-        (710.0, 200.0, "no", ["110 (goal <= 100, NOT reached)", "18 (goal >= 30, NOT reached)", "of 60 does NOT change", "NOT right both"]),
+        (
+            690.0,
+            90.0,
+            "yes",
+            ["90 (goal <= 100, reached)", "40 (goal >= 30, reached)", "minute 47 of the busy hour changes", "60.0 times as many"],
+        ),
+        (
+            710.0,
+            200.0,
+            "no",
+            [
+                "110 (goal <= 100, NOT reached)",
+                "18 (goal >= 30, NOT reached)",
+                "minute 47 of the quiet hour does NOT change",
+                "NOT right both",
+            ],
+        ),
     ],
 )
 def test_the_report_says_what_was_found(peak_mb: float, seconds: float, answer: str, words: list[str]) -> None:
@@ -102,11 +120,12 @@ def test_the_report_says_what_was_found(peak_mb: float, seconds: float, answer: 
     found = {
         "minute, with": asked("yes", chunks=16, seconds=5, peak_mb=600),
         "minute, without": asked("no", chunks=16, seconds=5, peak_mb=600),
-        "hour, with": asked(answer, chunks=960, seconds=seconds, peak_mb=peak_mb),
-        "hour, without": asked("no", chunks=960, seconds=50, peak_mb=605),
     }
+    for hour in one_hour.HOURS:
+        found[f"{hour} hour, with"] = asked(answer, chunks=960, seconds=seconds, peak_mb=peak_mb)
+        found[f"{hour} hour, without"] = asked("no", chunks=960, seconds=50, peak_mb=605)
     write_report(report, found, 60, 47)
     text = "\n".join(report.parts)
     assert [part for part in words if part not in text] == []
     assert "of a single minute changes the answer to `can you hear a bell?`; right both times" in text
-    assert len(report.rows) == 4
+    assert len(report.rows) == 6
