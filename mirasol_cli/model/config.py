@@ -37,7 +37,9 @@ class CombinerConfig:
     heads: int = setting(12, minimum=1)
     mlp: int = setting(3072, minimum=1)
     memory: int = setting(64, "ttm: memory tokens", minimum=1)
-    write: str = setting("tokenlearner", "ttm: how memory is written", choices=("tokenlearner", "gated", "add-erase", "query"))
+    write: str = setting(
+        "tokenlearner", "ttm: how memory is written; gated is OURS, for long video", choices=("tokenlearner", "gated", "add-erase", "query")
+    )
     read: str = setting("tokenlearner", "ttm: how memory and input are read", choices=("tokenlearner", "query"))
     initial_memory: str = setting("learned", "ttm: the original starts from zeros", choices=("learned", "zero"))
     positions: bool = setting(True, "ttm: learned positions on [memory; input], which tell memory from input")

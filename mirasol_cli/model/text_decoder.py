@@ -28,7 +28,7 @@ class CrossMemory:
 
     keys: tuple[Tensor, ...]  # per cross-attention layer [B, key/value heads, K, head width]
     values: tuple[Tensor, ...]
-    valid_BK: Tensor | None = None  # bool; None: every latent may be attended to
+    valid_BK: Tensor | None = None  # bool, latents first, then the Combiner's memory; None: all may be attended to
 
     def mask(self) -> tuple[Tensor | None, Tensor | None]:
         """(attention mask [B, 1, 1, K], present [B, 1, 1]), both bool, or (None, None) where all is valid.

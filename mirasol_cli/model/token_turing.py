@@ -4,7 +4,8 @@ Per chunk, with memory of K tokens and N inputs: read Z = S_M([memory; input]), 
 write memory' = S_K([memory; input; O]); O are the M outputs. Two things differ from the original, both on purpose:
 memory comes in and goes out as a value (long video is fed piece by piece), and the learned positions give all inputs
 one vector, because N changes with the frames of a chunk while the weights must not (the inputs bring positions of
-their own). A chunk without a valid token leaves the memory as it was. GELU is the tanh form and LayerNorm's eps 1e-6, Flax's defaults.
+their own). A chunk without a valid token leaves the memory as it was. GELU is the tanh form and LayerNorm's eps 1e-6,
+Flax's defaults. The write `gated` is OURS (`WriteGate`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Prepared = tuple[Tensor, Tensor]
 
 BOTTLENECK = 64  # hidden units of TokenLearner's and add-erase's small networks
 ERASE_TOKENS = 8  # selection maps of the add-erase write
-LONGEST = 256.0  # chunks over which the slowest memory token of a gated write forgets, at the start
+LONGEST = 256.0
+"""Chunks over which the slowest memory token of a gated write forgets, at the start. A model of short clips does not learn to use
+slower ones: with 1,024 it remembered less after training on longer clips, not more."""
 QUERY_HEADS = 8  # heads of the query read and write, whatever the Transformer has
 
 
