@@ -175,7 +175,8 @@ class TokenTuringMachine(nn.Module):
             for clips in again:
                 valid = None if valid_BN is None else valid_BN[clips]
                 later = self._step(memory[clips], _of(read, clips), None if write is None else _of(write, clips), valid)
-                output, memory = (now.index_copy(0, clips, then.to(now.dtype)) for now, then in zip((output, memory), later, strict=True))
+                output = output.index_copy(0, clips, later[0].to(output.dtype))
+                memory = memory.index_copy(0, clips, later[1].to(memory.dtype))
             outputs.append(output)
         result = torch.stack(outputs, dim=1)
         return (touch(result, memory), memory) if len(outputs) == 1 else (result, memory)  # one chunk alone never uses its write

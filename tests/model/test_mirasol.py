@@ -178,7 +178,8 @@ def test_hidden_latents_leave_the_memory_alone() -> None:
     first, second = (answers(network, network.answer_memory(each, hidden)) for each in (encoded, other))
     assert torch.equal(first[0], second[0])
     assert not torch.allclose(first[1], second[1], atol=1e-4)
-    alone = network.text.project_memory(encoded.latents_BTMD[:1, :0].flatten(1, 2), None, encoded.memory_BKD[:1])  # type: ignore[index]
+    assert encoded.memory_BKD is not None
+    alone = network.text.project_memory(encoded.latents_BTMD[:1, :0].flatten(1, 2), None, encoded.memory_BKD[:1])
     words = text(1)
     expected = network.text(words.tokens_BQL, words.valid_BQL, alone)
     torch.testing.assert_close(network.text(text().tokens_BQL, text().valid_BQL, network.answer_memory(encoded, hidden))[:1], expected)
