@@ -13,13 +13,18 @@ import av
 from av.error import FFmpegError
 
 from mirasol_cli.errors import MediaError
+from mirasol_cli.media.packets import Splice
 
 URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters or more: "C:/" is a drive
 PLAYLISTS = ("hls", "applehttp", "concat", "dash", "sdp", "rtsp", "imf", "lavfi", "tty")
 """Demuxers that read other files than the one they are given, or draw text: none of them is a video."""
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+AFTER_LOSS = "after a loss"
+"""Mark (`frame.opaque`) of a picture before which others were left out."""
 DAMAGED_PACKETS = 2000
 """Damaged packets in a row after which a stream is given up."""
+LONGEST_DISTRUST = 300
+"""Pictures left out after a damaged packet where no key picture comes: streams that refresh bit by bit have healed by then."""
 
 
 def check_file(path: Path | str) -> None:
@@ -95,15 +100,22 @@ def _mp4_boxes(file: Any, length: int) -> list[bytes]:
     return boxes
 
 
-def decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
+def decoded_frames(container: Any, stream: Any, splices: tuple[Splice, ...] = ()) -> Iterator[Any]:
     """Frames of `stream` in the decoder's output order from the current position on, past damaged packets.
 
-    A plain PyAV decode loop ends at the first bad packet; this one leaves it out. Frames that the decoder itself marks
-    as corrupt (references were lost) are left out too: what cannot be trusted is not shown.
+    A plain PyAV decode loop ends at the first bad packet; this one leaves it out. Pictures that the decoder itself marks as corrupt
+    are left out, and so are those that follow a packet that could not be decoded, up to the next key picture: they are made of what
+    was lost, and the decoder conceals it. What cannot be trusted is not shown.
+
+    With `splices` the times are those of the joined timeline; the position must then be the start of the file.
     """
-    damaged = 0
+    pictures = stream.codec_context.type == "video"
+    starts = sorted((splice for splice in splices if splice.stream == stream.index), key=lambda splice: splice.packet)
+    number, failed, offset = 0, 0, 0
+    lost_from: int | None = None  # presentation time of the first picture that is lost
+    distrusted = 0
     packets = container.demux(stream)
-    while damaged < DAMAGED_PACKETS:
+    while failed < DAMAGED_PACKETS:
         try:
             packet = next(packets)
         except StopIteration:
@@ -111,20 +123,36 @@ def decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
         except av.error.MemoryError:
             raise MemoryError from None
         except (FFmpegError, OSError):  # the rest of the file cannot be read: what the decoder still holds is good
-            yield from _decode(stream.codec_context, None)
+            frames, _ = _decode(stream.codec_context, None)
+            yield from frames
             return
-        frames = list(_decode(stream.codec_context, packet))
-        damaged = 0 if frames or packet.size == 0 else damaged + 1
-        yield from frames
+        while starts and number >= starts[0].packet:
+            offset = round(starts.pop(0).offset_s / stream.time_base)
+        number += 1
+        if offset and packet.pts is not None:
+            packet.pts += offset
+        if offset and packet.dts is not None:
+            packet.dts += offset
+        time, filled = packet.pts, packet.size > 0
+        frames, decoded = _decode(stream.codec_context, packet)
+        failed = 0 if frames or not filled else failed + 1
+        if pictures and not decoded and time is not None:
+            lost_from, distrusted = time if lost_from is None else min(lost_from, time), 0
+        for frame in frames:
+            if lost_from is not None and frame.pts is not None and frame.pts >= lost_from:
+                distrusted += 1
+                if not frame.key_frame and distrusted <= LONGEST_DISTRUST:
+                    continue
+                lost_from, frame.opaque = None, AFTER_LOSS
+            yield frame
 
 
-def _decode(codec: Any, packet: Any) -> Iterator[Any]:
+def _decode(codec: Any, packet: Any) -> tuple[list[Any], bool]:
+    """(frames that the decoder vouches for, whether the packet could be decoded)."""
     try:
         frames = codec.decode(packet)
     except av.error.MemoryError:
         raise MemoryError from None
     except (FFmpegError, ValueError):
-        return
-    for frame in frames:
-        if not frame.is_corrupt:
-            yield frame
+        return [], False
+    return [frame for frame in frames if not frame.is_corrupt], True

@@ -19,6 +19,8 @@ from mirasol_cli.media.sound import Window, sound_windows
 
 __all__ = ["DecodedClip", "MediaInfo", "decode_clips", "probe"]
 
+READER_VERSION = 2
+"""Raised whenever the same file may give other frames or other sound: shards of an earlier reader are made anew."""
 MISSING_S, MISSING_SHARE = 0.5, 0.1
 """A clip that lacks more than this much of its span at the end is truncated: headers are wrong by a little, often."""
 
@@ -30,7 +32,7 @@ class DecodedClip:
     span_s: tuple[float, float]
     frames: np.ndarray  # uint8 [frames, size, size, 3] RGB: the frame on screen at the centre of each segment of the span
     frame_valid: np.ndarray  # bool [frames]: False where there is no frame, or only the one shown before
-    frame_times_s: np.ndarray  # float64 [frames]: when the frame comes on screen
+    frame_times_s: np.ndarray  # float64 [frames]: when the frame comes on screen; NaN where none is there to be shown
     windows: Iterator[Window]  # the sound of each chunk, decoded while it is consumed
 
 
@@ -89,19 +91,19 @@ def _pictures(
         yield from (None for _ in plans)
         return
     wanted, framings = [plan.times_s for plan in plans], [plan.framing for plan in plans]
-    if plans and use_decord and decord_reader.decord_suits(info, wanted):
+    if plans and use_decord and (table := decord_reader.decord_table(path, info, wanted)) is not None:
         progress("decord")
         try:
-            picked = list(decord_reader.read_frames(path, info, wanted, framings))
+            picked = list(decord_reader.read_frames(path, info, table, wanted, framings))
         except MemoryError:
             raise
-        except Exception:  # RuntimeError, IndexError, DECORDError, ImportError: this file is PyAV's
+        except Exception:  # MediaError, RuntimeError, IndexError, DECORDError, ImportError: this file is PyAV's
             picked = None
         progress("pyav")
         if picked is not None:
             yield from picked
             return
-    yield from pyav_reader.read_frames(path, info, wanted, framings)
+    yield from pyav_reader.read_frames(path, info, wanted, framings, progress)
 
 
 def _clip(
@@ -117,18 +119,21 @@ def _clip(
     windows = _reported(sound_windows(path, info, edges_s, geometry.audio.sample_rate), progress)
     if picked is None:
         frames = np.zeros((geometry.frames, geometry.size, geometry.size, 3), np.uint8)
-        valid, times_s = np.zeros(geometry.frames, bool), plan.times_s
+        valid, times_s = np.zeros(geometry.frames, bool), np.full(geometry.frames, np.nan)
     else:
-        frames, times_s = picked.frames_KHWC[picked.which], picked.starts_s
-        valid = np.diff(picked.which, prepend=-1) != 0  # a frame shown again is no further frame
-        valid &= times_s <= plan.times_s + TOLERANCE_S  # before the picture begins, the first frame stands in
+        frames = picked.frames_KHWC[picked.which]
+        there = ~picked.lost & (picked.starts_s <= plan.times_s + TOLERANCE_S)
         if picked.end_s is not None and _ends_early(path, info, plan.span_s, picked.end_s):
             if not keep_truncated:
                 start_s, end_s = plan.span_s
                 decoded_s = max(0.0, picked.end_s - start_s)
                 reason = f"truncated: decoded {decoded_s:.1f} of {end_s - start_s:.1f} s"
                 raise MediaError(reason, "download it again, or use --keep-truncated")
-            valid &= plan.times_s < picked.end_s
+            there &= plan.times_s < picked.end_s
+        if not there.any():
+            raise MediaError("no frame in this span", "the picture begins after it or ends before it")
+        valid = there & (np.diff(picked.which, prepend=-1) != 0)  # a frame shown again is no further frame
+        times_s = np.where(there, picked.starts_s, np.nan)
     return DecodedClip(plan.span_s, frames, valid, times_s, windows)
 
 
@@ -152,10 +157,11 @@ def _sound_reaches(path: Path | str, info: MediaInfo, end_s: float) -> bool:
     with open_media(path) as container:
         stream = container.streams[info.audio_index]
         try:
-            container.seek(int((max(0.0, end_s - 2.0) + info.zero_s) / stream.time_base), stream=stream, backward=True)
+            if not info.splices:
+                container.seek(int((max(0.0, end_s - 2.0) + info.zero_s) / stream.time_base), stream=stream, backward=True)
         except (OSError, OverflowError):
             return False
-        for frame in decoded_frames(container, stream):
+        for frame in decoded_frames(container, stream, info.splices):
             if frame.time is not None and frame.time - info.zero_s + frame.samples / frame.sample_rate >= end_s - MISSING_S:
                 return True
     return False

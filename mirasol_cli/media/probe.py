@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from av.error import FFmpegError
+
 from mirasol_cli.errors import MediaError
 from mirasol_cli.media.container import decoded_frames, open_media, unreadable
+from mirasol_cli.media.display import Orientation, displayed_size, orientation_of, pixel_aspect
+from mirasol_cli.media.packets import PacketScan, Splice, scan_clocks
 
 STILL_FORMATS = re.compile(r"(^|,)(image2|[a-z0-9]+_pipe|ico)($|,)")
 STILL_CODECS = ("png", "mjpeg", "webp", "gif", "bmp", "tiff", "jpeg2000", "apng", "jpegxl")
 STILL_BRANDS = ("heic", "heix", "mif1", "avif")
 ONE_FRAME_S = 0.04
 """Length of a picture that gives none."""
+CLOCKED_FORMATS = ("mpegts", "mpeg", "flv")
+"""Formats made for broadcast: parts with clocks of their own may follow one another, and no index tells."""
+ANIMATED_MARKS = (b"acTL", b"ANIM")
+"""What animated PNG and WebP hold near their beginning."""
 LONGEST_ASPECT = 16
 """A picture longer than this many times its short side is refused: scaled, it would take any amount of memory."""
 
@@ -27,9 +35,10 @@ class MediaInfo:
 
     seconds: float  # promised length of the picture (of the sound where there is no picture)
     start_s: float  # when the picture begins; 0 unless the sound begins earlier
-    width: int  # px as displayed (rotation applied); 0 without a picture
+    width: int  # px as displayed (turned, with square pixels); 0 without a picture
     height: int
-    rotation: int  # counter-clockwise degrees that a reader must apply: 0, 90, 180 or 270
+    orientation: Orientation  # what a reader must do to the decoded picture
+    pixel_aspect: float  # width over height of a stored pixel
     fps: float  # mean rate as promised; it stands in where a frame lacks its own time or length
     video_codec: str | None
     audio_start_s: float | None
@@ -38,6 +47,7 @@ class MediaInfo:
     audio_index: int | None
     video_streams: int  # pictures in the file, cover art counted
     format: str
+    splices: tuple[Splice, ...] = ()  # where clocks jump; such a file is read from its start, never sought in
 
     @property
     def end_s(self) -> float:
@@ -67,15 +77,15 @@ def probe(path: Path | str, *, allow_audio_only: bool = False) -> MediaInfo:
 def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> MediaInfo:
     video = max(pictures, key=lambda s: (_is_default(s), s.codec_context.width * s.codec_context.height, -s.index))
     audio = _sound_of(video, pictures, sounds, container)
-    if _is_still(container, video):
-        raise MediaError("still image", "a video is needed", stage="probe")
+    _refuse_stills(container, video)
+    scan = _scan(container, [video] if audio is None else [video, audio])
     frame = next(decoded_frames(container, video), None)
     if frame is None:
         raise MediaError("no readable frame", "the picture is damaged, or its codec is not supported", stage="probe")
     if frame.pts is None and video.start_time is None:
         raise MediaError("picture without times", "a bare stream; put it into a container: ffmpeg -i IN -c copy OUT.mp4", stage="probe")
-    rotation = frame.rotation % 360 if frame.rotation % 90 == 0 else 0  # an invalid display matrix reads -2147483648
-    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
+    orientation, aspect = orientation_of(frame), pixel_aspect(video)
+    width, height = displayed_size(frame, aspect, orientation)
     if max(width, height) > LONGEST_ASPECT * min(width, height):
         raise MediaError(f"picture of {width}x{height} px is too narrow", stage="probe")
 
@@ -84,23 +94,23 @@ def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> M
         video_start = float(frame.time or 0.0)
     audio_start = None if audio is None else (_start(audio) or 0.0)
     zero = video_start if audio_start is None else min(video_start, audio_start)
-    seconds = _promised_seconds(container, video, video_start) or _measured_seconds(container, video, video_start)
     return MediaInfo(
-        seconds=seconds, start_s=video_start - zero, width=width, height=height, rotation=rotation,
-        fps=float(video.average_rate or video.guessed_rate or 0.0),
+        seconds=_seconds(container, video, video_start, scan), start_s=video_start - zero, width=width, height=height,
+        orientation=orientation, pixel_aspect=aspect, fps=float(video.average_rate or video.guessed_rate or 0.0),
         video_codec=video.codec_context.name, audio_start_s=None if audio_start is None else audio_start - zero,
         zero_s=zero, video_index=video.index, audio_index=None if audio is None else audio.index,
-        video_streams=len(container.streams.video), format=container.format.name,
+        video_streams=len(container.streams.video), format=container.format.name, splices=scan.splices,
     )  # fmt: skip
 
 
 def _describe_sound(container: Any, audio: Any) -> MediaInfo:
+    scan = _scan(container, [audio])
     zero = _start(audio) or 0.0
-    seconds = _promised_seconds(container, audio, zero) or _measured_seconds(container, audio, zero)
     return MediaInfo(
-        seconds=seconds, start_s=0.0, width=0, height=0, rotation=0, fps=0.0, video_codec=None,
+        seconds=_seconds(container, audio, zero, scan), start_s=0.0, width=0, height=0,
+        orientation=Orientation(), pixel_aspect=1.0, fps=0.0, video_codec=None,
         audio_start_s=0.0, zero_s=zero,
-        video_index=None, audio_index=audio.index, video_streams=0, format=container.format.name,
+        video_index=None, audio_index=audio.index, video_streams=0, format=container.format.name, splices=scan.splices,
     )  # fmt: skip
 
 
@@ -127,21 +137,62 @@ def _disposition(stream: Any) -> str:
     return str(getattr(stream.disposition, "name", "") or "").lower()
 
 
-def _is_still(container: Any, video: Any) -> bool:
-    if STILL_FORMATS.search(container.format.name):
+def _refuse_stills(container: Any, video: Any) -> None:
+    """Raise `MediaError` for one picture in a file, and for the animated formats of browsers."""
+    with open(container.name, "rb") as file:
+        head = file.read(4096)
+    pictures = STILL_FORMATS.search(container.format.name) or container.format.name == "apng"
+    if pictures and any(mark in head for mark in ANIMATED_MARKS):
+        raise MediaError("animated picture", "animated PNG and WebP are not read; ffmpeg -i IN OUT.mp4 makes a video", stage="probe")
+    brand = container.metadata.get("major_brand", "").strip().lower()
+    if pictures or brand in STILL_BRANDS or _is_one_picture(container, video):
+        raise MediaError("still image", "a video is needed", stage="probe")
+
+
+def _is_one_picture(container: Any, video: Any) -> bool:
+    """Whether a stream of pictures that are whole by themselves holds just one. Not every header tells: Matroska's never does."""
+    if video.codec_context.name not in STILL_CODECS or video.frames > 1:
+        return False
+    if video.frames == 1:
         return True
-    if container.metadata.get("major_brand", "").strip().lower() in STILL_BRANDS:
-        return True
-    one = video.frames == 1 or (video.frames == 0 and video.duration in (None, 1))
-    return one and video.codec_context.name in STILL_CODECS
+    packets = 0
+    with contextlib.suppress(FFmpegError, OSError):
+        for packet in container.demux(video):
+            packets += packet.size > 0
+            if packets > 1:
+                break
+    _rewind(container)
+    return packets < 2
+
+
+def _scan(container: Any, streams: list[Any]) -> PacketScan:
+    """The clocks of a format whose clocks may jump; nothing is read of others."""
+    if not container.format.name.startswith(CLOCKED_FORMATS):
+        return PacketScan()
+    scan = scan_clocks(container, streams)
+    _rewind(container)
+    return scan
+
+
+def _rewind(container: Any) -> None:
+    with contextlib.suppress(FFmpegError, OSError):
+        container.seek(0)
 
 
 def _start(stream: Any) -> float | None:
     return None if stream.start_time is None else float(stream.start_time * stream.time_base)
 
 
+def _seconds(container: Any, stream: Any, start: float, scan: PacketScan) -> float:
+    """Length of `stream`: by its packets where they were walked over, else as promised, else by a walk."""
+    scanned = _positive(scan.end_s.get(stream.index, 0.0) - start)
+    return scanned or _promised_seconds(container, stream, start) or _measured_seconds(container, stream, start)
+
+
 def _promised_seconds(container: Any, stream: Any, start: float) -> float | None:
     """Length by the stream's header, else by Matroska's DURATION tag, else by the container's header."""
+    if container.format.name == "avi" and stream.frames and stream.average_rate and stream.type == "video":
+        return _positive(float(stream.frames / stream.average_rate))  # FFmpeg cuts the duration to what is there
     if stream.duration:
         return _positive(float(stream.duration * stream.time_base))
     match = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
@@ -151,7 +202,7 @@ def _promised_seconds(container: Any, stream: Any, start: float) -> float | None
     if not container.duration:
         return None
     end = container.duration / 1e6
-    if "matroska" not in container.format.name:  # Matroska's header holds the end, not the length
+    if "matroska" not in container.format.name and container.format.name != "flv":  # their headers hold the end, not the length
         end += (container.start_time or 0) / 1e6
     return _positive(end - start)
 
@@ -159,8 +210,7 @@ def _promised_seconds(container: Any, stream: Any, start: float) -> float | None
 def _measured_seconds(container: Any, stream: Any, start: float) -> float:
     """Length by reading (not decoding) every packet: for streams whose headers promise nothing."""
     end = start
-    with contextlib.suppress(OSError):
-        container.seek(0)
+    _rewind(container)
     with contextlib.suppress(OSError):
         for packet in container.demux(stream):
             if packet.pts is not None:

@@ -30,17 +30,27 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class Framing:
-    """The frame is scaled to `width` x `height` px, then the square of `size` px at (`left`, `top`) is kept."""
+    """The frame is scaled to `width` x `height` px, then a square of `size` px is kept, at `place` along the long side (0 to 1)."""
 
     width: int
     height: int
-    left: int
-    top: int
     size: int
+    place: float = 0.5
+
+    @classmethod
+    def of(cls, width: int, height: int, size: int, place: float) -> Framing:
+        """Short side of a picture of `width` x `height` px to `size` px."""
+        short = max(1, min(width, height))  # 0 px: there is no picture to frame
+        return cls(max(size, round(width * size / short)), max(size, round(height * size / short)), size, place)
+
+    def resized(self, width: int, height: int) -> Framing:
+        """The same for a picture of another shape."""
+        return Framing.of(width, height, self.size, self.place)
 
     def crop(self, frames_FHWC: np.ndarray) -> np.ndarray:
         """The square of each frame; the last three dimensions are rows, columns and colours."""
-        return frames_FHWC[..., self.top : self.top + self.size, self.left : self.left + self.size, :]
+        left, top = int((self.width - self.size) * self.place), int((self.height - self.size) * self.place)
+        return frames_FHWC[..., top : top + self.size, left : left + self.size, :]
 
 
 def clip_span(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> tuple[float, float]:
@@ -80,11 +90,7 @@ def sample_times(span: tuple[float, float], frames: int) -> np.ndarray:
 
 def framing(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> Framing:
     """Short side to `size` px, then the centre square; other views take another square along the long side."""
-    size, short = geometry.size, max(1, min(info.width, info.height))  # 0 px: there is no picture to frame
-    width = max(size, round(info.width * size / short))
-    height = max(size, round(info.height * size / short))
-    place = 0.5 if request.view == 0 else _draws(request)[2]
-    return Framing(width, height, left=int((width - size) * place), top=int((height - size) * place), size=size)
+    return Framing.of(info.width, info.height, geometry.size, 0.5 if request.view == 0 else _draws(request)[2])
 
 
 def _draws(request: ClipRequest) -> tuple[float, float, float]:

@@ -82,7 +82,7 @@ def _pieces(path: Path | str, info: MediaInfo, start_s: float, end_s: float, sam
 def _frames_from(container: Any, stream: Any, info: MediaInfo, start_s: float) -> Iterator[Any]:
     """Decoded frames from a little before `start_s` on, by seeking where that is worth it."""
     begin_s = info.audio_start_s or 0.0
-    if start_s - begin_s > 2 * PREROLL_S[0]:
+    if start_s - begin_s > 2 * PREROLL_S[0] and not info.splices:
         for preroll_s in PREROLL_S:
             target_s = max(begin_s, start_s - preroll_s)
             try:
@@ -97,7 +97,7 @@ def _frames_from(container: Any, stream: Any, info: MediaInfo, start_s: float) -
                 return
         with contextlib.suppress(FFmpegError, OverflowError):
             container.seek(stream.start_time or 0, stream=stream, backward=True)
-    yield from decoded_frames(container, stream)
+    yield from decoded_frames(container, stream, info.splices)
 
 
 class _Run:
