@@ -170,7 +170,8 @@ class _Walk:
         for number, frame in enumerate(decoded_frames(self.container, self.stream, self.info.splices)):
             if number % REPORT_EVERY == 0:
                 self.progress("pyav")
-            start_s = last_s + self.step_s if frame.time is None else float(frame.pts * frame.time_base) - self.info.zero_s
+            stamp = frame.dts if frame.pts is None else frame.pts  # AVI has decoding times only, and FFmpeg shows pictures by them
+            start_s = last_s + self.step_s if stamp is None else float(stamp * frame.time_base) - self.info.zero_s
             if not np.isfinite(start_s):
                 start_s = self.info.start_s
             if start_s <= last_s:

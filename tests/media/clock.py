@@ -140,8 +140,9 @@ def write_clock(path: Path, clock: Clock) -> Path:
 
 
 def copy_span(source: Path, path: Path, start_s: float, end_s: float, *, mux: dict[str, str] | None = None, from_key: bool = True) -> Path:
-    """What `ffmpeg -ss START -i SOURCE -to END -c copy PATH` makes: packets from the key picture before `start_s` on, with times
-    before zero, which MP4 hides by an edit list. Without `from_key`, packets begin at `start_s` itself, as with -copyinkf."""
+    """What `ffmpeg -ss START -i SOURCE -to END -c copy PATH` makes: packets from the key picture before `start_s` on. In MP4 their times
+    before zero are hidden by an edit list. Without `from_key`, packets begin at `start_s` itself, as with -copyinkf."""
+    hides = path.suffix in (".mp4", ".mov")
     with av.open(str(source)) as origin, av.open(str(path), "w", options=mux or {}) as target:
         kept = [stream for stream in origin.streams if stream.type in ("video", "audio")]
         copies = {stream.index: target.add_stream_from_template(stream) for stream in kept}
@@ -153,7 +154,7 @@ def copy_span(source: Path, path: Path, start_s: float, end_s: float, *, mux: di
             early = time_s < start_s and (packet.stream.type == "audio" or not from_key)
             if early or time_s >= end_s:
                 continue
-            shift = round(start_s / packet.time_base)
+            shift = round(start_s / packet.time_base) if hides else 0
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             packet.stream = copies[packet.stream.index]
             target.mux(packet)

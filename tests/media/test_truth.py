@@ -16,7 +16,7 @@ import pytest
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import decord_reader
-from mirasol_cli.media.decode import DecodedClip, decode_clips
+from mirasol_cli.media.decode import DecodedClip, decode_clips, probe
 from mirasol_cli.media.packets import PictureTable
 from mirasol_cli.media.sampling import ClipRequest
 from tests.media.clock import FPS, Clock, beep_offsets_s, copy_span, read_picture, write_clock
@@ -55,11 +55,10 @@ class Case:
     fast: bool = False
 
     def write(self, folder: Path) -> Path:
-        path = write_clock(folder / f"clip.{self.suffix}", self.clock)
-        if self.cut is not None:
-            whole = path.rename(folder / f"whole.{self.suffix}")
-            copy_span(whole, path, *self.cut, from_key=self.from_key)
-        return path
+        path = folder / f"clip.{self.suffix}"
+        if self.cut is None:
+            return write_clock(path, self.clock)
+        return copy_span(write_clock(folder / "whole.mp4", self.clock), path, *self.cut, from_key=self.from_key)
 
 
 CASES = {
@@ -93,16 +92,15 @@ CASES = {
     "h264 mp4, interlaced": Case("mp4", Clock(options={"preset": "ultrafast", "x264-params": "tff=1"})),
     "h264 mp4, 10 bit": Case("mp4", Clock(options=x264, pix_fmt="yuv420p10le")),
     "h264 mp4, 4:4:4": Case("mp4", Clock(options=x264, pix_fmt="yuv444p")),
-    "h264 mp4, fragments": Case("mp4", Clock(options=b_frames, mux=fragments)),
+    "h264 mp4, fragments": Case("mp4", Clock(options=b_frames, mux=fragments), decord=True),
     "h264 mp4, refreshed bit by bit": Case("mp4", Clock(options=refresh)),
     "h264 mkv, refreshed bit by bit": Case("mkv", Clock(options=refresh)),
     "h264 ts": Case("ts", Clock(options=b_frames), fast=True),
     "h264 m2ts": Case("m2ts", Clock(options=b_frames)),
     "h264 flv": Case("flv", Clock(options=x264)),
-    "h264 avi without B-frames": Case("avi", Clock(options={"preset": "ultrafast", "bf": "0"}, sound="pcm_s16le")),
     "h264 nut": Case("nut", Clock(options=b_frames)),
     # late clocks
-    "starts at 3 s, mp4": Case("mp4", Clock(options=b_frames, start_s=3.0)),
+    "starts at 3 s, mp4": Case("mp4", Clock(options=b_frames, start_s=3.0), decord=True),
     "starts at 3 s, mkv": Case("mkv", Clock(options=b_frames, start_s=3.0)),
     "starts at 3 s, ts": Case("ts", Clock(options=b_frames, start_s=3.0)),
     "starts at 5000 s, flv": Case("flv", Clock(options=x264, start_s=5000.0, mux={"flvflags": "no_duration_filesize"}), fast=True),
@@ -125,23 +123,22 @@ CASES = {
     "mpeg2 mkv, B-frames": Case("mkv", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15)),
     "mpeg2 mov, B-frames": Case("mov", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, sound="pcm_s16le")),
     "mpeg2 ts": Case("ts", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, sound="mp2")),
-    "mpeg2 mpg": Case("mpg", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, sound="mp2", size=(192, 128))),
+    "mpeg2 mpg": Case("mpg", Clock(codec="mpeg2video", gop=15, sound="mp2", size=(192, 128))),
     "mpeg1 mpg": Case("mpg", Clock(codec="mpeg1video", gop=15, sound="mp2", size=(192, 128))),
     "vp8 webm": Case("webm", Clock(codec="libvpx", options=realtime, sound="libopus")),
     "vp9 webm": Case("webm", Clock(codec="libvpx-vp9", options=realtime, sound="libopus"), fast=True),
     "vp9 mp4": Case("mp4", Clock(codec="libvpx-vp9", options=realtime)),
-    "av1 mp4": Case("mp4", Clock(codec="libsvtav1", options={"preset": "12"})),
-    "av1 webm": Case("webm", Clock(codec="libsvtav1", options={"preset": "12"}, sound="libopus")),
+    "av1 mp4": Case("mp4", Clock(codec="libsvtav1", options={"preset": "10", "crf": "20"})),
+    "av1 webm": Case("webm", Clock(codec="libsvtav1", options={"preset": "10", "crf": "20"}, sound="libopus")),
     "mjpeg mkv": Case("mkv", Clock(codec="mjpeg", pix_fmt="yuvj420p", sound="pcm_s16le"), fast=True),
     "mjpeg mov": Case("mov", Clock(codec="mjpeg", pix_fmt="yuvj420p", sound="pcm_s16le")),
     "mjpeg avi": Case("avi", Clock(codec="mjpeg", pix_fmt="yuvj420p", sound="pcm_s16le")),
-    "png mkv": Case("mkv", Clock(codec="png", pix_fmt="rgb24", sound="flac")),
     "png mov": Case("mov", Clock(codec="png", pix_fmt="rgb24", sound="pcm_s16le")),
     "ffv1 mkv": Case("mkv", Clock(codec="ffv1", pix_fmt="yuv420p", sound="flac")),
     "prores mov": Case("mov", Clock(codec="prores_ks", pix_fmt="yuv422p10le", sound="pcm_s16le")),
     "qtrle mov": Case("mov", Clock(codec="qtrle", pix_fmt="rgb24", sound="pcm_s16le")),
-    "flv1 flv": Case("flv", Clock(codec="flv", gop=15, sound="libmp3lame")),
-    "wmv2 asf": Case("wmv", Clock(codec="wmv2", gop=15, sound="wmav2")),
+    "flv1 flv": Case("flv", Clock(codec="flv", gop=15)),
+    "wmv2 asf": Case("wmv", Clock(codec="wmv2", gop=15, sound="libmp3lame")),
     "h263 3gp": Case("3gp", Clock(codec="h263", gop=15, size=(176, 144))),
 }
 CASES_PARAMS = [pytest.param(name, marks=[] if case.fast else [pytest.mark.slow], id=name) for name, case in CASES.items()]
@@ -170,7 +167,7 @@ def content_start_s(path: Path, case: Case) -> float:
         return 0.0
     if case.suffix in ("mp4", "mov"):
         return case.cut[0]
-    with av.open(str(path)) as copy, av.open(str(path.parent / f"whole.{case.suffix}")) as whole:
+    with av.open(str(path)) as copy, av.open(str(path.parent / "whole.mp4")) as whole:
         first = next(frame for frame in copy.decode(video=0))
         twin = [frame for frame in whole.decode(video=0) if np.array_equal(frame.to_ndarray(), first.to_ndarray())]
         return float(twin[0].pts * twin[0].time_base) - float(whole.streams.video[0].start_time * whole.streams.video[0].time_base)
@@ -245,14 +242,14 @@ def test_clocks_that_jump_are_joined(start_s: float, tmp_path: Path) -> None:
     times_s = wanted_times_s(clip) - clip.span_s[0]
     numbers = np.array([read_picture(frame)[0] for frame in clip.frames])
     content_s = np.where(times_s < 5.0, times_s, times_s - 5.0)
-    near = np.abs(times_s - 5.0) > 0.1
-    assert distance_s(numbers, np.arange(125) / FPS, content_s)[near].max() <= 0.05, (
-        "parts are laid end to end at the longer of two streams"
-    )
+    near = np.abs(times_s - 5.0) < 0.15
+    assert distance_s(numbers, np.arange(125) / FPS, content_s)[~near].max() <= 0.1, "the second part begins where the longer stream ends"
+    second_s = float(np.median((times_s - numbers / FPS)[times_s > 5.2])) - 0.5 / FPS
     waveform = np.concatenate([window.waveform for window in clip.windows])
-    heard = np.array(beep_offsets_s(waveform[: 5 * 16000], 0.0, range(5)) + beep_offsets_s(waveform[5 * 16000 :], 0.0, range(4)))
+    first = beep_offsets_s(waveform[: 5 * 16000], 0.0, range(5))
+    heard = np.array(first + beep_offsets_s(waveform[round(second_s * 16000) :], 0.0, range(4)))
     assert len(heard) >= 8
-    assert np.abs(heard).max() < 0.05
+    assert np.abs(heard).max() < 0.03, "sound and picture of each part stay together"
 
 
 def test_a_file_that_begins_without_a_key_picture_masks_what_cannot_be_decoded(tmp_path: Path) -> None:
@@ -293,11 +290,13 @@ def test_a_picture_that_turns_midway_keeps_its_proportions(tmp_path: Path) -> No
 
 # Kinds that lack presentation times or pictures: the judge is a decode of every picture by ffmpeg.
 UNTIMED = {
+    "h264 avi without B-frames": Case("avi", Clock(options={"preset": "ultrafast", "bf": "0"}, sound="pcm_s16le")),
+    "mpeg2 mpg, B-frames": Case("mpg", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, sound="mp2", size=(192, 128))),
     "mpeg4 avi, B-frames": Case("avi", Clock(codec="mpeg4", options={"bf": "2"}, gop=15, sound="pcm_s16le")),
     "h264 avi, B-frames": Case("avi", Clock(options=b_frames, sound="pcm_s16le")),
     "no key picture first, mkv": Case("mkv", Clock(options=b_frames, seconds=20), cut=(7.3, 17.3), from_key=False),
     "no key picture first, ts": Case("ts", Clock(options=b_frames, seconds=20), cut=(7.3, 17.3), from_key=False),
-    "refreshed bit by bit, cut": Case("ts", Clock(options=refresh, seconds=20), cut=(7.3, 17.3), from_key=False),
+    "refreshed bit by bit, cut": Case("mkv", Clock(options=refresh, seconds=20), cut=(7.3, 17.3), from_key=False),
 }
 
 
@@ -307,7 +306,7 @@ def test_pictures_without_times_are_those_of_ffmpeg(name: str, tmp_path: Path) -
     path = UNTIMED[name].write(tmp_path)
     clip = decode(path)
     times_s, numbers = ffmpeg_pictures(path)
-    times_s = times_s - times_s[0] + clip.span_s[0]
+    times_s = times_s - probe(path).zero_s
     shown = numbers[np.clip(np.searchsorted(times_s, wanted_times_s(clip) + 1e-3, side="right") - 1, 0, None)]
     read = np.array([read_picture(frame)[0] for frame in clip.frames])
     assert np.abs(read - shown)[clip.frame_valid].max() <= 1
@@ -316,10 +315,14 @@ def test_pictures_without_times_are_those_of_ffmpeg(name: str, tmp_path: Path) -
 
 def ffmpeg_pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(time in s, number) of every picture that ffmpeg decodes."""
-    probe = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "frame=best_effort_timestamp_time", "-of", "csv=p=0"]
-    times = subprocess.run([*probe, str(path)], capture_output=True, text=True, check=True).stdout.split()
+    show = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "frame=best_effort_timestamp_time", "-of", "csv=p=0"]
+    times = subprocess.run([*show, str(path)], capture_output=True, text=True, check=True).stdout.split()
     crop = ["-vf", "crop='min(iw,ih)':'min(iw,ih)',scale=64:64", "-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
     raw = subprocess.run(["ffmpeg", "-v", "error", "-i", str(path), *crop], capture_output=True, check=True).stdout
     pictures = np.frombuffer(raw, np.uint8).reshape(-1, 64, 64, 3)
-    known = [(float(time.strip(",")), read_picture(picture)[0]) for time, picture in zip(times, pictures, strict=False)]
-    return np.array([time for time, _ in known]), np.array([number for _, number in known])
+    seconds: list[float] = []
+    for time in times:
+        known = time.strip(",")
+        seconds.append(seconds[-1] + 1 / FPS if known == "N/A" else float(known))
+    count = min(len(seconds), len(pictures))
+    return np.array(seconds[:count]), np.array([read_picture(picture)[0] for picture in pictures[:count]])
