@@ -170,7 +170,8 @@ class _Walk:
         for number, frame in enumerate(decoded_frames(self.container, self.stream, self.info.splices)):
             if number % REPORT_EVERY == 0:
                 self.progress("pyav")
-            stamp = frame.dts if frame.pts is None else frame.pts  # AVI has decoding times only, and FFmpeg shows pictures by them
+            by_decoding = frame.pts is None or self.info.format == "avi"  # which has decoding times only; FFmpeg shows pictures by them
+            stamp = frame.dts if by_decoding else frame.pts
             start_s = last_s + self.step_s if stamp is None else float(stamp * frame.time_base) - self.info.zero_s
             if not np.isfinite(start_s):
                 start_s = self.info.start_s
