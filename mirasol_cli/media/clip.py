@@ -17,7 +17,7 @@ from mirasol_cli.media.tubes import cut_tubes, thumbnails
 
 ClipSample = dict[str, np.ndarray]
 """tubes.<k> uint8 [T, N_k, P_k] | thumbnails uint8 [T, 4, 32, 32, 3] | mel float16 [T, Z, S] | mel_valid uint8 [T, S] |
-frame_valid uint8 [T, F] | frame_times float64 [T, F], s | span float64 [2], s | audio_state uint8 []"""
+frame_valid uint8 [T, F] | frame_times float64 [T, F], s, NaN where there is no frame | span float64 [2], s | audio_state uint8 []"""
 
 NO_SOUND, SILENT, SOUND = 0, 1, 2
 """`audio_state`: no sound in this span; a track that is silent all through it; sound."""

@@ -19,8 +19,6 @@ from mirasol_cli.media.sound import Window, sound_windows
 
 __all__ = ["DecodedClip", "MediaInfo", "decode_clips", "probe"]
 
-READER_VERSION = 2
-"""Raised whenever the same file may give other frames or other sound: shards of an earlier reader are made anew."""
 MISSING_S, MISSING_SHARE = 0.5, 0.1
 """A clip that lacks more than this much of its span at the end is truncated: headers are wrong by a little, often."""
 
