@@ -26,10 +26,8 @@ class Orientation:
         """Whether no turn by itself gives this orientation."""
         return self.transpose ^ self.flip_x ^ self.flip_y
 
-    def apply(self, picture_HWC: np.ndarray) -> np.ndarray:
-        """The picture as it is shown: [W, H, C] where transposed, else [H, W, C]; a view, no copy."""
-        if self.transpose:
-            picture_HWC = picture_HWC.swapaxes(0, 1)
+    def flipped(self, picture_HWC: np.ndarray) -> np.ndarray:
+        """A picture that is transposed already, as it is shown; a view, no copy."""
         return picture_HWC[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from av.error import FFmpegError
 
@@ -184,11 +185,24 @@ class _Walk:
 
 
 def _image(frame: Any, framing: Framing, info: MediaInfo) -> np.ndarray:
-    """uint8 [size, size, 3]: scaled as it is stored, then laid as it is shown, then cropped.
+    """uint8 [size, size, 3]: laid as it is shown, scaled and cropped.
 
-    A frame of another shape than the first (the phone was turned while it filmed) keeps its own proportions.
+    Transposed before it is scaled, as decord does, so that both readers show the same pixels. A frame of another shape than the first
+    (the phone was turned while it filmed) keeps its own proportions.
     """
     framing = framing.resized(*displayed_size(frame, info.pixel_aspect, info.orientation))
-    width, height = (framing.height, framing.width) if info.orientation.transpose else (framing.width, framing.height)
-    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-    return framing.crop(info.orientation.apply(picture)).copy()
+    if info.orientation.transpose:
+        frame = _transposed(frame)
+    picture = frame.reformat(width=framing.width, height=framing.height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    return framing.crop(info.orientation.flipped(picture)).copy()
+
+
+def _transposed(frame: Any) -> Any:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    turn, sink = graph.add("transpose", "cclock_flip"), graph.add("buffersink")
+    source.link_to(turn)
+    turn.link_to(sink)
+    graph.configure()
+    source.push(frame)
+    return sink.pull()

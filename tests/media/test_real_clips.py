@@ -1,5 +1,7 @@
 """Nineteen real files of all kinds, against an independent reading of every frame."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import av
@@ -59,6 +61,30 @@ def test_frames_agree_with_an_independent_reading(name):
     for frame, index in zip(clip.frames[::4], right[::4].tolist(), strict=True):
         small = frame.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
         assert np.abs(small - pictures[index]).mean() < 6, "another picture, another crop or another rotation"
+
+
+@pytest.mark.skipif(not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="ffmpeg is the judge here")
+@pytest.mark.parametrize("name", [row["video"] for row in ROWS])
+def test_no_frame_is_at_another_time_than_ffmpeg_shows_it(name):
+    path = FOLDER / name
+    info = probe(path)
+    (clip,) = decode_clips(path, [ClipRequest()], GEOMETRY)
+    stream = f"0:{info.video_index}"
+    show = ["ffprobe", "-v", "error", "-select_streams", str(info.video_index), "-show_entries", "frame=best_effort_timestamp_time"]
+    listed = subprocess.run([*show, "-of", "csv=p=0", str(path)], capture_output=True, text=True, check=True).stdout.split()
+    times = np.array([float(time.strip(",")) for time in listed if time.strip(",")])
+    crop = "crop='min(iw,ih)':'min(iw,ih)',scale=32:32:flags=area"
+    words = ["-map", stream, "-vf", crop, "-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    raw = subprocess.run(["ffmpeg", "-v", "error", "-i", str(path), *words], capture_output=True, check=True).stdout
+    pictures = np.frombuffer(raw, np.uint8).reshape(-1, 32, 32, 3).astype(float)
+    assert abs(len(times) - len(pictures)) <= 1
+    wanted = np.linspace(*clip.span_s, 65)[1::2]
+    right = np.clip(np.searchsorted(times - info.zero_s, wanted + 1e-3, side="right") - 1, 0, len(pictures) - 1)
+    for frame, index in zip(clip.frames, right.tolist(), strict=True):
+        small = frame.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+        differences = np.abs(pictures - small).mean(axis=(1, 2, 3))
+        assert differences[index] <= differences.min() + 1.0, f"picture {differences.argmin()} is shown in place of {index}"
+        assert differences[index] < 8
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["video"])
