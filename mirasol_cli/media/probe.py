@@ -78,7 +78,7 @@ def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> M
     video = max(pictures, key=lambda s: (_is_default(s), s.codec_context.width * s.codec_context.height, -s.index))
     audio = _sound_of(video, pictures, sounds, container)
     _refuse_stills(container, video)
-    scan = _scan(container, [video] if audio is None else [video, audio])
+    scan = _scan(container, [video.index] if audio is None else [video.index, audio.index])
     frame = next(decoded_frames(container, video), None)
     if frame is None:
         raise MediaError("no readable frame", "the picture is damaged, or its codec is not supported", stage="probe")
@@ -104,7 +104,7 @@ def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> M
 
 
 def _describe_sound(container: Any, audio: Any) -> MediaInfo:
-    scan = _scan(container, [audio])
+    scan = _scan(container, [audio.index])
     zero = _start(audio) or 0.0
     return MediaInfo(
         seconds=_seconds(container, audio, zero, scan), start_s=0.0, width=0, height=0,
@@ -165,13 +165,12 @@ def _is_one_picture(container: Any, video: Any) -> bool:
     return packets < 2
 
 
-def _scan(container: Any, streams: list[Any]) -> PacketScan:
-    """The clocks of a format whose clocks may jump; nothing is read of others."""
+def _scan(container: Any, indices: list[int]) -> PacketScan:
+    """The clocks of a format whose clocks may jump, in an opening of its own (not all of them can be rewound); of others, nothing."""
     if not container.format.name.startswith(CLOCKED_FORMATS):
         return PacketScan()
-    scan = scan_clocks(container, streams)
-    _rewind(container)
-    return scan
+    with open_media(container.name) as again:
+        return scan_clocks(again, [again.streams[index] for index in indices])
 
 
 def _rewind(container: Any) -> None:

@@ -170,7 +170,9 @@ class _Walk:
         for number, frame in enumerate(decoded_frames(self.container, self.stream, self.info.splices)):
             if number % REPORT_EVERY == 0:
                 self.progress("pyav")
-            start_s = last_s + self.step_s if frame.time is None else float(frame.pts * frame.time_base) - self.info.zero_s
+            by_decoding = frame.pts is None or self.info.format == "avi"  # which has decoding times only; FFmpeg shows pictures by them
+            stamp = frame.dts if by_decoding else frame.pts
+            start_s = last_s + self.step_s if stamp is None else float(stamp * frame.time_base) - self.info.zero_s
             if not np.isfinite(start_s):
                 start_s = self.info.start_s
             if start_s <= last_s:
