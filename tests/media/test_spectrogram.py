@@ -147,6 +147,17 @@ def test_pooling_counts_only_what_is_there():
     np.testing.assert_allclose(mel[:, 128], expected.numpy(), atol=2e-3, err_msg="a half-empty column is not a quiet one")
 
 
+@pytest.mark.parametrize(("there", "valid"), [(160, True), (80, True), (79, False), (1, False), (0, False)])
+def test_a_column_holds_sound_when_half_of_its_hop_does(there, valid):
+    gap = window()
+    gap.valid[:] = False
+    gap.valid[: 1600 + there] = True  # ten whole hops, and a part of the eleventh
+    _, columns = spectrogram.chunk_log_mel(gap, AUDIO)
+    assert columns[:10].all()
+    assert bool(columns[10]) is valid
+    assert not columns[11:].any()
+
+
 def test_no_leak_over_a_border():
     geometry = ClipGeometry(frames=32, chunks=4, size=64)
     windows = [window(40960, seed) for seed in range(4)]
