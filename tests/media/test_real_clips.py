@@ -12,7 +12,7 @@ from mirasol_cli.files import read_jsonl
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.clip import NO_SOUND, SILENT, SOUND, clip_sample
 from mirasol_cli.media.decode import decode_clips, probe
-from mirasol_cli.media.sampling import ClipRequest
+from mirasol_cli.media.sampling import ClipRequest, framing
 from tests.paths import SHARED
 
 pytestmark = pytest.mark.real
@@ -69,22 +69,21 @@ def test_no_frame_is_at_another_time_than_ffmpeg_shows_it(name):
     path = FOLDER / name
     info = probe(path)
     (clip,) = decode_clips(path, [ClipRequest()], GEOMETRY)
-    stream = f"0:{info.video_index}"
     show = ["ffprobe", "-v", "error", "-select_streams", str(info.video_index), "-show_entries", "frame=best_effort_timestamp_time"]
     listed = subprocess.run([*show, "-of", "csv=p=0", str(path)], capture_output=True, text=True, check=True).stdout.split()
     times = np.array([float(time.strip(",")) for time in listed if time.strip(",")])
-    crop = "crop='min(iw,ih)':'min(iw,ih)',scale=32:32:flags=area"
-    words = ["-map", stream, "-vf", crop, "-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    scaled = framing(info, ClipRequest(), GEOMETRY)
+    chain = f"scale={scaled.width}:{scaled.height}:flags=bilinear,format=rgb24,crop=64:64"
+    words = ["-map", f"0:{info.video_index}", "-vf", chain, "-fps_mode", "passthrough", "-f", "rawvideo", "-"]
     raw = subprocess.run(["ffmpeg", "-v", "error", "-i", str(path), *words], capture_output=True, check=True).stdout
-    pictures = np.frombuffer(raw, np.uint8).reshape(-1, 32, 32, 3).astype(float)
+    pictures = np.frombuffer(raw, np.uint8).reshape(-1, 64, 64, 3).astype(float)
     assert abs(len(times) - len(pictures)) <= 1
     wanted = np.linspace(*clip.span_s, 65)[1::2]
     right = np.clip(np.searchsorted(times - info.zero_s, wanted + 1e-3, side="right") - 1, 0, len(pictures) - 1)
     for frame, index in zip(clip.frames, right.tolist(), strict=True):
-        small = frame.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
-        differences = np.abs(pictures - small).mean(axis=(1, 2, 3))
-        assert differences[index] <= differences.min() + 1.0, f"picture {differences.argmin()} is shown in place of {index}"
-        assert differences[index] < 8
+        differences = np.abs(pictures - frame).mean(axis=(1, 2, 3))
+        assert differences[index] <= differences.min() + 0.05, f"picture {differences.argmin()} is shown in place of {index}"
+        assert differences[index] < 3
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["video"])

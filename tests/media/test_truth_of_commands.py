@@ -19,8 +19,7 @@ from mirasol_cli.recipe_schema import EvalRecipe
 from mirasol_cli.shards.reader import ShardFolder
 from tests.evaluation.tiny import tiny_model, tiny_vocabulary
 from tests.fake_decoding import write_recipe
-from tests.media import barcode
-from tests.media.truth_clips import copy, encode, regular
+from tests.media.clock import FPS, Clock, copy_span, read_picture, write_clock
 
 CUT_S, SECONDS = 7.3, 10.0
 
@@ -28,10 +27,10 @@ CUT_S, SECONDS = 7.3, 10.0
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cut")
-    whole = encode(folder / "whole.mp4", gop=50, b_frames=2, times_s=regular(20.0))
+    whole = write_clock(folder / "whole.mp4", Clock(options={"preset": "ultrafast", "bf": "2"}, seconds=20))
     path = folder / "cut.mp4"
     if shutil.which("ffmpeg") is None:
-        return copy(whole, path, start_s=CUT_S, seconds=SECONDS)
+        return copy_span(whole, path, CUT_S, CUT_S + SECONDS)
     command = ["ffmpeg", "-v", "error", "-ss", str(CUT_S), "-i", str(whole), "-t", str(SECONDS), "-c", "copy", str(path)]
     subprocess.run(command, check=True)
     return path
@@ -42,10 +41,10 @@ def check(sample) -> None:
     assert np.asarray(sample["frame_valid"]).all()
     pictures, times_TF = np.asarray(sample["thumbnails"])[:, 0], np.asarray(sample["frame_times"])
     assert pictures.shape[1] == THUMBNAIL_SIZE
-    shown = [barcode.read(picture) for picture in pictures]
+    shown = [read_picture(picture) for picture in pictures]
     right = CUT_S + times_TF[:, 0]
     assert all(upright for _, upright in shown)
-    assert np.abs(np.array([number for number, _ in shown]) / barcode.FPS - right).max() <= 0.5 / barcode.FPS + 1e-3
+    assert np.abs(np.array([number for number, _ in shown]) / FPS - right).max() <= 0.5 / FPS + 1e-3
 
 
 def test_prepare_of_a_manifest(cut, tmp_path):
