@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from mirasol_cli import console
 from mirasol_cli.ask_clip import OpenClip, find_video, open_clip
 from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.evaluation.answerer import Answerer, Question
@@ -38,11 +40,16 @@ class Reply:
     def __str__(self) -> str:
         return self.answer
 
+    @property
+    def probability(self) -> float:
+        """That the model gives exactly this answer; long answers have small ones."""
+        return math.exp(self.logprob)
+
     def to_plain(self) -> dict[str, Any]:
         """The fields of `mirasol ask --json`."""
         clip = self.clip
         return {
-            "answer": self.answer, "logprob": round(self.logprob, 4), "question": self.question,
+            "answer": self.answer, "logprob": round(self.logprob, 4), "probability": round(self.probability, 4), "question": self.question,
             "video": {"path": clip.path, "seconds": round(clip.seconds, 3), "start_s": round(clip.start_s, 3), "frames": clip.frames,
                       "chunks": clip.chunks, "audio": clip.audio, "sampled": clip.sampled},
             "timings_s": {name: round(value, 3) for name, value in self.timings_s.items()},
@@ -95,6 +102,9 @@ class Model:
         self, clip: OpenClip, question: str, context: str = "", *, why: bool = False, show: Callable[[str], None] | None = None
     ) -> Reply:  # fmt: skip
         """Answer about an open clip; `show` gets the answer's text piece by piece as it comes."""
+        for name, given in (("question", question), ("context", context)):
+            if not isinstance(given, str):
+                raise UsageError(f"the {name} is {given!r}, which is no text")
         if not question.strip():
             raise UsageError("the question is empty")
         began = time.perf_counter()
@@ -225,7 +235,8 @@ def ask(
         return plain[0]
     shared = {key: plain[0][key] for key in ("video", "checkpoint")}
     shared["warnings"] = list(dict.fromkeys(warning for one in plain for warning in one["warnings"]))
-    return {"answers": [{key: one[key] for key in ("question", "answer", "logprob", "timings_s", "why")} for one in plain], **shared}
+    each = ("question", "answer", "logprob", "probability", "timings_s", "why")
+    return {"answers": [{key: one[key] for key in each} for one in plain], **shared}
 
 
 def tell(warnings: Iterable[str], told: set[str], say: Say) -> None:
@@ -250,17 +261,23 @@ def answer_aloud(
     live = stream is not None and stream.isatty()
 
     def show(piece: str) -> None:
-        print(_visible(piece), end="", file=stream, flush=True)
+        console.write(_visible(piece), stream, end="")
 
     if repeat and stream is not None:
-        print(f"{_visible(question)}  ", end="", file=stream, flush=True)
+        console.write(f"{_visible(question)}  ", stream, end="")
     reply = model.answer(clip, question, context, show=show if live else None, why=why)
     if stream is not None:
-        print("" if live else _visible(reply.answer), file=stream, flush=True)
+        beside = f"  (probability {reply.probability:.2f})" if live or repeat else ""
+        console.write(("" if live else _visible(reply.answer)) + beside, stream)
         if reply.why:
             from rich.console import Console
 
-            Console(file=stream).print(time_line(reply.why))
+            painter = Console(file=stream)
+            with painter.capture() as painted:
+                painter.print(time_line(reply.why))
+            console.write(painted.get(), stream, end="")
+    if not (live or repeat):
+        say(f"probability {reply.probability:.2f}")  # not on stdout, which a script reads as the answer
     tell(reply.warnings, told, say)
     return reply
 

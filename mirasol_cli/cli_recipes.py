@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -67,22 +68,24 @@ def recipes_cp(
 ) -> None:
     """Copy a recipe, with its comments, to change it.
 
+    The copy is named after its file, so that its runs go to a folder of their own.
+
     \b
     Examples:
       mirasol recipes cp msrvtt my-msrvtt.yaml
     """
     from mirasol_cli.files import write_atomic
-    from mirasol_cli.recipe import find_recipe
+    from mirasol_cli.recipe import find_recipe, renamed
 
     source = find_recipe(recipe)
     target = file / source.name if file.is_dir() else file
     if target.exists() and not force:
         raise UsageError(f"'{target}' exists already", "add --force to overwrite it")
-    write_atomic(target, source.read_bytes())
+    write_atomic(target, renamed(source.read_text(encoding="utf-8"), target.stem))
     if json:
-        console.print_json({"file": str(target)})
+        console.print_json({"file": str(target), "name": target.stem})
     else:
-        console.print_result(f"written: {target}\nnext: mirasol recipes validate {target}")
+        console.print_result(f"written: {target}\nnext: {shlex.join(['mirasol', 'recipes', 'validate', str(target)])}")
 
 
 @recipes_app.command("validate")

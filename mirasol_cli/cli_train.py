@@ -87,7 +87,7 @@ def training_command(stage: str) -> Callable[..., None]:
 
             validate = validator(loaded, console.say)
             result = train(loaded, stage=stage, resume=resume, limit=limit, device=device, threads=threads, validate=validate)
-            text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', recipe, *overrides])}"
+            text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', result['run']])}"
         if json:
             console.print_json(result)
         elif text:

@@ -467,7 +467,7 @@ def test_why_of_a_long_video_keeps_the_answer_and_says_what_to_do(tmp_path):
     assert reply.why is None
     assert reply.to_plain()["why"] is None
     (warning,) = reply.warnings
-    assert "piece by piece" in warning
+    assert "read in pieces" in warning
     assert "--start and --end" in warning
 
 
@@ -481,7 +481,7 @@ def test_why_of_a_long_video_is_told_by_the_command(tmp_path, monkeypatch):
     result = ask(str(video), "what is it", checkpoint="runs/ttm", device="cpu", why=True, stream=out, say=said.append)
     assert result["why"] is None
     assert out.getvalue().strip()
-    assert sum("piece by piece" in line for line in said) == 1
+    assert sum("read in pieces" in line for line in said) == 1
     assert not list(tmp_path.glob("*.png"))
 
 
