@@ -45,6 +45,11 @@ class Reply:
         """That the model gives exactly this answer; long answers have small ones."""
         return math.exp(self.logprob)
 
+    @property
+    def confidence(self) -> str:
+        """`probability 0.93`, in as many digits as it takes."""
+        return f"probability {self.probability:.2f}" if self.probability >= 0.005 else f"probability {self.probability:.1g}"
+
     def to_plain(self) -> dict[str, Any]:
         """The fields of `mirasol ask --json`."""
         clip = self.clip
@@ -267,7 +272,7 @@ def answer_aloud(
         console.write(f"{_visible(question)}  ", stream, end="")
     reply = model.answer(clip, question, context, show=show if live else None, why=why)
     if stream is not None:
-        beside = f"  (probability {reply.probability:.2f})" if live or repeat else ""
+        beside = f"  ({reply.confidence})" if live or repeat else ""
         console.write(("" if live else _visible(reply.answer)) + beside, stream)
         if reply.why:
             from rich.console import Console
@@ -277,7 +282,7 @@ def answer_aloud(
                 painter.print(time_line(reply.why))
             console.write(painted.get(), stream, end="")
     if not (live or repeat):
-        say(f"probability {reply.probability:.2f}")  # not on stdout, which a script reads as the answer
+        say(reply.confidence)  # not on stdout, which a script reads as the answer
     tell(reply.warnings, told, say)
     return reply
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mirasol_cli import console
 from mirasol_cli.cli_arguments import Json, Overrides, RecipeName, load_recipe
 from mirasol_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mirasol_cli.recipe_schema import Recipe
 
 recipes_app = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -88,11 +91,20 @@ def recipes_cp(
         console.print_result(f"written: {target}\nnext: {shlex.join(['mirasol', 'recipes', 'validate', str(target)])}")
 
 
+def _check_trainable(recipe: Recipe) -> None:
+    """Build the model as training does, but without memory. Raises RecipeError or UsageError for what training would refuse."""
+    from mirasol_cli.model.losses import with_heads
+    from mirasol_cli.training.start import build_model, freeze_parts, loss_weights
+
+    config = with_heads(recipe.model, loss_weights(recipe.loss))
+    freeze_parts(build_model(config, recipe, recipe.init.vocabulary, "meta"), recipe)
+
+
 @recipes_app.command("validate")
 def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe, without any data.
 
-    Every fault is told at once, with its line and the fix.
+    Every fault is listed at once, with its line and the fix; what training would refuse is refused here.
 
     \b
     Examples:
@@ -102,6 +114,7 @@ def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json
     from mirasol_cli.recipe import source_shards
 
     loaded = load_recipe(recipe, overrides)
+    _check_trainable(loaded)
     clip = loaded.clip
     shards = [str(source_shards(source, clip)) for source in loaded.data.training_sources()]
     facts = {
@@ -116,7 +129,7 @@ def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json
         console.print_json(facts)
         return
     console.print_result(
-        f"{recipe} is right: {clip.chunks} chunks of {clip.frames_per_chunk} frames, "
+        f"{recipe} is valid: {clip.chunks} chunks of {clip.frames_per_chunk} frames, "
         f"{clip.video_tokens} + {clip.audio_tokens} tokens each, {clip.bytes_per_clip / 1e6:.1f} MB a clip\n"
         f"reads {', '.join(shards)}; writes {loaded.run_dir}"
     )

@@ -241,9 +241,9 @@ def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
         plan, known = _plan(setting, split, options), question_ids(split, setting.task)
     except DataError as error:
         say(f"scored without the split itself: {error.message}")
-        given = read_predictions(options.predictions).values()
-        number = {video: clip for clip, video in enumerate(dict.fromkeys(str(row["video"]) for row in given))}
-        rows = [judge({"clip": number[str(row["video"])], "answer": None, **row}, setting.protocol) for row in given]
+        stored = read_predictions(options.predictions).values()
+        number = {video: clip for clip, video in enumerate(dict.fromkeys(str(row["video"]) for row in stored))}
+        rows = [judge({"clip": number[str(row["video"])], "answer": None, **row}, setting.protocol) for row in stored]
     else:
         labels = plan.labels
         given = read_predictions(options.predictions, plan.questions(), known)
