@@ -6,6 +6,7 @@ completion answer at once.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             name = ctx.invoked_subcommand
-            raise Interrupted(f"`mirasol {name}` was stopped by Ctrl-C", 130, AFTER_CTRL_C.get(name)) from None
+            raise Interrupted(f"`mirasol {name}` was stopped by Ctrl-C", Interrupted.CTRL_C, AFTER_CTRL_C.get(name)) from None
         except BrokenPipeError as error:  # not that of stdout or stderr, which `console` knows
             raise RuntimeError("the pipe to another process is broken") from error
 
@@ -416,4 +417,7 @@ def run(arguments: list[str]) -> int:
 def main() -> None:
     """The entry point `mirasol`."""
     console.use_any_encoding()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == Interrupted.CTRL_C:  # else Python may end itself by the signal on its way out, and then there is no exit code
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    sys.exit(code)

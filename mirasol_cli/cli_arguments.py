@@ -72,17 +72,16 @@ def load_evaluated(name: str, overrides: list[str] | None) -> Recipe:
     Raises:
         UsageError: a key that evaluation does not read is set.
     """
-    from mirasol_cli.recipe import is_run, load_run_recipe
+    from mirasol_cli.recipe import is_run, known_keys, load_run_recipe
 
-    loaded = load_run_recipe(Path(name), overrides or []) if is_run(name) else load_recipe(name, overrides)
-    keys = [override.partition("=")[0].strip() for override in overrides or []]
+    keys = {override.partition("=")[0].strip() for override in overrides or []} & set(known_keys())
     unread = [key for key in keys if not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in READ_BY_EVAL)]
     if unread:
         raise UsageError(
-            f"`eval` does not read {', '.join(unread)}: a checkpoint is evaluated as it was trained",
+            f"`eval` does not read {', '.join(sorted(unread))}: a checkpoint is evaluated as it was trained",
             "leave it out; what can be set are eval.*, data.*, clip.*, train.precision and run.dir",
         )
-    return loaded
+    return load_run_recipe(Path(name), overrides or []) if is_run(name) else load_recipe(name, overrides)
 
 
 def set_threads(threads: int | None) -> None:

@@ -27,6 +27,8 @@ class Progress(Protocol):
 
 
 _alone = False
+_lost: set[TextIO] = set()
+"""Streams that could not be written to; an error is then told elsewhere."""
 
 
 def run_alone(alone: bool) -> None:
@@ -76,6 +78,7 @@ def write(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
     except OSError as error:
         drop_output(stream)
         if error.errno != errno.EPIPE:
+            _lost.add(stream)
             raise EnvironmentProblem(f"cannot write to stdout: {error.strerror}", "check where the output goes") from error
 
 
@@ -166,7 +169,7 @@ def progress_bar(unit: str, talk: Callable[[str], None] = say) -> Iterator[Progr
 
 def report_error(kind: str, message: str, hint: str | None, *, as_json: bool, summary: dict[str, Any] | None = None) -> None:
     """One error in its one form: a line (and a hint) on stderr, or a JSON object on stdout, after what was reached before it."""
-    if as_json:
+    if as_json and sys.stdout not in _lost:
         print_json({**(summary or {}), "error": {"kind": kind, "message": message, "hint": hint}})
         return
     _talk(f"error: {message}" + (f"\nhint:  {hint}" if hint else ""))

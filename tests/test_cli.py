@@ -246,6 +246,16 @@ def test_ctrl_c_says_what_happened(
     assert json.loads(out) == {"error": {"kind": "interrupted", "message": message, "hint": hint}}
 
 
+def test_ctrl_c_ends_with_its_code_wherever_it_strikes(tmp_path: Path) -> None:
+    lines = ["import sys", "from mirasol_cli import cli, doctor"]
+    lines += ["doctor.examine = lambda: exec('raise KeyboardInterrupt')"]  # as many libraries call it while they are imported
+    lines += ["sys.argv = ['mirasol', 'doctor']", "cli.main()"]
+    (tmp_path / "struck.py").write_text("\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-m", "struck"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: `mirasol doctor` was stopped by Ctrl-C\n")
+
+
 def mirasol(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "mirasol_cli", *arguments]
     return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, timeout=60, check=False, **options)
@@ -274,10 +284,11 @@ def test_nobody_reading_the_messages_is_no_failure() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
 def test_a_full_disk_under_stdout_is_the_environments_fault() -> None:
-    with open("/dev/full", "wb") as full:
-        done = mirasol("recipes", "ls", stdout=full)
-    assert done.returncode == 5
-    assert b"error: cannot write to stdout: No space left on device" in done.stderr
+    for more in ([], ["--json"]):
+        with open("/dev/full", "wb") as full:
+            done = mirasol("recipes", "ls", *more, stdout=full)
+        assert done.returncode == 5
+        assert b"error: cannot write to stdout: No space left on device" in done.stderr
 
 
 def test_a_terminal_of_another_encoding_gets_question_marks(tmp_path: Path) -> None:
@@ -398,7 +409,7 @@ def test_eval_takes_a_run_folder_wherever_it_lies_now(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "key", ["model.combiner.kind=ttm", "train.lr=1", "loss.text=1", "init.vocabulary=300", "train={lr: 1}", "data.limit=3"]
+    "key", ["model.combiner.kind=mean", "train.lr=1", "loss.text=1", "init.vocabulary=300", "train={lr: 1}", "data.limit=3"]
 )
 def test_eval_refuses_keys_that_it_does_not_read(key: str, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     calls = fake(monkeypatch, "mirasol_cli.evaluation.evaluate.evaluate", RESULTS)
