@@ -14,7 +14,7 @@ from mirasol_cli.evaluation.controls import CONTROLS
 from mirasol_cli.evaluation.generate import ORIGIN, PREDICTIONS, read_origin
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.files import read_json
-from mirasol_cli.recipe import parse_recipe
+from mirasol_cli.recipe import parse_recipe, source_shards
 from mirasol_cli.recipe_schema import Recipe
 
 RESULTS, REPORT, SUBMISSION = "results.json", "report.html", "submission.json"
@@ -101,12 +101,12 @@ def _own_recipe(run: Path, checkpoint: Path | None) -> Recipe | None:
 def _differences(recipe: Recipe, own: Recipe) -> Iterator[str]:
     """Words for every key that answers depend on and that is not as the run has it."""
     source, own_source = recipe.data.training_sources()[0], own.data.training_sources()[0]
-    if source.dataset != own_source.dataset:
-        yield source.dataset
     if source.task != own_source.task:
         yield source.task
-    if source.shards != own_source.shards and source.shards is not None:
-        yield "-".join(Path(source.shards).parts[-2:])
+    if source.dataset != own_source.dataset:
+        yield source.dataset
+    elif (shards := source_shards(source, recipe.clip)) != source_shards(own_source, recipe.clip):
+        yield "-".join(shards.parts[-2:])
     clip, own_clip = recipe.clip.to_plain(), own.clip.to_plain()
     yield from (f"{key}-{value}" if isinstance(value, int) else key for key, value in clip.items() if value != own_clip.get(key))
     if recipe.data.sound != own.data.sound:

@@ -95,18 +95,18 @@ class Runner:
         resumed = (folder / "checkpoints").is_dir()
         words = [*self.settings(job), *self.paths(job)]
         start = time.perf_counter()
-        self.mirasol(job, job.condition.stage, "--resume", words)
+        self.mirasol(job, job.condition.stage, str(ROOT / job.condition.recipe), "--resume", words)
         seconds = None if resumed else round(time.perf_counter() - start, 1)
         row = {"condition": job.condition.name, "seed": job.seed, "recipe": self.fingerprint(job), "seconds": seconds}
         if job.condition.scored:
-            self.mirasol(job, "eval", "--json", words)
+            self.mirasol(job, "eval", str(folder), "--json", [])
         return row | costs(folder) | (scores(folder) if job.condition.scored else {})
 
-    def mirasol(self, job: Job, command: str, option: str, words: list[str]) -> None:
+    def mirasol(self, job: Job, command: str, subject: str, option: str, words: list[str]) -> None:
         """One command on one thread; what it says goes to DIR/logs."""
         log = self.out / "logs" / f"{job.condition.name}-seed-{job.seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        line = [sys.executable, "-m", "mirasol_cli", command, str(ROOT / job.condition.recipe), option, "--threads", "1", "--device", "cpu"]
+        line = [sys.executable, "-m", "mirasol_cli", command, subject, option, "--threads", "1", "--device", "cpu"]
         with open(log, "a") as file:
             if self.stopping:
                 raise RunFailed("stopped")
