@@ -37,7 +37,7 @@ RecipeOrRun = Annotated[
     ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as train.lr=1e-4; they win over the recipe.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as clip.size=112; they override the recipe.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; messages go to stderr.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N clips.")]
@@ -46,8 +46,8 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", he
 Processes = Annotated[
     int | None, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine, one per GPU; exit codes are passed on.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's newest complete checkpoint; start if there is none.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Parameters, memory and time, measured where the data are there; trains nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's newest complete checkpoint; start afresh if there is none.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Report parameters, memory and time without training.")]
 
 
 def load_recipe(name: str, overrides: list[str] | None) -> Recipe:

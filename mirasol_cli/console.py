@@ -197,9 +197,8 @@ def environment_problem(error: Exception) -> EnvironmentProblem | None:
 def report_bug(error: Exception, *, as_json: bool) -> int:
     """Report a failure nobody foresaw: the traceback goes to a file that one line names. Returns exit code 1."""
     text = "".join(traceback.format_exception(error))
-    where = f"the traceback is in '{_save_traceback(text)}'"
-    message = f"{type(error).__name__}: {error}".splitlines()[0]
-    report_error("bug", f"unexpected {message}; {where}", "this is a bug of ours: please report it with that file", as_json=as_json)
+    message = f"internal error {type(error).__name__}: {error}".splitlines()[0]
+    report_error("bug", f"{message}; traceback in '{_save_traceback(text)}'", "please report this and attach the file", as_json=as_json)
     return 1
 
 

@@ -3,7 +3,7 @@
     [start] context: ... question: ... answer:  ->  target [end]
 
 Context (title, description, subtitles) comes before the question, and loss is only on the target and the end. The
-paper does not say how question and answer share the sequence (paper.md 1.8), so the form is OURS.
+paper does not say how question and answer share the sequence, so the form is OURS.
 """
 
 from __future__ import annotations

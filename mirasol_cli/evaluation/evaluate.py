@@ -282,4 +282,5 @@ def _finish(
         say(f"{results['missing']} of {results['n']} questions are about missing clips and count as wrong")
     if results["unanswered"]:
         say(f"{results['unanswered']} of {results['n']} questions are not answered in '{options.predictions}' and count as wrong")
+    say(f"results in '{folder}'")
     return results
