@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.evaluation.controls import CONTROLS
 from mirasol_cli.evaluation.cut_texts import cut_notes
-from mirasol_cli.evaluation.folders import announce_other_predictions, clear_other_results, evaluation_folder, folder_lock
+from mirasol_cli.evaluation.folders import announce_other_predictions, clear_other_results, evaluation_folder
 from mirasol_cli.evaluation.generate import PREDICTIONS, Plan, Progress, finish_predictions, is_finished, read_finished, write_predictions
 from mirasol_cli.evaluation.protocols import judge
 from mirasol_cli.evaluation.results import completed, control_line, question_ids, results_of
@@ -20,6 +20,7 @@ from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions, write_submission
 from mirasol_cli.evaluation.wups import wups_figures
 from mirasol_cli.files import sha256_of, write_json, write_jsonl
+from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.recipe_schema import Recipe
 
 if TYPE_CHECKING:

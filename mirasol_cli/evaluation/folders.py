@@ -118,12 +118,3 @@ def _differences(recipe: Recipe, own: Recipe) -> Iterator[str]:
     for key in (*DECODING_KEYS[recipe.eval.decode], "max_tokens"):
         if getattr(recipe.eval, key) != getattr(own.eval, key):
             yield f"{key.replace('_', '-')}-{getattr(recipe.eval, key)}"
-
-
-from contextlib import contextmanager  # noqa: E402  TEMPORARY
-
-
-@contextmanager
-def folder_lock(folder, say):
-    folder.mkdir(parents=True, exist_ok=True)
-    yield

@@ -121,8 +121,11 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
+    """1:02:03, or 2:03 below an hour; from two days on in days, from two years on in years."""
     total = int(seconds)
+    for unit, length in (("years", 365 * 86400), ("days", 86400)):
+        if total >= 2 * length:
+            return f"{total / length:.3g} {unit}"
     hours, minutes, rest = total // 3600, total % 3600 // 60, total % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
