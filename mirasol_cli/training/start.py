@@ -215,14 +215,19 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
     return path
 
 
-def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
-    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
-    init, notes = recipe.init, []
-    if init.video_encoder is not None and init.audio_encoder is not None and model.config.encoder.share:
+def check_init(recipe: Recipe) -> None:
+    """Raises UsageError where two of the recipe's `init` would fill the same part of the model."""
+    if recipe.init.video_encoder is not None and recipe.init.audio_encoder is not None and recipe.model.encoder.share:
         raise UsageError(
             "init.video_encoder and init.audio_encoder would both fill the one encoder that sound and picture share",
             "give each its own with model.encoder.share=false, or name only one of them",
         )
+
+
+def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
+    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
+    check_init(recipe)
+    init, notes = recipe.init, []
     if init.checkpoint is not None:
         notes.append(load_fitting(model, ck.find_checkpoint(Path(init.checkpoint), init.checkpoint), vocabulary))
     if init.video_encoder or init.audio_encoder or init.text_decoder:

@@ -24,6 +24,7 @@ from mirasol_cli.evaluation.results import follows_media
 from mirasol_cli.evaluation.setting import Options
 from mirasol_cli.evaluation.subsets import SUBSETS, Subset, choose
 from mirasol_cli.files import read_jsonl, write_jsonl
+from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.prompts import encode_prompt
 from mirasol_cli.recipe import dump_recipe
 from mirasol_cli.shards.reader import ShardFolder
@@ -219,6 +220,22 @@ def test_a_finished_file_that_was_edited_is_not_taken_for_the_models_own(world):
         evaluate(world, Options(report=False))
     assert "HACK" in path.read_text()  # nothing is lost
     assert evaluate(world, Options(predictions=path, report=False))["n"] == 27
+
+
+def test_a_second_evaluation_of_the_same_folder_is_refused_before_it_touches_anything(world):
+    evaluate(world, Options(report=False))
+    before = {path.name: path.read_bytes() for path in run_folder(world).iterdir()}
+    given = run_folder(world) / "predictions.jsonl"
+    with folder_lock(run_folder(world)):
+        child = "import sys; from mirasol_cli.cli import main; main()"
+        command = [sys.executable, "-c", child, "eval", str(Path(world.run.dir) / "recipe.yaml"), "--json"]
+        (Path(world.run.dir) / "recipe.yaml").write_text(dump_recipe(world))
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"is being written by process {os.getpid()} on" in json.loads(done.stdout)["error"]["message"]
+    assert {path.name: path.read_bytes() for path in run_folder(world).iterdir()} == before
+    with folder_lock(run_folder(world).with_name("test-predictions")), pytest.raises(UsageError, match="is being written by process"):
+        evaluate(world, Options(predictions=given, report=False))
 
 
 def written(world):
