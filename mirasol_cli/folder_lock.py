@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mirasol_cli.errors import UsageError
+from mirasol_cli.errors import EnvironmentProblem, UsageError
 from mirasol_cli.files import disk_problem
 
 LOCK = ".lock"
@@ -51,17 +51,40 @@ class Writer:
             return None
 
 
+@dataclass(frozen=True)
+class HeldLock:
+    """A lock that this process has taken."""
+
+    path: Path
+    writer: Writer
+
+    def check(self) -> None:
+        """Raises EnvironmentProblem if another process has taken the lock over: this one was suspended, or cut off from the disk."""
+        now = Writer.read(self.path)
+        if now is not None and now != self.writer:
+            raise EnvironmentProblem(
+                f"'{self.path.parent}' was taken over by process {now.pid} on {now.host} at {now.started}, "
+                "since nothing had been heard of this one",
+                "nothing more is written by this process; the other one goes on",
+            )
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file of this name belongs to the lock of its folder."""
+    return name.startswith(LOCK)
+
+
 @contextmanager
-def folder_lock(folder: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made if there is none, while the block runs.
+def folder_lock(folder: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[HeldLock]:
+    """Hold the lock of `folder` while the block runs. The folder is made if there is none, and removed if nothing was put into it.
 
     Raises:
         UsageError: another process is writing there.
         EnvironmentProblem: nothing can be written there.
     """
     path, writer = folder / LOCK, Writer.of_this_process()
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         while not _create(path, writer):
             _wait_for_the_end_of(path, say)
     except OSError as error:
@@ -70,20 +93,28 @@ def folder_lock(folder: Path, say: Callable[[str], None] = lambda _: None) -> It
     beating = threading.Thread(target=_beat, args=(path, writer, stop), daemon=True)
     beating.start()
     try:
-        yield
+        yield HeldLock(path, writer)
     finally:
         stop.set()
         beating.join()
         if Writer.read(path) == writer:
             path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty
+            for part in made:
+                part.rmdir()
 
 
 def _create(path: Path, writer: Writer) -> bool:
-    """Make the lock; False if there is one."""
+    """Make the lock, and its folder if need be; False if there is one, or if the folder was just removed by another process."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "x", encoding="utf-8") as file:
             json.dump(asdict(writer), file)
     except FileExistsError:
+        if not path.parent.is_dir():
+            raise
+        return False
+    except FileNotFoundError:
         return False
     return True
 
@@ -145,8 +176,11 @@ def _age(path: Path) -> float | None:
     beat = _beat_time(path)
     if beat is None:
         return None
-    with tempfile.NamedTemporaryFile(prefix=f"{LOCK}.", dir=path.parent) as now:
-        return (os.stat(now.name).st_mtime_ns - beat) / 1e9
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f"{LOCK}.", dir=path.parent) as now:
+            return (os.stat(now.name).st_mtime_ns - beat) / 1e9
+    except FileNotFoundError:  # its folder is gone as well
+        return None
 
 
 def _runs(pid: int) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mirasol_cli import folder_lock as fl
-from mirasol_cli.errors import UsageError
+from mirasol_cli.errors import EnvironmentProblem, UsageError
 from mirasol_cli.folder_lock import LOCK, Writer, folder_lock
 
 HOLD = "import sys, time; from pathlib import Path; from mirasol_cli.folder_lock import folder_lock\n"
@@ -114,3 +114,21 @@ def test_of_many_that_follow_one_at_a_time_writes(tmp_path: Path) -> None:
         thread.join()
     assert set(most) == {1}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "runs" / "new"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with folder_lock(tmp_path / "runs" / "new"):
+        (tmp_path / "runs" / "new" / "result").touch()
+    assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["result"]
+
+
+def test_a_writer_that_was_followed_learns_of_it(tmp_path: Path) -> None:
+    with folder_lock(tmp_path) as lock:
+        lock.check()
+        left_behind(tmp_path)  # another process took over while this one was suspended
+        with pytest.raises(EnvironmentProblem, match="taken over by process 7 on elsewhere"):
+            lock.check()
+    assert Writer.read(tmp_path / LOCK) is not None  # which is not this process's to remove
