@@ -70,10 +70,11 @@ def _run(setting: Setting, options: Options, say: Say, progress: Progress | None
     setting = replace(setting, folder=evaluation_folder(setting, options, path, _best_of_run(recipe)))
     with ExitStack() as stack:
         with joined_world(resolve_device(options.device), recipe.run.process_group_timeout_s) as world:
-            world.on_main(lambda: stack.enter_context(folder_lock(setting.folder, say)))
+            lock = world.on_main(lambda: stack.enter_context(folder_lock(setting.folder, say)))
             loaded, answers = _answer_all(setting, split, path, options, world, say, progress)
-        if not world.is_main:
+        if lock is None:  # the first process has it, and scores
             return {}
+        lock.check()
         return _score(setting, split, loaded, answers, options, say)
 
 

@@ -300,7 +300,7 @@ def test_two_files_of_predictions_have_folders_of_their_own(world, tmp_path):
 
 
 def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
-    recipe = tiny_recipe(tmp_path)
+    recipe = tiny_recipe(tmp_path, max_tokens=8)
     long = " ".join(["drum"] * 200)
     rows = [{"id": f"{c}", "clip": c, "question": "what is it", "answer": "yes"} for c in range(8)]
     rows[0] |= {"question": long}
@@ -308,6 +308,7 @@ def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
     rows[2] |= {"answer": "a red drum a blue bell"}
     rows[3] |= {"answer": long, "references": ["no"]}
     rows[4] |= {"answer": long}
+    rows[5] |= {"answer": "a red drum"}  # 8 tokens, just as many as may be given
     write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS[:8])
     write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
     said = []
@@ -315,7 +316,7 @@ def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
     assert "1 of 8 questions are cut: they are longer than the model reads (model.text.max_question=128)" in notes
     assert "1 of 8 contexts are cut: they are longer than the model reads (model.text.max_context=24)" in notes
     (never,) = [note for note in notes if "can never be given" in note]
-    assert never.startswith("2 of 8 answers can never be given: they are longer than eval.max_tokens=6 (the first is that to '2')")
+    assert never.startswith("2 of 8 answers can never be given: they are longer than eval.max_tokens=8 (the first is that to '2')")
     assert [said.count(note) for note in notes] == [1] * len(notes)
 
 
