@@ -14,9 +14,9 @@ from mirasol_cli import console
 from mirasol_cli.ask_clip import OpenClip, find_video, open_clip
 from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.evaluation.answerer import Answerer, Question
-from mirasol_cli.evaluation.evaluate import DEMO_CHECKPOINT, demo_checkpoint
 from mirasol_cli.files import read_json
 from mirasol_cli.recipe_schema import EvalRecipe
+from mirasol_cli.training.checkpoint import DEMO_CHECKPOINT, demo_checkpoint, resolve_checkpoint
 from mirasol_cli.vocabulary import StreamDecoder
 from mirasol_cli.why import NOT_KEPT, UNTRAINED, Why, draw, measure, time_line
 
@@ -149,12 +149,11 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
         CheckpointError: it is missing, incomplete or damaged.
         EnvironmentProblem: the device is not there.
     """
-    from mirasol_cli.training.checkpoint import find_checkpoint, load_model
+    from mirasol_cli.training.checkpoint import load_model
     from mirasol_cli.training.distributed import resolve_device
 
     began = time.perf_counter()
-    name = str(checkpoint)
-    folder = demo_checkpoint() if name == "demo" and not Path(name).is_dir() else find_checkpoint(Path("."), name)
+    folder = resolve_checkpoint(checkpoint)
     loaded = load_model(folder)
     settings = EvalRecipe(decode="greedy", max_tokens=loaded.recipe.eval.max_tokens)
     recipe, place = loaded.recipe, resolve_device(device)
@@ -180,12 +179,10 @@ def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str
             continue
         if isinstance(run, dict) and run.get("status") == "finished":
             finished.append((str(run.get("ended") or ""), state.stat().st_mtime, state.parent, run.get("stage")))
-    from mirasol_cli.training.checkpoint import find_checkpoint
-
     for *_, folder, stage in sorted(finished, key=lambda run: run[:3], reverse=True):
         doubt = "; it was pretrained only and has learned no questions: name another with --checkpoint" if stage == "pretrain" else ""
         try:
-            return str(find_checkpoint(folder, "best")), f"of the newest finished run, '{folder}'{doubt}"
+            return str(resolve_checkpoint("best", folder)), f"of the newest finished run, '{folder}'{doubt}"
         except CheckpointError:
             continue
     return str(demo_checkpoint()), "the demo checkpoint of the package"

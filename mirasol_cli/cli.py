@@ -38,7 +38,7 @@ Exit codes:
   0 done                                     4 data, shard or checkpoint missing or corrupt
   1 internal error, please report it         5 environment (device, decoder, disk)
   2 usage or recipe                          6 training diverged
-  3 more samples failed than allowed         130 Ctrl-C, 143 SIGTERM after a good save"""
+  3 more samples failed than allowed         130 Ctrl-C, 143 SIGTERM, 129 SIGHUP after a save"""
 
 DISTRIBUTED = ("pretrain", "finetune", "eval")
 """Commands that several processes run together, as RANK and WORLD_SIZE say."""
@@ -417,6 +417,7 @@ def run(arguments: list[str]) -> int:
 def main() -> None:
     """The entry point `mirasol`."""
     console.use_any_encoding()
+    console.guard_stderr()
     code = run(sys.argv[1:])
     if code == Interrupted.CTRL_C:  # else Python may end itself by the signal on its way out, and then there is no exit code
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -47,6 +47,9 @@ Processes = Annotated[
     int | None, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine, one per GPU; exit codes are passed on.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's newest complete checkpoint; start afresh if there is none.")]
+AcceptData = Annotated[
+    bool, typer.Option("--accept-data", help="With --resume: continue on shards that were retried or mended on purpose.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Report parameters, memory and time without training.")]
 
 

@@ -39,7 +39,7 @@ def run_alone(alone: bool) -> None:
 
 def is_first_process() -> bool:
     """False in the further processes of a distributed run, which keep quiet."""
-    return _alone or os.environ.get("RANK", "0") == "0"
+    return _alone or os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def say(line: str) -> None:
@@ -94,6 +94,30 @@ def drop_output(stream: TextIO) -> None:
 
 def _writes_unicode() -> bool:
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+
+
+class _Talk(io.TextIOWrapper):
+    """stderr to which whatever is written is lost once nobody reads it (`| head`, a closed terminal), and nothing else happens."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            drop_output(self)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            drop_output(self)
+
+
+def guard_stderr() -> None:
+    """Work never ends because talk cannot be written, whoever talks: this package, progress bars, warnings of libraries."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        encoding, errors = sys.stderr.encoding, sys.stderr.errors
+        sys.stderr = sys.__stderr__ = _Talk(sys.stderr.detach(), encoding=encoding, errors=errors, line_buffering=True)  # type: ignore[misc]
 
 
 def use_any_encoding() -> None:

@@ -89,7 +89,7 @@ class Diverged(MirasolError):
 
 
 class Interrupted(MirasolError):
-    """Stopped by a signal after saving: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Stopped by a signal after saving: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
 
     kind = "interrupted"
     CTRL_C = 130

@@ -537,7 +537,7 @@ def test_a_run_that_was_only_pretrained_is_named_as_such(tmp_path):
 
 def test_without_any_checkpoint_it_says_how_to_train_one(tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mirasol_cli.evaluation.evaluate.DEMO_CHECKPOINT", tmp_path / "none")
+    monkeypatch.setattr("mirasol_cli.training.checkpoint.DEMO_CHECKPOINT", tmp_path / "none")
     with pytest.raises(CheckpointError) as caught:
         ask(str(clip), "what is it", device="cpu")
     assert "mirasol finetune demo" in caught.value.hint

@@ -22,6 +22,7 @@ from mirasol_cli.evaluation.wups import wups_figures
 from mirasol_cli.files import sha256_of, write_json, write_jsonl
 from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.training.checkpoint import resolve_checkpoint
 
 if TYPE_CHECKING:
     from mirasol_cli.evaluation.answerer import Answerer
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from mirasol_cli.training.distributed import World
 
 Say = Callable[[str], None]
-DEMO_CHECKPOINT = Path(__file__).parents[1] / "assets" / "demo"
 
 
 def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, progress: Progress | None = None) -> dict[str, Any]:
@@ -197,21 +197,7 @@ def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
 
 def checkpoint_folder(recipe: Recipe, which: str) -> Path:
     """The folder of `best`, `latest` (of the recipe's run), `demo` (in the package), or the folder that `which` names."""
-    from mirasol_cli.training.checkpoint import find_checkpoint
-
-    if which == "demo" and not Path("demo").is_dir():
-        return demo_checkpoint()
-    return find_checkpoint(Path(recipe.run_dir), which)
-
-
-def demo_checkpoint() -> Path:
-    """Raises CheckpointError, which says how to train one, where the package carries none."""
-    if not DEMO_CHECKPOINT.is_dir():
-        raise CheckpointError(
-            "this installation carries no demo checkpoint",
-            "train one on the demo world: `mirasol prepare demo && mirasol finetune demo`, or name another with --checkpoint",
-        )
-    return DEMO_CHECKPOINT
+    return resolve_checkpoint(which, Path(recipe.run_dir))
 
 
 def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, options: Options) -> dict[str, Any]:

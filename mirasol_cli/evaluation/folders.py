@@ -16,6 +16,7 @@ from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.files import read_json
 from mirasol_cli.recipe import parse_recipe, source_shards
 from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.training.checkpoint import DEMO_CHECKPOINT
 
 RESULTS, REPORT, SUBMISSION = "results.json", "report.html", "submission.json"
 DECODING_KEYS = {"greedy": (), "beam": ("beams",), "sample": ("temperature", "top_p", "seed")}
@@ -77,8 +78,6 @@ def announce_other_predictions(folder: Path, predictions: Path, say: Callable[[s
 
 
 def _checkpoint_name(checkpoint: Path, run: Path) -> str:
-    from mirasol_cli.evaluation.evaluate import DEMO_CHECKPOINT
-
     if checkpoint.resolve() == DEMO_CHECKPOINT.resolve():
         return "demo"
     if checkpoint.parent.name != "checkpoints":
