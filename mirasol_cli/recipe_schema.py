@@ -128,7 +128,7 @@ class TrainRecipe:
     lr: float = setting(5e-5, "peak learning rate", above=0)
     rates: RatesRecipe = setting(factory=RatesRecipe, help="factors on lr per part")
     layer_decay: float = setting(1.0, "lr factor per encoder layer from the top down", above=0, maximum=1)
-    min_lr: float = setting(0.0, "share of lr left at the end of the cosine", minimum=0, maximum=1)
+    min_lr: float = setting(0.0, "share of lr that the cosine reaches just after the last step", minimum=0, maximum=1)
     warmup_steps: int = setting(0, "linear warm-up", minimum=0)
     weight_decay: float = setting(0.01, "decoupled; not on norms, biases, embeddings, gates", minimum=0)
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW")

@@ -130,7 +130,7 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
     Raises:
         EnvironmentProblem: the processes did not meet, or one of them stopped answering.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    size, rank = int(os.environ.get("WORLD_SIZE") or "1"), int(os.environ.get("RANK") or "0")
     if size == 1:
         yield World(0, 1, device)
         return
@@ -147,7 +147,10 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
     try:
         yield world
     except RuntimeError as error:
-        raise world.no_answer(error) or error from error
+        problem = world.no_answer(error)
+        if problem is None:
+            raise
+        raise problem from error
     finally:
         if not already:
             gc.collect()  # DDP holds the group in reference cycles; its end must come before the group's

@@ -291,3 +291,17 @@ def test_without_the_spread_the_objective_would_collapse(monkeypatch: pytest.Mon
         return float(effective_rank(encoded.combined_BTMD, encoded.present_BT))
 
     assert spread(kept) > spread(lost) + 2
+
+
+def test_the_latent_error_is_in_units_of_the_variance_of_its_target() -> None:
+    """Targets and predictions ten times as large are predicted neither better nor worse. (What forbids a collapse does have a scale.)"""
+    generator = torch.Generator().manual_seed(0)
+    combined, latents, error = (torch.randn(6, 4, 3, 8, generator=generator) for _ in range(3))
+
+    def cost_of_the_error(scale: float) -> float:
+        targets = scale * combined
+        exact, wrong = (latent_loss(targets[:, 1:] + scale * e, targets, latents, present(6, 4)).sum for e in (0.0, error[:, 1:]))
+        return float(wrong - exact)
+
+    assert cost_of_the_error(10) == pytest.approx(cost_of_the_error(1), rel=1e-3)
+    assert cost_of_the_error(1) > 0
