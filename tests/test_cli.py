@@ -626,6 +626,19 @@ def test_what_all_processes_meet_alike_is_told_once(monkeypatch: pytest.MonkeyPa
         assert (code, bool(err)) == (error.exit_code, told)
 
 
+def test_a_rank_without_a_world_means_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setenv("RANK", "1")  # as a cluster may leave it in every container
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    console.say("talk")
+    assert capsys.readouterr() == ("", "talk\n")
+
+
+def test_accept_data_goes_with_resume(capsys: Output) -> None:
+    code, _, err = run(capsys, "finetune", "demo", "--accept-data")
+    assert code == 2
+    assert "--accept-data goes with --resume" in err
+
+
 def test_further_processes_keep_quiet(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

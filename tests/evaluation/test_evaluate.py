@@ -612,4 +612,5 @@ def test_validation_leaves_the_model_in_training_and_equals_the_evaluation_of_wh
     figures = validation_figures(model, tiny_vocabulary(), plan, replace(world, eval=replace(world.eval, decode="sample")))
     assert model.training
     right = sum(text["clip"] % 3 > 0 for text in texts() if text["clip"] not in MISSING)
+    assert figures.pop("loss") > 0
     assert figures == {"n": 25, "exact_match": right / 25, "exact_match_normalised": right / 25}
