@@ -115,7 +115,9 @@ def prepare(
     root: Annotated[
         Path | None, typer.Option("--root", help="Folder of annotations and videos; default data/DATASET, or the manifest's own.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Shard folder; default data/DATASET/shards/GEOMETRY.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Shard folder; default data/NAME/shards/GEOMETRY, NAME of data set or manifest.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe whose `clip:` to use.", autocompletion=complete_recipe)] = None,
     split: Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="Only this task's texts: qa, mc, oe, caption or label.")] = None,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,15 @@ from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
 from mirasol_cli.files import disk_problem, sha256_of
-from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.prepare_plan import (
     DecodeOptions,
+    Origin,
     SplitPlan,
     bytes_needed,
     check_disk,
+    check_existing,
+    check_texts,
     default_workers,
     limited,
     part_of,
@@ -30,8 +33,9 @@ from mirasol_cli.prepare_plan import (
 )
 from mirasol_cli.prepare_report import DecodingProgress, Say, finish_split, say_table, split_summary
 from mirasol_cli.recipe import data_root, default_shards, load_recipe, shipped_recipes
-from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.shards.format import INDEX, SplitIndex, check_geometry, record_name, shard_name
+from mirasol_cli.recipe_schema import DataRecipe, Recipe
+from mirasol_cli.settings import SettingError, check_folder_name
+from mirasol_cli.shards.format import INDEX, SplitIndex, record_name, shard_name
 from mirasol_cli.shards.reader import verify_split
 from mirasol_cli.shards.writer import remove_partials
 
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".json")
 MANIFEST_RECIPE = "memorise"
 """The recipe whose geometry a manifest gets, unless another is named."""
+PART_LOCK = ".part-{}-of-{}"
+"""The folder with the lock of one part."""
 EXCLUSIVE = (
     (
         "--verify",
@@ -86,7 +92,7 @@ def prepare(
     Args:
         dataset: a name of the catalogue, or the path of a JSONL or CSV manifest.
         root: folder of annotations and videos; default `data/<dataset>`, or the manifest's own folder.
-        out: shard folder; default the recipe's `data.shards`, else `data/<dataset>/shards/<geometry>`.
+        out: shard folder; default the recipe's `data.shards`, else `data/<dataset or manifest>/shards/<geometry>`.
         recipe: name or path of the recipe whose `clip:` is the geometry; default the one of the data set's name.
         overrides: `key=value` over the recipe.
         splits, task: only these splits, only this task; default all.
@@ -123,8 +129,11 @@ def prepare(
     manifest = manifest_path(dataset)
     if manifest is None:
         open_dataset(dataset)  # a misspelt name is told before anything else
+    check_overrides(overrides, dataset, manifest)
     root = root or (manifest.parent if manifest else data_root(dataset))
+    by_default = out is None
     out = out or default_out(chosen, dataset, manifest)
+    origin = Origin.of(manifest, out if by_default else None)
     if engine == "ray":  # its workers have current folders of their own
         root, out = root.absolute(), out.absolute()
     if verify and not retry_failed:
@@ -132,46 +141,49 @@ def prepare(
     geometry = chosen.clip
     check_existing(out, geometry, repair=verify)
 
-    if dataset in RENDERED and not dry_run:
-        render(open_dataset(dataset).WORLD, root, chosen, limit, workers or default_workers(), say)
-    if dataset in RENDERED and dry_run:
-        source, found, videos = planned(open_dataset(dataset), root, chosen, limit, task)
-    else:
-        source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
-        videos = VideoIndex(root)
-    plans = [
-        plan_split(out / name, limited(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
-        for name, tasks in together(found, splits).items()
-    ]
-    check_found(plans, videos, source)
-    say(f"{source.NAME}: {sum(len(plan.expected) for plan in plans)} clips; licence: {source.LICENCE}")
-    for words in passed_over(videos):
-        say(words)
-
-    decode = DecodeOptions(workers=workers or default_workers(), keep_truncated=keep_truncated, allow_audio_only=allow_audio_only)
-    if dry_run:
-        return {**estimate(plans, decode, retry_failed, out, say), "licence": source.LICENCE}
-    try:
-        if merge:
-            check_parts(plans)
+    writes = nullcontext() if dry_run else writing(out, mine, say)
+    with writes:
+        if dataset in RENDERED and not dry_run:
+            render(open_dataset(dataset).WORLD, root, chosen, limit, workers or default_workers(), say)
+        if dataset in RENDERED and dry_run:
+            source, found, videos = planned(open_dataset(dataset), root, chosen, limit, task)
         else:
-            fill(plans, decode, engine, mine, retry_failed, out, say)
-        if mine is None:
-            for plan in plans:
-                finish_split(plan, source)
-    except OSError as error:
-        raise disk_problem(error, Path(error.filename or out)) from error
-    summary: dict[str, Any] = {"splits": {plan.name: split_summary(plan) for plan in plans}, "out": str(out), "licence": source.LICENCE}
-    say_table(summary["splits"], say)
-    if mine is not None:
-        say(f"part {part} is done; when all are: the same command with --merge instead of --part")
-    elif inspect:
-        from mirasol_cli.contact_sheet import write_contact_sheets
+            source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
+            videos = VideoIndex(root)
+        check_texts(out, found, source.NAME, origin, repair=verify)
+        plans = [
+            plan_split(out / name, limited(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
+            for name, tasks in together(found, splits).items()
+        ]
+        check_found(plans, videos, source)
+        say(f"{source.NAME}: {sum(len(plan.expected) for plan in plans)} clips; licence: {source.LICENCE}")
+        for words in passed_over(videos):
+            say(words)
 
-        summary["contact_sheets"] = [str(path) for path in write_contact_sheets(out, [plan.name for plan in plans], inspect)]
-        say(f"contact sheets: {', '.join(summary['contact_sheets'])}")
-    check_failures(summary, out, max_failed, strict)
-    return summary
+        decode = DecodeOptions(workers=workers or default_workers(), keep_truncated=keep_truncated, allow_audio_only=allow_audio_only)
+        if dry_run:
+            return {**estimate(plans, decode, mine, retry_failed, out, say), "licence": source.LICENCE}
+        try:
+            if merge:
+                check_parts(plans)
+            else:
+                fill(plans, decode, engine, mine, retry_failed, out, say)
+            if mine is None:
+                for plan in plans:
+                    finish_split(plan, source, origin)
+        except OSError as error:
+            raise disk_problem(error, Path(error.filename or out)) from error
+        summary: dict[str, Any] = {"splits": {plan.name: split_summary(plan) for plan in plans}, "out": str(out), "licence": source.LICENCE}
+        say_table(summary["splits"], say)
+        if mine is not None:
+            say(f"part {part} is done; when all are: the same command with --merge instead of --part")
+        elif inspect:
+            from mirasol_cli.contact_sheet import write_contact_sheets
+
+            summary["contact_sheets"] = [str(path) for path in write_contact_sheets(out, [plan.name for plan in plans], inspect)]
+            say(f"contact sheets: {', '.join(summary['contact_sheets'])}")
+        check_failures(summary, out, max_failed, strict)
+        return summary
 
 
 # ------------------------------------------------------------------------------------------------ what to prepare
@@ -195,6 +207,39 @@ def check_together(given: Mapping[str, bool]) -> None:
         clashing = [other for other in others if given[option] and given[other]]
         if clashing:
             raise UsageError(f"{option} {does}: it goes without {' and '.join(clashing)}", f"leave out {option} or {clashing[0]}")
+
+
+def check_overrides(overrides: Sequence[str], dataset: str, manifest: Path | None) -> None:
+    """Raises UsageError if a recipe key is set that preparing does not read."""
+    reads = ["clip", "data.shards"]
+    reads += ["data.dataset"] if manifest else []
+    reads += ["data.seed", "data.clips"] if dataset in RENDERED else []
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    unread = [key for key in keys if not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in reads)]
+    if unread:
+        raise UsageError(
+            f"`prepare` does not read {', '.join(sorted(unread))}: it would change nothing",
+            f"leave it out; what can be set are {', '.join(f'{read}.*' if read == 'clip' else read for read in reads)}",
+        )
+
+
+@contextmanager
+def writing(out: Path, part: tuple[int, int] | None, say: Say) -> Iterator[None]:
+    """Nobody else writes to `out` meanwhile, but other parts beside a part.
+
+    Raises UsageError if another process does; it is named.
+    """
+    if part is not None:
+        with folder_lock(out / PART_LOCK.format(*part), say):
+            yield
+        return
+    with folder_lock(out, say):
+        for folder in sorted(out.glob(PART_LOCK.format("*", "*"))):  # parts that still work, or that were killed
+            with folder_lock(folder, say):
+                pass
+            with suppress(OSError):
+                folder.rmdir()
+        yield
 
 
 def manifest_path(dataset: str) -> Path | None:
@@ -223,11 +268,18 @@ def recipe_of(dataset: str, task: str | None) -> str:
 
 
 def default_out(recipe: Recipe, dataset: str, manifest: Path | None) -> Path:
-    """Where training with the same recipe will look."""
-    name = recipe.data.dataset if manifest else dataset
-    if recipe.data.shards and recipe.data.dataset == name:
+    """Where training with the same recipe will look. A manifest gives its name to a recipe that has none of its own for the data."""
+    if recipe.data.shards and (manifest or recipe.data.dataset == dataset):
         return Path(recipe.data.shards)
-    return default_shards(name, recipe.clip)
+    if manifest is None:
+        return default_shards(dataset, recipe.clip)
+    if recipe.data.dataset != DataRecipe().dataset:
+        return default_shards(recipe.data.dataset, recipe.clip)
+    try:
+        check_folder_name("dataset", manifest.stem)
+    except SettingError as error:
+        raise UsageError(f"'{manifest.name}' gives no name for a folder: {error.message}", "name the shard folder with --out") from None
+    return default_shards(manifest.stem, recipe.clip)
 
 
 def read_dataset(
@@ -278,18 +330,6 @@ def planned(
 def _clips_to_render(world: World, recipe: Recipe, limit: int | None) -> int:
     clips = recipe.data.clips or world.clips
     return min(clips, limit or clips)
-
-
-def check_existing(out: Path, geometry: ClipGeometry, *, repair: bool) -> None:
-    """Raises ShardError if any split that lies in `out` was prepared with another geometry, or its index is damaged."""
-    for path in sorted(out.glob(f"*/{INDEX}")):
-        try:
-            index = SplitIndex.read(path)
-        except ShardError:
-            if repair:
-                continue
-            raise
-        check_geometry(geometry, index.geometry, path)
 
 
 def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleType) -> None:
@@ -383,11 +423,14 @@ def check_parts(plans: Sequence[SplitPlan]) -> None:
                 )
 
 
-def estimate(plans: Sequence[SplitPlan], decode: DecodeOptions, retry_failed: bool, out: Path, say: Say) -> dict[str, Any]:
-    """The summary with what would be done: clips, bytes, and seconds from decoding a few of them."""
-    works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.to_do]
-    clips = sum(len(plan.clips_to_decode(retry_failed=retry_failed)) for plan in plans)
-    size = bytes_needed(plans, retry_failed=retry_failed)
+def estimate(
+    plans: Sequence[SplitPlan], decode: DecodeOptions, mine: tuple[int, int] | None, retry_failed: bool, out: Path, say: Say
+) -> dict[str, Any]:
+    """The summary with what would be done, by this part: clips, bytes, and seconds from decoding a few of them."""
+    part = mine or (0, 1)
+    works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.part(part)]
+    clips = sum(len(plan.clips_to_decode(retry_failed=retry_failed, part=part)) for plan in plans)
+    size = bytes_needed(plans, retry_failed=retry_failed, part=part)
     per_clip = prepare_engines.seconds_per_clip(works) if clips else 0.0
     seconds = None if per_clip is None else round(clips * per_clip, 1)
     splits = {}
@@ -398,9 +441,10 @@ def estimate(plans: Sequence[SplitPlan], decode: DecodeOptions, retry_failed: bo
         splits[plan.name]["share"] = round(1 - missing / max(1, len(plan.expected)), 4)
     say_table(splits, say)
     time = "no video file to estimate the time from" if seconds is None else f"about {seconds / 3600:.2f} hours"
-    say(f"to do: {clips} clips, {size:,} bytes in '{out}', {time} with {decode.workers} workers")
+    of_part = f" in part {part[0]}/{part[1]}" if mine else ""
+    say(f"to do{of_part}: {len(works)} shards, {clips} clips, {size:,} bytes in '{out}', {time} with {decode.workers} workers")
     check_disk(out, size)
-    return {"splits": splits, "out": str(out), "dry_run": {"clips": clips, "bytes": size, "seconds": seconds}}
+    return {"splits": splits, "out": str(out), "dry_run": {"shards": len(works), "clips": clips, "bytes": size, "seconds": seconds}}
 
 
 # ------------------------------------------------------------------------------------------------ the end

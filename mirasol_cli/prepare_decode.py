@@ -18,6 +18,7 @@ from typing import Any
 from mirasol_cli.datasets.resolver import Found, span_to_read, unpack
 from mirasol_cli.errors import DataError, MediaError
 from mirasol_cli.files import disk_problem
+from mirasol_cli.media import valid_share
 from mirasol_cli.media.sampling import ClipRequest
 from mirasol_cli.media.workers import DecodePool
 from mirasol_cli.prepare_plan import ShardWork
@@ -27,6 +28,11 @@ from mirasol_cli.shards.writer import ShardDraft
 OPEN_DRAFTS = 2
 """Shards filled at a time: the one that is finished next, and the one whose sources keep the workers busy meanwhile."""
 
+NO_FRAME = MediaError(
+    "not one frame of it can be shown: the picture begins later, ends earlier or is damaged there",
+    "play the file at that time, and mend the span or fetch it again; --allow-audio-only keeps the sound alone",
+    stage="decode",
+)
 Watch = Callable[[int, float], None]
 """Called after each source with its number of clips and their seconds of video."""
 
@@ -148,12 +154,14 @@ class _Decoding:
 
     def _finish(self, job: Job, results: list[Any]) -> None:
         """Put a job's samples or failures into its shard."""
-        draft, views, seconds = job.filling.draft, job.filling.work.slot.views, 0.0
+        draft, views, options, seconds = job.filling.draft, job.filling.work.slot.views, job.filling.work.options, 0.0
         if len(results) == 1 and isinstance(results[0], MediaError):
             results = results * (len(job.positions) * views)
         for k, position in enumerate(job.positions):
             samples = results[k * views : (k + 1) * views]
             error = next((sample for sample in samples if isinstance(sample, MediaError)), None)
+            if error is None and not options.allow_audio_only and not any(map(valid_share, samples)):
+                error = NO_FRAME
             if error is None:
                 draft.add(position, samples)
                 seconds += float(samples[0]["span"][1] - samples[0]["span"][0])

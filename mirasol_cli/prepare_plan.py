@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,28 @@ from mirasol_cli.shards.format import (
 from mirasol_cli.shards.writer import ShardSlot
 
 Candidates = Callable[[ClipSpan], Sequence[str | Candidate]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which manifest texts come from; both fields are empty for a data set."""
+
+    manifest: str = ""
+    place: str = ""
+
+    @staticmethod
+    def of(manifest: Path | None, out: Path | None) -> Origin:
+        """`out`: the folder that is named after the manifest; None: the user named it, and means this manifest by it."""
+        if manifest is None:
+            return Origin()
+        if out is None:
+            return Origin(manifest.name)
+        seen_from_shards = Path(os.path.relpath(manifest.resolve(), out.resolve())).as_posix()
+        return Origin(manifest.name, hashlib.sha256(os.fsencode(seen_from_shards)).hexdigest()[:16])
+
+    def fits(self, other: Origin) -> bool:
+        """Whether both may be the same manifest."""
+        return self.manifest == other.manifest and (not self.place or not other.place or self.place == other.place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +203,7 @@ def _known_clips(folder: Path, index: SplitIndex | None, repair: bool) -> list[C
 def _judge_shard(plan: SplitPlan, number: int, retry_failed: bool, repair: bool) -> None:
     """Put the shard's record among the finished ones, or among those that have to be written again."""
     slot = plan.slot(number)
-    record = slot.read_record()
+    record = slot.read_record(repair=repair)
     if record is None and plan.index is not None and number < len(plan.index.shards):
         record = plan.index.shards[number]
     if record is None:
@@ -200,6 +223,42 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def check_existing(out: Path, geometry: ClipGeometry, *, repair: bool) -> None:
+    """Raises ShardError if any split that lies in `out` was prepared with another geometry, or its index is damaged."""
+    for path in sorted(out.glob(f"*/{INDEX}")):
+        try:
+            index = SplitIndex.read(path)
+        except ShardError:
+            if repair:
+                continue
+            raise
+        check_geometry(geometry, index.geometry, path)
+
+
+def check_texts(out: Path, found: Sequence[Split], dataset: str, origin: Origin, *, repair: bool) -> None:
+    """Raises ShardError if texts that lie in `out` would be written over by those of another manifest or data set."""
+    tasks = {split.task for split in found}
+    for path in sorted(out.glob(f"*/{INDEX}")):
+        try:
+            index = SplitIndex.read(path)
+        except ShardError:
+            if repair:
+                continue
+            raise
+        for task, entry in index.tasks.items():
+            theirs = Origin(entry.manifest, entry.place)
+            if task not in tasks or (entry.dataset == dataset and theirs.fits(origin)):
+                continue
+            first = f"the manifest '{theirs.manifest}'" if theirs.manifest else entry.dataset
+            if theirs.manifest and theirs.manifest == origin.manifest:
+                raise ShardError(
+                    f"'{out}' holds the texts of another manifest '{theirs.manifest}', which lies in another folder",
+                    f"give this one a folder of its own with --out; if it is the same one and was moved, say so with --out {out}",
+                )
+            second = f"the manifest '{origin.manifest}'" if origin.manifest else dataset
+            raise ShardError(f"'{out}' holds the texts of {first}, not of {second}", "give this one a folder of its own with --out")
 
 
 def check_disk(out: Path, needed: int) -> None:

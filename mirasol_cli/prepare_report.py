@@ -13,11 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from mirasol_cli.console import ProgressLine
-from mirasol_cli.prepare_plan import SplitPlan, text_rows
+from mirasol_cli.prepare_plan import Origin, SplitPlan, text_rows
 from mirasol_cli.shards.format import (
     AUDIO_STATES,
     CLIPS,
     FAILURES,
+    INCOMPLETE,
     INDEX,
     LISTS,
     ShardRecord,
@@ -36,7 +37,7 @@ SAID = 8
 # ------------------------------------------------------------------------------------------------ files of a split
 
 
-def finish_split(plan: SplitPlan, dataset: ModuleType) -> None:
+def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
     """Everything of a split but its media; the index last. Needs a record of every shard. Files whose content stays are left alone."""
     records = [plan.records[number] for number in range(plan.shards)]
     numbers = {clip.key: number for number, clip in enumerate(plan.clips)}
@@ -52,9 +53,17 @@ def finish_split(plan: SplitPlan, dataset: ModuleType) -> None:
             sha256=sha256,
             labels=list(split.labels),
             notes=list(split.notes),
+            manifest=origin.manifest,
+            place=origin.place or (tasks[split.task].place if split.task in tasks else ""),
         )
     failures = ({"video": f.video, "stage": f.stage, "reason": f.reason, "hint": f.hint, "clip": f.clip} for r in records for f in r.failed)
     files[FAILURES] = write_lines(plan.folder / FAILURES, failures)
+    incomplete = (
+        {"video": plan.clips[clip].video, "missing": share, "clip": clip, "key": plan.clips[clip].key}
+        for r in records
+        for clip, share in r.incomplete
+    )
+    files[INCOMPLETE] = write_lines(plan.folder / INCOMPLETE, incomplete)
     files[LISTS] = write_lines(plan.folder / LISTS, [lists(plan, records)])
     made_by = plan.index.versions if plan.index and not plan.written else versions()
     index = SplitIndex(
@@ -82,6 +91,7 @@ def lists(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
         "without_sound": with_sound("none"),
         "silent": with_sound("silent"),
         "short": keys(clip for record in records for clip in record.short),
+        "without_picture": keys(clip for record in records for clip, share in record.incomplete if share == 1),
         "duplicates": {name: list(paths) for name, paths in sorted(plan.duplicates.items())},
         "links_outside": list(plan.outside),
         "unreadable_folders": list(plan.unreadable),
@@ -108,7 +118,7 @@ def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, A
     def wanted(clip: int) -> bool:
         return only is None or clip in only
 
-    kept = missing = failed = expected = size = short = 0
+    kept = missing = failed = expected = size = short = incomplete = without_picture = 0
     seconds, audio = 0.0, Counter(dict.fromkeys(AUDIO_STATES, 0))
     reasons: Counter[str] = Counter()
     for record in records:
@@ -120,12 +130,15 @@ def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, A
                 seconds += length
         missing += sum(map(wanted, record.missing))
         short += sum(map(wanted, record.short))
+        incomplete += sum(wanted(clip) and share < 1 for clip, share in record.incomplete)
+        without_picture += sum(wanted(clip) and share == 1 for clip, share in record.incomplete)
         reasons.update(kind_of_reason(failure.reason) for failure in record.failed if wanted(failure.clip))
     failed = reasons.total()
     expected = kept + missing + failed
     share = round(kept / expected, 4) if expected else 0.0
     return {
         "expected": expected, "kept": kept, "failed": failed, "missing": missing, "audio": dict(audio), "short": short,
+        "incomplete": incomplete, "without_picture": without_picture,
         "share": share, "seconds": round(seconds, 3), "bytes": size, "reasons": dict(reasons.most_common()),
     }  # fmt: skip
 
@@ -160,6 +173,10 @@ def say_table(splits: dict[str, dict[str, Any]], say: Say, terminal: bool | None
     for name, c in splits.items():
         reasons = [f"{number} failed: {reason}" for reason, number in c["reasons"].items()]
         _say_some(name, reasons, f"kinds of failures, all in {name}/{FAILURES}", say)
+        if c["incomplete"]:
+            say(f"  {name}: {c['incomplete']} kept with frames missing, listed in {name}/{INCOMPLETE}")
+        if c["without_picture"]:
+            say(f"  {name}: {c['without_picture']} kept for their sound alone; which is in {name}/{LISTS}")
         _say_some(name, c["notes"], f"notes, all in {name}/{INDEX}", say)
         if c["duplicates"]:
             say(f"  {name}: {c['duplicates']} names fit several files; which were taken is in {name}/{LISTS}")

@@ -39,7 +39,10 @@ class FakeInfo:
 
 
 class FakePool:
-    """Same face as `media.workers.DecodePool`. A file holds `<seconds>` or `bad <reason>`; `submitted` counts what was asked for."""
+    """Same face as `media.workers.DecodePool`. A file holds `<seconds>`, `<seconds> lacks <frames>` or `bad <reason>`.
+
+    `submitted` counts what was asked for.
+    """
 
     submitted: list[tuple[str, tuple[ClipRequest, ...] | None]]
 
@@ -65,8 +68,15 @@ class FakePool:
         text = path.read_text()
         if text.startswith("bad "):
             return [MediaError(f"{text[4:]} in '{path}'", "fetch it again", stage="probe")] * (1 if requests is None else len(requests))
-        seconds = float(text)
-        return [FakeInfo(seconds)] if requests is None else [self._clip(path, request, seconds) for request in requests]
+        length, _, lacking = text.partition(" lacks ")
+        seconds = float(length)
+        if requests is None:
+            return [FakeInfo(seconds)]
+        clips = [self._clip(path, request, seconds) for request in requests]
+        for clip in clips:
+            if lacking and not isinstance(clip, MediaError):
+                clip["frame_times"].reshape(-1)[: int(lacking)] = np.nan
+        return clips
 
     def _clip(self, path: Path, request: ClipRequest, seconds: float) -> Any:
         start, end = request.start_s or 0.0, min(request.end_s or seconds, seconds)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "recipe": {"foundation", "model"},
     "datasets": {"foundation"},
     "media": {"foundation", "datasets"},
-    "shards": {"foundation", "datasets"},
+    "shards": {"foundation", "datasets", "media"},
     "model": {"foundation"},
     "text": {"foundation", "media", "model"},
     "training": {"foundation", "recipe", "datasets", "shards", "text", "model"},

@@ -1,12 +1,13 @@
-"""Shards, schema version 1: what lies in which file, under which name, with which dtype.
+"""Shards, schema version 2: what lies in which file, under which name, with which dtype.
 
     <out>/<split>/clips.jsonl               the expected clips, one a line; the line number is the clip's number; only ever appended to
                   shard-00000.safetensors   media: one tensor per field, the kept clips of the shard stacked along dim 0
                   <task>.jsonl              texts that point to clips by number
                   failures.jsonl            clips that could not be used: video, stage, reason, hint
+                  incomplete.jsonl          clips that were kept and lack frames: video, share of the frames that is missing
                   lists.json                what deserves a look: clips missing, failed, silent, without sound, short; names that several
                                             files fit; links and folders that were not looked into
-                  index.json                geometry, versions, licence, counts, sizes and checksums of all of the above; written last
+                  index.json                geometry, reader, licence, counts, sizes and checksums of all of the above; written last
 
 Shard k holds the expected clips [k n, (k + 1) n) minus failures and missing files, where n is a function of the geometry alone.
 With V views a clip fills V consecutive rows: row = position * V + view. A shard's metadata repeat the keys and checksums of
@@ -25,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 from mirasol_cli.errors import ShardError
 from mirasol_cli.files import crc32_of, sha256_of, write_atomic
 from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
+from mirasol_cli.media import READER_VERSION
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA = 1
-INDEX, CLIPS, FAILURES, LISTS = "index.json", "clips.jsonl", "failures.jsonl", "lists.json"
+SCHEMA = 2
+INDEX, CLIPS, FAILURES, INCOMPLETE, LISTS = "index.json", "clips.jsonl", "failures.jsonl", "incomplete.jsonl", "lists.json"
 SHARD_BYTES = 256_000_000
 """About what a shard holds."""
 LARGEST_SHARD = 1024
@@ -110,6 +112,7 @@ class ShardRecord:
     missing: list[int] = field(default_factory=list)
     failed: list[ClipFailure] = field(default_factory=list)
     short: list[int] = field(default_factory=list)  # kept, but shorter than the span asked for
+    incomplete: list[list] = field(default_factory=list)  # kept, but with frames missing: [clip, missing share of its frames]
     audio: list[int] = field(default_factory=list)  # AUDIO_STATES
     seconds: list[float] = field(default_factory=list)
     crc32: list[int] = field(default_factory=list)
@@ -139,6 +142,8 @@ class TaskEntry:
     sha256: str
     labels: list[str] = field(default_factory=list)  # the closed answer set, in the official order, where there is one
     notes: list[str] = field(default_factory=list)  # what the reader repaired or dropped
+    manifest: str = ""  # the manifest's file name; empty for a data set
+    place: str = ""  # digest of where that manifest lies, seen from the shards; empty if --out named the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +157,14 @@ class SplitIndex:
     versions: dict[str, str]
     counts: dict[str, Any]
     tasks: dict[str, TaskEntry]
-    files: dict[str, str]  # name -> sha256 of clips.jsonl, failures.jsonl, lists.json
+    files: dict[str, str]  # name -> sha256 of clips.jsonl, failures.jsonl, incomplete.jsonl, lists.json
     shards: list[ShardRecord]
+    reader: int = READER_VERSION  # of the decoders that read the videos
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
         plain = {
-            "schema": self.schema, "split": self.split, "geometry": self.geometry.to_plain(), "views": self.views,
+            "schema": self.schema, "reader": self.reader, "split": self.split, "geometry": self.geometry.to_plain(), "views": self.views,
             "clips_per_shard": self.clips_per_shard, "versions": self.versions, "counts": self.counts,
             "tasks": {task: asdict(entry) for task, entry in self.tasks.items()}, "files": self.files,
             "shards": [record.to_plain() for record in self.shards],
@@ -167,13 +173,9 @@ class SplitIndex:
 
     @staticmethod
     def read(path: Path) -> SplitIndex:
-        """Raises ShardError if the index is missing, damaged or of another schema."""
+        """Raises ShardError if the index is missing, damaged, or of another schema or reader."""
         plain = read_sealed(path)
-        if plain.get("schema") != SCHEMA:
-            raise ShardError(
-                f"'{path}' has schema {plain.get('schema')}; this version reads schema {SCHEMA}",
-                "prepare the data set again into another folder, or use the version of mirasol that wrote it",
-            )
+        check_reader(plain, path)
         try:
             plain["geometry"] = ClipGeometry.from_plain(plain["geometry"])
             plain["tasks"] = {task: TaskEntry(**entry) for task, entry in plain["tasks"].items()}
@@ -181,6 +183,26 @@ class SplitIndex:
             return SplitIndex(**plain)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ShardError(f"'{path}' is not an index of shards: {error}", REPAIR_HINT) from None
+
+
+def check_reader(plain: Mapping[str, Any], path: Path) -> None:
+    """Raises ShardError if what lies at `path` was written in another schema, or by a reader that may have given other frames."""
+    schema, reader = plain.get("schema"), plain.get("reader")
+    if schema == SCHEMA and reader == READER_VERSION:
+        return
+    tasks = plain.get("tasks")
+    entry = next(iter(tasks.values()), None) if isinstance(tasks, dict) else None
+    entry = entry if isinstance(entry, dict) else {}
+    dataset = entry.get("manifest") or str(entry.get("dataset", "DATASET")).replace("manifest", "MANIFEST")
+    if schema != SCHEMA:
+        why = f"has schema {schema}; this version reads schema {SCHEMA}"
+    else:
+        why = f"was made by version {reader} of the video reader; this is version {READER_VERSION}, which may give other frames"
+    command = f"mirasol prepare {dataset} --out {path.parent.parent} --verify --retry-failed"
+    hint = f"make the shards anew, with the other options as before: `{command}`"
+    if any(isinstance(theirs, int) and theirs > mine for theirs, mine in ((schema, SCHEMA), (reader, READER_VERSION))):
+        hint = "a newer mirasol wrote it: update this one"
+    raise ShardError(f"'{path}' {why}", hint)
 
 
 REPAIR_HINT = "`mirasol prepare ... --verify` lists what is damaged; with `--retry-failed` beside it, that is prepared again"

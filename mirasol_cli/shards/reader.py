@@ -22,9 +22,9 @@ from mirasol_cli.shards.format import (
     INDEX,
     METADATA_KEY,
     REPAIR_HINT,
-    SCHEMA,
     ShardRecord,
     SplitIndex,
+    check_reader,
     field_shapes,
     read_lines,
     row_checksum,
@@ -161,8 +161,9 @@ def open_shard(path: Path, geometry: ClipGeometry) -> tuple[dict[str, Tensor], d
         raise ShardError(f"'{path}' is missing", REPAIR_HINT) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ShardError(f"'{path}' is damaged or no safetensors file: {error}", REPAIR_HINT) from None
-    if not isinstance(metadata, dict) or metadata.get("schema") != SCHEMA or metadata.get("geometry") != geometry.to_plain():
-        raise ShardError(f"'{path}' is a shard of another schema or clip geometry than its index", REPAIR_HINT)
+    if not isinstance(metadata, dict) or metadata.get("geometry") != geometry.to_plain():
+        raise ShardError(f"'{path}' is a shard of another clip geometry than its index", REPAIR_HINT)
+    check_reader(metadata, path)
     rows = len(metadata.get("crc32", ()))
     for name, (dtype, shape) in field_shapes(geometry).items():
         tensor = tensors.get(name)

@@ -18,12 +18,14 @@ from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.errors import ShardError
 from mirasol_cli.files import write_atomic
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media import READER_VERSION, valid_share
 from mirasol_cli.shards.format import (
     METADATA_KEY,
     SCHEMA,
     ClipFailure,
     ShardRecord,
     check_geometry,
+    check_reader,
     clips_per_shard,
     field_shapes,
     keys_digest,
@@ -66,15 +68,21 @@ class ShardSlot:
     def record_path(self) -> Path:
         return self.folder / record_name(self.number)
 
-    def read_record(self) -> ShardRecord | None:
+    def read_record(self, *, repair: bool = False) -> ShardRecord | None:
         """The record that a finished but not yet indexed shard left; None if there is none or it is damaged or not of these clips.
 
-        Raises ShardError if it was made with another geometry.
+        Raises ShardError if it was made with another geometry or, unless `repair`, by another reader.
         """
         try:
             plain = read_sealed(self.record_path)
         except ShardError:
             return None
+        try:
+            check_reader(plain, self.record_path)
+        except ShardError:
+            if repair:
+                return None
+            raise
         check_geometry(self.geometry, ClipGeometry.from_plain(plain["geometry"]), self.record_path)
         record = ShardRecord.from_plain(plain["record"])
         return record if record.clips_digest == self.digest else None
@@ -151,12 +159,13 @@ class ShardDraft:
         if kept:
             keys = [slot.clips[position].key for position in kept]
             described = {
-                "schema": SCHEMA, "geometry": slot.geometry.to_plain(), "views": slot.views,
+                "schema": SCHEMA, "reader": READER_VERSION, "geometry": slot.geometry.to_plain(), "views": slot.views,
                 "keys": keys, "digest": keys_digest(keys), "crc32": crc32,
             }  # fmt: skip
             content = safetensors_numpy.save(arrays, {METADATA_KEY: json.dumps(described)})
         first_views = slice(0, None, slot.views)
         spans = arrays["span"][first_views]
+        shares = [valid_share({"frame_times": arrays["frame_times"][row : row + slot.views]}) for row in range(0, len(crc32), slot.views)]
         record = ShardRecord(
             number=slot.number,
             clips=len(slot.clips),
@@ -165,6 +174,7 @@ class ShardDraft:
             missing=[slot.first + position for position in sorted(self._missing)],
             failed=[self._failed[position] for position in sorted(self._failed)],
             short=[slot.first + p for p, (start, end) in zip(kept, spans, strict=True) if is_short(slot.clips[p], end - start)],
+            incomplete=[[slot.first + p, round(1 - share, 4)] for p, share in zip(kept, shares, strict=True) if share < 1],
             audio=arrays["audio_state"][first_views].tolist(),
             seconds=[round(float(end - start), 3) for start, end in spans],
             crc32=crc32,
@@ -176,7 +186,8 @@ class ShardDraft:
             write_atomic(slot.path, content)
         else:
             slot.path.unlink(missing_ok=True)
-        write_sealed(slot.record_path, {"geometry": slot.geometry.to_plain(), "record": record.to_plain()})
+        described = {"schema": SCHEMA, "reader": READER_VERSION, "geometry": slot.geometry.to_plain(), "record": record.to_plain()}
+        write_sealed(slot.record_path, described)
         return record
 
     def _compact(self, kept: Sequence[int]) -> None:

@@ -79,7 +79,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def check_kills(world: World, tmp_path: Path, kills: int, seed: int) -> None:
-    generator, longest = random.Random(seed), 24 * PAUSE_S + 28 * 2 * PAUSE_S
+    generator, longest = random.Random(seed), 24 * PAUSE_S + 30 * 2 * PAUSE_S
     decoded = []
     for number in range(kills):
         out = tmp_path / str(number)
@@ -107,7 +107,7 @@ def test_killed_again_and_again(world: World, tmp_path: Path) -> None:
     assert tree(out) == world.undisturbed
 
 
-@pytest.mark.parametrize("renames", range(28))
+@pytest.mark.parametrize("renames", range(30))
 def test_killed_between_any_two_writes(world: World, tmp_path: Path, renames: int) -> None:
     """Just before each rename: shards, records, texts, lists and the index in turn."""
     out, left = tmp_path / "out", [renames]

@@ -10,7 +10,7 @@ import torch
 from mirasol_cli.datasets.catalogue import DATASETS
 from mirasol_cli.errors import ShardError
 from mirasol_cli.prepare import prepare, recipe_of
-from mirasol_cli.recipe import default_shards, load_recipe
+from mirasol_cli.recipe import default_shards, load_recipe, source_shards
 from mirasol_cli.shards import format as shard_format
 from mirasol_cli.shards.reader import ShardFolder
 from tests.fake_decoding import FakePool, tree, write_recipe
@@ -50,6 +50,25 @@ def test_the_summary_and_the_files(world: World) -> None:
     assert (lists["missing"], lists["failed"]) == (["clip005.mp4", "clip006.mp4"], ["clip002.mp4"])
     assert len(lists["silent"]) == train["audio"]["silent"]
     assert len(lists["without_sound"]) == train["audio"]["none"]
+
+
+def test_clips_that_lack_frames_are_counted_and_listed(world: World) -> None:
+    (world.root / "clip001.mp4").write_text("9 lacks 2")
+    (world.root / "clip003.mp4").write_text("9 lacks 8")
+    (world.root / "clip010.mp4").write_text("9 lacks 1")
+    summary = world.prepare(max_failed=30)
+    assert [summary["splits"][name]["incomplete"] for name in ("train", "test")] == [1, 1]
+    assert any("train: 1 kept with frames missing" in line for line in world.said)
+    listed = [json.loads(line) for line in (world.out / "train" / "incomplete.jsonl").read_text().splitlines()]
+    assert listed == [{"video": "clip001.mp4", "missing": 0.25, "clip": 1, "key": "clip001.mp4"}]
+    failures = [json.loads(line) for line in (world.out / "train" / "failures.jsonl").read_text().splitlines()]
+    assert [(failure["clip"], failure["stage"]) for failure in failures] == [(2, "probe"), (3, "decode")]
+    assert "not one frame of it can be shown" in failures[1]["reason"]
+    assert failures[1]["hint"]
+
+    again = world.prepare(max_failed=30, retry_failed=True, allow_audio_only=True)["splits"]["train"]
+    assert (again["kept"], again["failed"], again["incomplete"], again["without_picture"]) == (7, 1, 1, 1)
+    assert json.loads((world.out / "train" / "lists.json").read_text())["without_picture"] == ["clip003.mp4"]
 
 
 def test_nothing_depends_on_the_place_or_the_order(world: World, tmp_path: Path) -> None:
@@ -161,7 +180,12 @@ def test_every_data_set_has_a_recipe() -> None:
 def test_training_finds_what_prepare_wrote(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIRASOL_DATA", str(tmp_path / "data"))
     summary = world.prepare(out=None, max_failed=20)
-    assert summary["out"] == str(default_shards("manifest", load_recipe(str(world.recipe)).clip))
+    assert summary["out"] == str(default_shards("annotations", load_recipe(str(world.recipe)).clip))
+    own_name = world.prepare(out=None, max_failed=20, overrides=["data.dataset=birds"])
+    recipe = load_recipe(str(world.recipe), ["data.dataset=birds"])
+    assert (
+        own_name["out"] == str(default_shards("birds", recipe.clip)) == str(source_shards(recipe.data.training_sources()[0], recipe.clip))
+    )
     named = world.prepare(out=None, max_failed=20, overrides=[f"data.shards={tmp_path / 'named'}"])
     assert named["out"] == str(tmp_path / "named")
 

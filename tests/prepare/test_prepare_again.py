@@ -1,10 +1,12 @@
 """`prepare` where something was prepared before: what is not done twice, and what is added."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from mirasol_cli.errors import UsageError
+from mirasol_cli.errors import ShardError, UsageError
+from mirasol_cli.prepare import prepare
 from mirasol_cli.shards.reader import ShardFolder
 from tests.fake_decoding import FakePool, tree
 from tests.prepare.small_world import World
@@ -60,6 +62,37 @@ def test_another_task_on_the_same_videos_decodes_nothing(world: World, monkeypat
     split = ShardFolder(world.out).split("train")
     assert split.tasks == ["caption", "qa"]
     assert split.texts("caption") == split.texts("qa")
+
+
+def test_a_second_manifest_never_writes_over_the_first(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRASOL_DATA", str(tmp_path / "data"))
+    first = Path(world.prepare(out=None, max_failed=20)["out"])
+    kept = tree(first)
+    other = world.manifest.with_name("other.jsonl")
+    other.write_text(json.dumps({"video": "clip001.mp4", "caption": "another caption"}) + "\n")
+    settings = {"root": world.root, "recipe": str(world.recipe), "workers": 1, "say": world.said.append}
+    assert Path(prepare(str(other), **settings)["out"]) != first
+    with pytest.raises(ShardError, match=r"holds the texts of the manifest 'annotations.jsonl', not of the manifest 'other.jsonl'"):
+        prepare(str(other), out=first, **settings)
+
+    namesake = tmp_path / "elsewhere" / "annotations.jsonl"
+    namesake.parent.mkdir()
+    namesake.write_text(other.read_text())
+    with pytest.raises(ShardError, match=r"another manifest 'annotations.jsonl', which lies in another folder") as caught:
+        prepare(str(namesake), **settings)
+    assert f"--out {first}" in (caught.value.hint or "")
+    assert tree(first) == kept
+
+    namesake.write_text(world.manifest.read_text())
+    world.manifest.unlink()
+    prepare(str(namesake), out=first, max_failed=20, **settings)  # it was moved, and --out says so
+    assert tree(first) == kept
+
+
+def test_a_data_set_never_writes_over_a_manifest(world: World) -> None:
+    world.prepare(max_failed=20)
+    with pytest.raises(ShardError, match=r"holds the texts of the manifest 'annotations.jsonl', not of demo"):
+        prepare("demo", out=world.out, recipe=str(world.recipe), dry_run=True, say=world.said.append)
 
 
 def test_limit_then_all(world: World) -> None:

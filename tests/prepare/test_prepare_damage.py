@@ -1,11 +1,14 @@
 """Shards that were damaged, lost, left half written or made for another geometry: found, and made again."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirasol_cli.errors import ShardError
+from mirasol_cli.media import READER_VERSION
+from mirasol_cli.shards.format import read_sealed, write_sealed
 from mirasol_cli.shards.reader import ShardFolder
 from tests.fake_decoding import FakePool, tree
 from tests.prepare.small_world import World
@@ -13,9 +16,12 @@ from tests.prepare.small_world import World
 pytestmark = pytest.mark.usefixtures("made_up_decoding")
 
 
-@pytest.mark.parametrize("name", ["index.json", "clips.jsonl", "qa.jsonl", "failures.jsonl", "lists.json", "shard-00000.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["index.json", "clips.jsonl", "qa.jsonl", "failures.jsonl", "incomplete.jsonl", "lists.json", "shard-00000.safetensors"]
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "delete"])
 def test_verify_finds_damage_and_repairs_it(world: World, name: str, damage: str) -> None:
+    (world.root / "clip001.mp4").write_text("9 lacks 3")
     world.prepare(max_failed=20)
     good = tree(world.out)
     assert world.prepare(verify=True)["verified"]
@@ -82,3 +88,49 @@ def test_another_geometry_stops_before_work(world: World) -> None:
     assert caught.value.exit_code == 4
     assert FakePool.submitted == []
     assert tree(world.out) == good
+
+
+def rewrite(path: Path, change: dict[str, Any]) -> None:
+    """Other values in an index or a record, sealed again, as another version would have written them."""
+    plain = read_sealed(path)
+    for key, value in change.items():
+        plain[key] = value
+    write_sealed(path, {key: value for key, value in plain.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 1, "reader": None}, r"index.json' has schema 1; this version reads schema 2"),
+        ({"reader": READER_VERSION - 1}, rf"index.json' was made by version {READER_VERSION - 1} of the video reader"),
+    ],
+)
+def test_shards_of_an_earlier_version_are_refused_and_made_anew(world: World, change: dict[str, Any], words: str) -> None:
+    world.prepare(max_failed=20)
+    good = tree(world.out)
+    for path in world.out.glob("*/index.json"):
+        rewrite(path, change)
+    old = tree(world.out)
+    for act in (lambda: ShardFolder(world.out).split("train"), lambda: world.prepare(max_failed=20)):
+        with pytest.raises(ShardError, match=words) as caught:
+            act()
+        assert f"mirasol prepare annotations.jsonl --out {world.out} --verify --retry-failed`" in (caught.value.hint or "")
+    assert tree(world.out) == old
+    world.prepare(verify=True, retry_failed=True, max_failed=20)
+    assert tree(world.out) == good
+
+
+def test_shards_of_an_earlier_reader_are_decoded_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirasol_cli.shards.writer.READER_VERSION", READER_VERSION - 1)
+    world.prepare(part="0/1", max_failed=20)  # parts without an index
+    monkeypatch.undo()
+    with pytest.raises(ShardError, match=rf"shard-00000.json' was made by version {READER_VERSION - 1} of the video reader"):
+        world.prepare(merge=True, max_failed=20)
+
+
+def test_shards_of_a_later_version_ask_for_an_update(world: World) -> None:
+    world.prepare(max_failed=20)
+    rewrite(world.out / "train" / "index.json", {"schema": 3})
+    with pytest.raises(ShardError, match="has schema 3") as caught:
+        ShardFolder(world.out).split("train")
+    assert "update" in (caught.value.hint or "")

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from mirasol_cli import files, prepare_plan
 from mirasol_cli.datasets import folder
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
+from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.prepare import prepare
 from mirasol_cli.recipe import load_recipe
 from mirasol_cli.shards.reader import ShardFolder
@@ -117,6 +121,43 @@ def test_dry_run_writes_nothing(world: World) -> None:
     assert summary["dry_run"]["bytes"] > 11 * 4000
     assert (summary["splits"]["train"]["expected"], summary["splits"]["train"]["missing"]) == (10, 2)
     assert summary["dry_run"]["seconds"] >= 0
+
+
+def test_a_dry_run_of_a_part_reports_its_part(world: World) -> None:
+    whole, *parts = (world.prepare(dry_run=True, part=part)["dry_run"] for part in (None, "0/2", "1/2"))
+    assert [part["shards"] for part in parts] == [3, 1]  # train has shards 0, 1, 2, test has shard 0
+    assert [part["clips"] for part in parts] == [9, 2]
+    assert sum(part["bytes"] for part in parts) == whole["bytes"]
+    assert any("to do in part 1/2: 1 shards, 2 clips" in line for line in world.said)
+
+
+@pytest.mark.parametrize("override", ["train.lr=1", "model.preset=demo", "loss.text=2", "data.task=qa", "data.seed=3", "data.limit=2"])
+def test_an_override_that_would_change_nothing_is_refused(world: World, override: str) -> None:
+    with pytest.raises(UsageError, match=rf"`prepare` does not read {override.partition('=')[0]}") as caught:
+        world.prepare(overrides=[override, "clip.size=64"])
+    assert "clip.*, data.shards, data.dataset" in (caught.value.hint or "")
+    assert not world.out.exists()
+
+
+def test_one_writer_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirasol_cli.folder_lock.BEAT_S", 0.05)
+    with folder_lock(world.out), pytest.raises(UsageError, match=rf"'{world.out}' is being written by process {os.getpid()}"):
+        world.prepare(max_failed=20)
+    with folder_lock(world.out / ".part-0-of-2"):
+        world.prepare(part="1/2", max_failed=50)  # parts write side by side
+        for options in ({"part": "0/2"}, {"merge": True}, {}):
+            with pytest.raises(UsageError, match=r"part-0-of-2' is being written by process"):
+                world.prepare(max_failed=50, **options)
+
+
+def test_the_lock_of_a_killed_part_is_taken_over(world: World) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    lock = world.out / ".part-0-of-2" / ".lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"host": platform.node(), "pid": killed.pid, "started": "then", "token": "x"}))
+    world.prepare(max_failed=20)
+    assert tree(world.out) == world.undisturbed()
 
 
 def test_the_demo_is_counted_without_rendering(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 COUNTS = {
     "expected": 4, "kept": 3, "failed": 1, "missing": 0, "questions": 8, "audio": {"none": 1, "silent": 0, "sound": 2}, "share": 0.75,
     "seconds": 3600.0, "bytes": 2_000_000, "reasons": {f"reason {k}": 1 for k in range(11)}, "notes": ["one", "two"], "duplicates": 0,
+    "incomplete": 2, "without_picture": 0,
 }  # fmt: skip
 
 
@@ -33,7 +34,10 @@ def test_the_table_at_the_end(terminal: bool, monkeypatch: pytest.MonkeyPatch) -
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(said))
     assert ("╭" in text) == terminal
     assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 100 - 20 * terminal for line in said)
-    for words in ("[red]", "75.0%", "1.00", "no sound", "train: 1 failed: reason 7", "3 more kinds of failures, all in train/failures"):
+    for words in (
+        "[red]", "75.0%", "1.00", "no sound", "train: 1 failed: reason 7", "3 more kinds of failures, all in train/failures",
+        "train: 2 kept with frames missing",
+    ):  # fmt: skip
         assert words in text
     assert "reason 8" not in text
     assert "more notes" not in text
