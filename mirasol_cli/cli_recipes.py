@@ -50,9 +50,7 @@ def recipes_show(recipe: RecipeName, overrides: Overrides = None, json: Json = F
 
     loaded = load_recipe(recipe, overrides)
     if json:
-        plain = loaded.to_plain()
-        del plain["model"]["heads"]  # no key of a recipe
-        console.print_json(plain)
+        console.print_json(loaded.to_plain())
     else:
         header = "".join(f"# {line}".rstrip() + "\n" for line in recipe_header(find_recipe(recipe)).splitlines())
         console.print_result(f"{header}\n{dump_recipe(loaded, explain=True)}".strip())

@@ -121,11 +121,9 @@ class Turing(Combiner):
         super().__init__(config, input_width)
         self.machine = TokenTuringMachine(config)
 
-    def forward(
-        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, stretch_B: Tensor | None = None
-    ) -> tuple[Tensor, CombinerState]:
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         assert not isinstance(state, ChunkCache)
-        return self.machine(self.enter(x_BTND), valid_BTN, state, stretch_B)
+        return self.machine(self.enter(x_BTND), valid_BTN, state)
 
 
 class Perceiver(Combiner):

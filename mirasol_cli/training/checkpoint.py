@@ -352,7 +352,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     try:
         config = read_json(checkpoint / "config.json")
         geometry = ClipGeometry.from_plain(config["clip"])
-        model = Mirasol(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]))
+        model = Mirasol(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
         step = int(read_json(checkpoint / "state.json")["step"])
         path = checkpoint / "recipe.yaml"
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True)

@@ -29,6 +29,8 @@ from mirasol_cli.training.waiting import Whereabouts, no_answer
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+    from mirasol_cli.model.mirasol import Mirasol
+
 Result = TypeVar("Result")
 
 
@@ -190,22 +192,9 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
-BLOCK_LISTS = ("blocks", "layers", "cross_layers", "process")
-"""Names of the model's lists of Transformer layers (`process`: the Token Turing Machine's)."""
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: members of the model's ModuleLists that hold Transformer layers."""
-    found: list[nn.Module] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in BLOCK_LISTS:
-            found += list(module)
-    return found
-
-
-def prepare_blocks(model: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
+def prepare_blocks(model: Mirasol, *, checkpoint_activations: bool, compile: bool) -> None:
     """Recompute and compile block by block, in place and without renaming a parameter."""
-    for block in blocks_of(model):
+    for block in model.blocks():
         if checkpoint_activations:
             block.forward = _recomputed(block.forward)
         if compile:
@@ -222,7 +211,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.Module:
+def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool) -> nn.Module:
     """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its blocks sharded in place.
 
     Gradients come out as the mean over the processes in both forms.
@@ -239,7 +228,7 @@ def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.
     # Weights travel in bf16, gradients are summed in float32: autocast computes in bf16 anyhow.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
     settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
-    for block in blocks_of(model):
+    for block in model.blocks():
         fully_shard(block, **settings)
     fully_shard(model, **settings)
     return model

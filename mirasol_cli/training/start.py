@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.files import read_json
-from mirasol_cli.model.config import ModelConfig
-from mirasol_cli.model.losses import LossWeights, with_heads
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.parameter_names import first_names
 from mirasol_cli.recipe import dump_recipe, parse_recipe
-from mirasol_cli.recipe_schema import LossRecipe, Recipe
+from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.settings import SettingError
 from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.data import OpenSource, TrainingData, open_sources, training_lines
@@ -45,8 +44,7 @@ class Run:
     folder: RunFolder
     data: TrainingData
     vocabulary: Vocabulary
-    config: ModelConfig
-    weights: LossWeights
+    weights: dict[str, float]  # of the losses that are trained, by name
     model: Mirasol
     runner: nn.Module  # what a step calls: the model, or DDP around it
     optimizer: torch.optim.AdamW
@@ -55,6 +53,7 @@ class Run:
     step: int = 0  # optimizer steps done
     bad_steps: int = 0  # not-finite steps in a row
     best: float | None = None
+    clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
     notes: list[str] = field(default_factory=list)
 
 
@@ -77,10 +76,8 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     data = TrainingData(recipe, sources, vocabulary)
     state = _resumed_state(resumed, data)
 
-    weights = loss_weights(recipe.loss)
-    config = with_heads(recipe.model, weights)
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
-    model = build_model(config, recipe, vocabulary.size, world.device)
+    model = build_model(recipe, vocabulary.size, world.device)
     if resumed is not None:
         _load(model, resumed)
     else:
@@ -96,7 +93,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
         if averages is not None:
             averages.load(ck.read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
     run = Run(
-        recipe, stage, world, folder, data, vocabulary, config, weights, model, runner, optimizer, averages, bf16,
+        recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, averages, bf16,
         step=state["step"], bad_steps=state["bad_steps"], notes=notes,
     )  # fmt: skip
     best = ck.best_of(ck.checkpoints_in(folder.checkpoints))
@@ -105,20 +102,13 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     return run
 
 
-def build_model(config: ModelConfig, recipe: Recipe, vocab_size: int, device: torch.device | str) -> Mirasol:
+def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> Mirasol:
     """The model with random weights on `device`. Raises RecipeError where its sections do not go together."""
     try:
         with torch.device(device):
-            return Mirasol(config, recipe.clip, vocab_size)
+            return Mirasol(recipe.model, recipe.clip, vocab_size, recipe.loss.weights)
     except SettingError as error:
         raise RecipeError([f"the sections model and clip do not go together: {error.message}"]) from error
-
-
-def loss_weights(loss: LossRecipe) -> LossWeights:
-    return LossWeights(
-        text=loss.text, latent=loss.latent, video=loss.video, audio=loss.audio, contrastive=loss.contrastive,
-        label_smoothing=loss.label_smoothing,
-    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -277,13 +267,10 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
         from mirasol_cli.model.freezing import freeze
 
         notes.append(str(freeze(model, recipe.freeze)))
-    if recipe.loss.text == 0:
-        unreached = ("text.",) if recipe.loss.contrastive == 0 else ("text.cross_layers.", "text.memory.", "text.lm_head.")
-        names = [name for name, _ in model.named_parameters() if name.startswith(unreached)]
-        for name, parameter in model.named_parameters():
-            if name in set(names):
-                parameter.requires_grad_(False)
-        notes.append(f"{len(names)} tensors of the text decoder are not trained, since loss.text is 0")
+    if not any(OBJECTIVES[name].reads_text for name in recipe.loss.weights):
+        parameters = list(model.text.parameters())
+        model.text.requires_grad_(False)
+        notes.append(f"{len(parameters)} tensors of the text decoder are not trained, since loss.text is 0")
     return notes
 
 
@@ -311,7 +298,8 @@ def small_files(run: Run, validation: Mapping[str, float] | None, score: float |
     config = {
         "schema": ck.SCHEMA,
         "clip": run.recipe.clip.to_plain(),
-        "model": replace(run.recipe, model=run.config).to_plain()["model"],
+        "model": run.recipe.to_plain()["model"],
+        "losses": list(run.weights),
         "vocab_size": run.vocabulary.size,
         "usual_clip_s": run.data.usual_clip_s,
     }
