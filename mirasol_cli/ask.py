@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from mirasol_cli import console
 from mirasol_cli.ask_clip import OpenClip, find_video, open_clip
 from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.evaluation.answerer import Answerer, Question
-from mirasol_cli.evaluation.evaluate import DEMO_CHECKPOINT, demo_checkpoint
 from mirasol_cli.files import read_json
 from mirasol_cli.recipe_schema import EvalRecipe
+from mirasol_cli.training.checkpoint import DEMO_CHECKPOINT, demo_checkpoint, resolve_checkpoint
 from mirasol_cli.vocabulary import StreamDecoder
 from mirasol_cli.why import NOT_KEPT, UNTRAINED, Why, draw, measure, time_line
 
@@ -38,11 +40,21 @@ class Reply:
     def __str__(self) -> str:
         return self.answer
 
+    @property
+    def probability(self) -> float:
+        """That the model gives exactly this answer; long answers have small ones."""
+        return math.exp(self.logprob)
+
+    @property
+    def confidence(self) -> str:
+        """`probability 0.93`, in as many digits as it takes."""
+        return f"probability {self.probability:.2f}" if self.probability >= 0.005 else f"probability {self.probability:.1g}"
+
     def to_plain(self) -> dict[str, Any]:
         """The fields of `mirasol ask --json`."""
         clip = self.clip
         return {
-            "answer": self.answer, "logprob": round(self.logprob, 4), "question": self.question,
+            "answer": self.answer, "logprob": round(self.logprob, 4), "probability": round(self.probability, 4), "question": self.question,
             "video": {"path": clip.path, "seconds": round(clip.seconds, 3), "start_s": round(clip.start_s, 3), "frames": clip.frames,
                       "chunks": clip.chunks, "audio": clip.audio, "sampled": clip.sampled},
             "timings_s": {name: round(value, 3) for name, value in self.timings_s.items()},
@@ -95,6 +107,9 @@ class Model:
         self, clip: OpenClip, question: str, context: str = "", *, why: bool = False, show: Callable[[str], None] | None = None
     ) -> Reply:  # fmt: skip
         """Answer about an open clip; `show` gets the answer's text piece by piece as it comes."""
+        for name, given in (("question", question), ("context", context)):
+            if not isinstance(given, str):
+                raise UsageError(f"the {name} is {given!r}, which is no text")
         if not question.strip():
             raise UsageError("the question is empty")
         began = time.perf_counter()
@@ -134,12 +149,11 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
         CheckpointError: it is missing, incomplete or damaged.
         EnvironmentProblem: the device is not there.
     """
-    from mirasol_cli.training.checkpoint import find_checkpoint, load_model
+    from mirasol_cli.training.checkpoint import load_model
     from mirasol_cli.training.distributed import resolve_device
 
     began = time.perf_counter()
-    name = str(checkpoint)
-    folder = demo_checkpoint() if name == "demo" and not Path(name).is_dir() else find_checkpoint(Path("."), name)
+    folder = resolve_checkpoint(checkpoint)
     loaded = load_model(folder)
     settings = EvalRecipe(decode="greedy", max_tokens=loaded.recipe.eval.max_tokens)
     recipe, place = loaded.recipe, resolve_device(device)
@@ -165,12 +179,10 @@ def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str
             continue
         if isinstance(run, dict) and run.get("status") == "finished":
             finished.append((str(run.get("ended") or ""), state.stat().st_mtime, state.parent, run.get("stage")))
-    from mirasol_cli.training.checkpoint import find_checkpoint
-
     for *_, folder, stage in sorted(finished, key=lambda run: run[:3], reverse=True):
         doubt = "; it was pretrained only and has learned no questions: name another with --checkpoint" if stage == "pretrain" else ""
         try:
-            return str(find_checkpoint(folder, "best")), f"of the newest finished run, '{folder}'{doubt}"
+            return str(resolve_checkpoint("best", folder)), f"of the newest finished run, '{folder}'{doubt}"
         except CheckpointError:
             continue
     return str(demo_checkpoint()), "the demo checkpoint of the package"
@@ -225,7 +237,8 @@ def ask(
         return plain[0]
     shared = {key: plain[0][key] for key in ("video", "checkpoint")}
     shared["warnings"] = list(dict.fromkeys(warning for one in plain for warning in one["warnings"]))
-    return {"answers": [{key: one[key] for key in ("question", "answer", "logprob", "timings_s", "why")} for one in plain], **shared}
+    each = ("question", "answer", "logprob", "probability", "timings_s", "why")
+    return {"answers": [{key: one[key] for key in each} for one in plain], **shared}
 
 
 def tell(warnings: Iterable[str], told: set[str], say: Say) -> None:
@@ -250,17 +263,23 @@ def answer_aloud(
     live = stream is not None and stream.isatty()
 
     def show(piece: str) -> None:
-        print(_visible(piece), end="", file=stream, flush=True)
+        console.write(_visible(piece), stream, end="")
 
     if repeat and stream is not None:
-        print(f"{_visible(question)}  ", end="", file=stream, flush=True)
+        console.write(f"{_visible(question)}  ", stream, end="")
     reply = model.answer(clip, question, context, show=show if live else None, why=why)
     if stream is not None:
-        print("" if live else _visible(reply.answer), file=stream, flush=True)
+        beside = f"  ({reply.confidence})" if live or repeat else ""
+        console.write(("" if live else _visible(reply.answer)) + beside, stream)
         if reply.why:
             from rich.console import Console
 
-            Console(file=stream).print(time_line(reply.why))
+            painter = Console(file=stream)
+            with painter.capture() as painted:
+                painter.print(time_line(reply.why))
+            console.write(painted.get(), stream, end="")
+    if not (live or repeat):
+        say(reply.confidence)  # not on stdout, which a script reads as the answer
     tell(reply.warnings, told, say)
     return reply
 

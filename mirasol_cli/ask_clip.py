@@ -17,7 +17,6 @@ from mirasol_cli.errors import DataError, MediaError, UsageError
 from mirasol_cli.evaluation.answerer import Answerer
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.sampling import ClipRequest
-from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.text_decoder import CrossMemory
 from mirasol_cli.shards.format import AUDIO_STATES
 
@@ -125,6 +124,9 @@ def open_clip(
     """
     from mirasol_cli.media.workers import DecodePool
 
+    for name, second in (("--start", start_s), ("--end", end_s)):
+        if second is not None and not 0 <= second < float("inf"):
+            raise UsageError(f"{name} {second:g} is no time in the video", "give seconds from its beginning")
     if start_s is not None and end_s is not None and start_s >= end_s:
         raise UsageError(f"--start {start_s:g} is not before --end {end_s:g}")
     with _named(path), DecodePool(1, answerer.geometry) as pool:  # one worker: results come in the order of the jobs

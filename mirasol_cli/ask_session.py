@@ -10,7 +10,9 @@ from mirasol_cli.errors import MirasolError
 if TYPE_CHECKING:
     from mirasol_cli.ask import Model, Reply, Say
 
-HELP = "Ask a question, or: /video FILE   /context TEXT   /clear (forget the context)   /quit.   Ctrl-C stops an answer, twice leaves."
+HELP = (
+    "Ask a question, or: /video FILE   /context TEXT   /clear (forget the context)   /help   /quit.   Ctrl-C stops an answer, twice leaves."
+)
 
 
 class Session:
@@ -42,7 +44,7 @@ class Session:
                 self.say("stopped; Ctrl-C again leaves")
                 interrupted = True
         plain = [reply.to_plain() for reply in self.replies]
-        return {"answers": [{key: one[key] for key in ("question", "answer", "logprob")} for one in plain]}
+        return {"answers": [{key: one[key] for key in ("question", "answer", "logprob", "probability")} for one in plain]}
 
     def take(self, line: str) -> None:
         """One line: a command or a question. What goes wrong is told, and the session goes on."""
@@ -56,6 +58,8 @@ class Session:
             elif command == "/clear":
                 self.context = ""
                 self.say("context forgotten")
+            elif command == "/help":
+                self.say(HELP)
             elif command.startswith("/"):
                 self.say(f"'{command}' is no command. {HELP}")
             else:

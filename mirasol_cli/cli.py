@@ -6,12 +6,13 @@ completion answer at once.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from mirasol_cli import __version__, console
 from mirasol_cli.cli_arguments import (
@@ -20,26 +21,50 @@ from mirasol_cli.cli_arguments import (
     Limit,
     Overrides,
     Processes,
-    RecipeName,
+    RecipeOrRun,
     Threads,
     complete_dataset,
     complete_recipe,
-    load_recipe,
+    load_evaluated,
     option_words,
     set_threads,
 )
 from mirasol_cli.cli_recipes import recipes_app
 from mirasol_cli.cli_train import HELP, training_command
-from mirasol_cli.errors import EnvironmentProblem, MirasolError, RecipeError
+from mirasol_cli.errors import EnvironmentProblem, Interrupted, MirasolError, RecipeError
 
 EXIT_CODES = """\b
 Exit codes:
   0 done                                     4 data, shard or checkpoint missing or corrupt
-  1 a bug of ours                            5 environment (device, decoder, disk)
+  1 internal error, please report it         5 environment (device, decoder, disk)
   2 usage or recipe                          6 training diverged
-  3 more samples failed than allowed         130 Ctrl-C, 143 SIGTERM after a good save"""
+  3 more samples failed than allowed         130 Ctrl-C, 143 SIGTERM, 129 SIGHUP after a save"""
+
+DISTRIBUTED = ("pretrain", "finetune", "eval")
+"""Commands that several processes run together, as RANK and WORLD_SIZE say."""
+AFTER_CTRL_C = {
+    "prepare": "run the same command again: it resumes",
+    "pretrain": "--resume goes on from the newest checkpoint, if there is one",
+    "finetune": "--resume goes on from the newest checkpoint, if there is one",
+    "eval": "run the same command again: the answers made so far are kept",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands; what Typer itself would answer without a word is said here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            name = ctx.invoked_subcommand
+            raise Interrupted(f"`mirasol {name}` was stopped by Ctrl-C", Interrupted.CTRL_C, AFTER_CTRL_C.get(name)) from None
+        except BrokenPipeError as error:  # not that of stdout or stderr, which `console` knows
+            raise RuntimeError("the pipe to another process is broken") from error
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="mirasol",
     help="Mirasol3B, open: video, sound and text in, text out.\n\nprepare -> pretrain -> finetune -> eval -> ask",
     epilog=EXIT_CODES,
@@ -61,9 +86,11 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:
-    """Holds --version."""
+    """Holds --version, and tells the console which commands speak for one process alone."""
+    console.run_alone(context.invoked_subcommand not in DISTRIBUTED)
 
 
 # ------------------------------------------------------------------------------------------------ prepare
@@ -163,21 +190,31 @@ for _stage, _help in HELP.items():
 
 @app.command("eval")
 def evaluate(
-    recipe: RecipeName,
+    recipe: RecipeOrRun,
     overrides: Overrides = None,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="best|latest|demo|DIR", help="Which weights.")] = "best",
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint",
+            metavar="best|latest|demo|DIR",
+            help="Checkpoint to evaluate: best or latest of the run, the packaged demo, or a run or checkpoint folder.",
+        ),
+    ] = "best",
     split: Annotated[
         str | None, typer.Option("--split", help="Split to evaluate on, or minitrain, minival: always the same 500 clips of train, val.")
     ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
-            "--control", metavar="C", help="Something taken away: no-sound, no-picture, text-only, shuffle-chunks, swap-media, or all."
+            "--control",
+            metavar="C",
+            help="Evaluate again with one input removed or exchanged: no-sound, no-picture, text-only, shuffle-chunks, swap-media, or all.",
         ),
     ] = None,
-    predictions: Annotated[Path | None, typer.Option("--predictions", help="Score this file; no model is loaded.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Score this file (at least id and prediction on each line); no model is loaded.")
+    ] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="Predictions of another model, for a paired comparison.")] = None,
-    wordnet_dir: Annotated[Path | None, typer.Option("--wordnet-dir", help="NLTK data, for the WUPS score of NExT-QA.")] = None,
     nproc: Processes = None,
     limit: Limit = None,
     device: Device = "auto",
@@ -186,10 +223,12 @@ def evaluate(
 ) -> None:
     """Answer and score a split.
 
-    Scores follow the benchmark's own protocol. Writes results.json, predictions.jsonl and report.html below <run>/eval/<split>/.
+    Scores follow the benchmark's own protocol. Writes results.json, predictions.jsonl and report.html to <run>/eval/<split>/, which
+    holds the run's best checkpoint on all questions; anything else goes to a folder beside it, named after what differs.
 
     \b
     Examples:
+      mirasol eval runs/demo
       mirasol eval demo
       mirasol eval demo --control swap-media --control text-only
       mirasol eval msrvtt --split val --checkpoint latest --limit 100
@@ -197,12 +236,12 @@ def evaluate(
       mirasol eval msrvtt --predictions theirs.jsonl --baseline runs/msrvtt/eval/test/predictions.jsonl
     """
     set_threads(threads)
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_evaluated(recipe, overrides)
     if nproc is not None and nproc > 1:
         from mirasol_cli.training.launch import launch
 
         options = ["--checkpoint", checkpoint, *option_words("--split", split), *option_words("--predictions", predictions)]
-        options += [*option_words("--baseline", baseline), *option_words("--wordnet-dir", wordnet_dir), *option_words("--limit", limit)]
+        options += [*option_words("--baseline", baseline), *option_words("--limit", limit)]
         options += ["--device", device, *option_words("--threads", threads), *["--json"] * json]
         options += [part for one in control or [] for part in ("--control", one)]
         raise typer.Exit(launch(["eval", *options, "--", recipe, *(overrides or [])], nproc))
@@ -218,7 +257,6 @@ def evaluate(
         baseline=baseline,
         limit=limit,
         device=device,
-        wordnet_dir=wordnet_dir,
     )
     with console.progress_bar("clip") as progress:
         results = run_evaluation(loaded, options_given, say=console.say, progress=progress)
@@ -293,7 +331,7 @@ def ask(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Say what this machine has and lacks.
+    """Check the environment.
 
     Python, torch, device, decoders, disk, memory, one line each.
 
@@ -360,9 +398,6 @@ def run(arguments: list[str]) -> int:
         return console.report_expected(error, as_json=as_json)
     except MirasolError as error:
         return console.report_expected(error, as_json=as_json)
-    except KeyboardInterrupt:
-        console.report_error("interrupted", "interrupted", None, as_json=as_json)
-        return 130
     except Exception as error:
         if not hasattr(error, "format_message"):  # which Typer's own errors have: a wrong option, command or value
             problem = console.environment_problem(error)
@@ -373,8 +408,15 @@ def run(arguments: list[str]) -> int:
         message, hint = _usage_error(error, arguments)
         console.report_error("usage", message, hint, as_json=as_json)
         return 2
+    finally:
+        console.run_alone(False)
 
 
 def main() -> None:
     """The entry point `mirasol`."""
-    sys.exit(run(sys.argv[1:]))
+    console.use_any_encoding()
+    console.guard_stderr()
+    code = run(sys.argv[1:])
+    if code == Interrupted.CTRL_C:  # else Python may end itself by the signal on its way out, and then there is no exit code
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    sys.exit(code)

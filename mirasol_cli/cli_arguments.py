@@ -30,18 +30,27 @@ def complete_dataset(incomplete: str) -> list[str]:
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.", autocompletion=complete_recipe)
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as train.lr=1e-4; they win over the recipe.")
+RecipeOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|RUN", help="A run folder, the name of a shipped recipe, or a YAML file.", autocompletion=complete_recipe
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; talk goes to stderr.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as clip.size=112; they override the recipe.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; messages go to stderr.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N clips.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute; auto takes a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads of torch on the CPU.")]
 Processes = Annotated[
     int | None, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine, one per GPU; exit codes are passed on.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's newest complete checkpoint; start if there is none.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Parameters, memory and time, measured where the data are there; trains nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's newest complete checkpoint; start afresh if there is none.")]
+AcceptData = Annotated[
+    bool, typer.Option("--accept-data", help="With --resume: continue on shards that were retried or mended on purpose.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Report parameters, memory and time without training.")]
 
 
 def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
@@ -51,6 +60,31 @@ def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
     if "=" in name and not Path(name).exists():
         raise UsageError(f"'{name}' stands where the recipe's name belongs", "the recipe comes first, then key=value")
     return recipe.load_recipe(name, overrides or [])
+
+
+READ_BY_EVAL = (
+    "schema", "name", "data.dataset", "data.task", "data.shards", "data.sources", "data.sound", "clip", "eval", "train.precision",
+    "run.dir", "run.process_group_timeout_s",
+)  # fmt: skip
+"""Recipe keys and sections that an evaluation depends on; the model is the checkpoint's."""
+
+
+def load_evaluated(name: str, overrides: list[str] | None) -> Recipe:
+    """The recipe that `eval` works by: that of a run folder, which is then where results go, or any other.
+
+    Raises:
+        UsageError: a key that evaluation does not read is set.
+    """
+    from mirasol_cli.recipe import is_run, known_keys, load_run_recipe
+
+    keys = {override.partition("=")[0].strip() for override in overrides or []} & set(known_keys())
+    unread = [key for key in keys if not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in READ_BY_EVAL)]
+    if unread:
+        raise UsageError(
+            f"`eval` does not read {', '.join(sorted(unread))}: a checkpoint is evaluated as it was trained",
+            "leave it out; what can be set are eval.*, data.*, clip.*, train.precision and run.dir",
+        )
+    return load_run_recipe(Path(name), overrides or []) if is_run(name) else load_recipe(name, overrides)
 
 
 def set_threads(threads: int | None) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mirasol_cli import console
 from mirasol_cli.cli_arguments import Json, Overrides, RecipeName, load_recipe
 from mirasol_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mirasol_cli.recipe_schema import Recipe
 
 recipes_app = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -65,29 +69,41 @@ def recipes_cp(
 ) -> None:
     """Copy a recipe, with its comments, to change it.
 
+    The copy is named after its file, so that its runs go to a folder of their own.
+
     \b
     Examples:
       mirasol recipes cp msrvtt my-msrvtt.yaml
     """
     from mirasol_cli.files import write_atomic
-    from mirasol_cli.recipe import find_recipe
+    from mirasol_cli.recipe import find_recipe, renamed
 
     source = find_recipe(recipe)
     target = file / source.name if file.is_dir() else file
     if target.exists() and not force:
         raise UsageError(f"'{target}' exists already", "add --force to overwrite it")
-    write_atomic(target, source.read_bytes())
+    write_atomic(target, renamed(source.read_text(encoding="utf-8"), target.stem))
     if json:
-        console.print_json({"file": str(target)})
+        console.print_json({"file": str(target), "name": target.stem})
     else:
-        console.print_result(f"written: {target}\nnext: mirasol recipes validate {target}")
+        console.print_result(f"written: {target}\nnext: {shlex.join(['mirasol', 'recipes', 'validate', str(target)])}")
+
+
+def _check_trainable(recipe: Recipe) -> None:
+    """Build the model as training does, but without memory. Raises RecipeError or UsageError for what training would refuse."""
+    from mirasol_cli.model.losses import with_heads
+    from mirasol_cli.training.start import build_model, check_init, freeze_parts, loss_weights
+
+    check_init(recipe)
+    config = with_heads(recipe.model, loss_weights(recipe.loss))
+    freeze_parts(build_model(config, recipe, recipe.init.vocabulary, "meta"), recipe)
 
 
 @recipes_app.command("validate")
 def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe, without any data.
 
-    Every fault is told at once, with its line and the fix.
+    Every fault is listed at once, with its line and the fix; what training would refuse is refused here.
 
     \b
     Examples:
@@ -97,6 +113,7 @@ def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json
     from mirasol_cli.recipe import source_shards
 
     loaded = load_recipe(recipe, overrides)
+    _check_trainable(loaded)
     clip = loaded.clip
     shards = [str(source_shards(source, clip)) for source in loaded.data.training_sources()]
     facts = {
@@ -111,7 +128,7 @@ def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json
         console.print_json(facts)
         return
     console.print_result(
-        f"{recipe} is right: {clip.chunks} chunks of {clip.frames_per_chunk} frames, "
+        f"{recipe} is valid: {clip.chunks} chunks of {clip.frames_per_chunk} frames, "
         f"{clip.video_tokens} + {clip.audio_tokens} tokens each, {clip.bytes_per_clip / 1e6:.1f} MB a clip\n"
         f"reads {', '.join(shards)}; writes {loaded.run_dir}"
     )

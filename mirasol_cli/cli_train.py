@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
 from mirasol_cli import console
 from mirasol_cli.cli_arguments import (
+    AcceptData,
     Device,
     DryRun,
     Json,
@@ -22,13 +24,14 @@ from mirasol_cli.cli_arguments import (
     option_words,
     set_threads,
 )
+from mirasol_cli.errors import UsageError
 
 HELP = {
     "pretrain": """Train on captioned video.
 
     All parts learn together, from random weights or from `init.*`.
 
-    Ctrl-C and SIGTERM save a checkpoint at the next step; a second Ctrl-C leaves at once.
+    Ctrl-C, SIGTERM and SIGHUP save a checkpoint at the next step; a second Ctrl-C leaves at once.
 
     \b
     Examples:
@@ -59,6 +62,7 @@ def training_command(stage: str) -> Callable[..., None]:
         recipe: RecipeName,
         overrides: Overrides = None,
         resume: Resume = False,
+        accept_data: AcceptData = False,
         dry_run: DryRun = False,
         nproc: Processes = None,
         limit: Limit = None,
@@ -68,13 +72,15 @@ def training_command(stage: str) -> Callable[..., None]:
     ) -> None:
         overrides = overrides or []
         set_threads(threads)
+        if accept_data and not resume:
+            raise UsageError("--accept-data goes with --resume: a new run takes whatever data there are", "add --resume, or leave it out")
         loaded = load_recipe(recipe, overrides)
         if nproc is not None and nproc > 1 and not dry_run:
             from mirasol_cli.training.launch import launch
 
             options = [*option_words("--limit", limit), "--device", device, *option_words("--threads", threads)]
-            options += ["--resume"] * resume + ["--json"] * json
-            raise typer.Exit(launch([stage, *options, "--", recipe, *overrides], nproc))
+            options += ["--resume"] * resume + ["--accept-data"] * accept_data + ["--json"] * json
+            raise typer.Exit(launch([stage, *options, "--", recipe, *overrides], nproc, run_dir=Path(loaded.run_dir)))
         if dry_run:
             from mirasol_cli.training.dry_run import dry_run as rehearse
 
@@ -86,8 +92,10 @@ def training_command(stage: str) -> Callable[..., None]:
             from mirasol_cli.training.loop import train
 
             validate = validator(loaded, console.say)
-            result = train(loaded, stage=stage, resume=resume, limit=limit, device=device, threads=threads, validate=validate)
-            text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', recipe, *overrides])}"
+            result = train(
+                loaded, stage=stage, resume=resume, accept_data=accept_data, limit=limit, device=device, threads=threads, validate=validate
+            )
+            text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', result['run']])}"
         if json:
             console.print_json(result)
         elif text:

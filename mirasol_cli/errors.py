@@ -89,9 +89,10 @@ class Diverged(MirasolError):
 
 
 class Interrupted(MirasolError):
-    """Stopped by a signal after saving: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Stopped by a signal after saving: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
 
     kind = "interrupted"
+    CTRL_C = 130
 
     def __init__(self, message: str, exit_code: int, hint: str | None = None):
         super().__init__(message, hint)

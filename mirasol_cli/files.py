@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this too
+            partial.unlink(missing_ok=True)
         raise disk_problem(error, path) from error
 
 
@@ -94,20 +96,23 @@ def read_json(path: Path) -> Any:
 
 def read_jsonl(path: Path) -> list[Any]:
     """All values of a JSONL file. Raises DataError naming file and line."""
+    return [value for _, value in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line number (from 1) and value of every line that is not empty. Raises DataError naming file and line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand inside a string
     except FileNotFoundError:
         raise DataError(f"'{path}' is missing") from None
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"'{path}' is damaged: {error}") from None
-    rows = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"'{path}' line {number} is damaged: {error}") from None
-    return rows
 
 
 def sha256_of(path: Path) -> str:

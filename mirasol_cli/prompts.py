@@ -3,7 +3,7 @@
     [start] context: ... question: ... answer:  ->  target [end]
 
 Context (title, description, subtitles) comes before the question, and loss is only on the target and the end. The
-paper does not say how question and answer share the sequence (paper.md 1.8), so the form is OURS.
+paper does not say how question and answer share the sequence, so the form is OURS.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ class Encoded(NamedTuple):
     cut: int
 
 
+class Cut(NamedTuple):
+    """Tokens of a text that are left out to keep within the limits."""
+
+    question: int
+    context: int
+
+
 def encode_prompt(vocabulary: Vocabulary, question: str, context: str, limits: TextConfig) -> Encoded:
     """Ids of everything before the answer.
 
-    Runs of white space count as one space. Context gives way before the question does: it ends after `max_context`
-    tokens, the question after `max_question`; the marks are not counted. Without context its mark is left out too.
+    Runs of white space count as one space. Context ends after `max_context` tokens, the question after `max_question`, each for
+    itself; the marks are not counted. Without context its mark is left out too.
     """
     context_ids = vocabulary.encode(_one_line(context))
     question_ids = vocabulary.encode(_one_line(question))
@@ -36,8 +43,16 @@ def encode_prompt(vocabulary: Vocabulary, question: str, context: str, limits: T
     if context_ids and limits.max_context:
         ids += vocabulary.encode(CONTEXT) + context_ids[: limits.max_context]
     ids += vocabulary.encode(QUESTION) + question_ids[: limits.max_question] + vocabulary.encode(ANSWER)
-    cut = max(len(context_ids) - limits.max_context, 0) + max(len(question_ids) - limits.max_question, 0)
-    return Encoded(ids, cut)
+    return Encoded(ids, sum(_cut(len(question_ids), len(context_ids), limits)))
+
+
+def cut_tokens(vocabulary: Vocabulary, question: str, context: str, limits: TextConfig) -> Cut:
+    """What `encode_prompt` leaves out of each."""
+    return _cut(len(vocabulary.encode(_one_line(question))), len(vocabulary.encode(_one_line(context))), limits)
+
+
+def _cut(question: int, context: int, limits: TextConfig) -> Cut:
+    return Cut(max(question - limits.max_question, 0), max(context - limits.max_context, 0))
 
 
 def encode_target(vocabulary: Vocabulary, answer: str, limits: TextConfig) -> Encoded:

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from mirasol_cli.geometry import NAMED_TUBES, ClipGeometry, Tube
 from mirasol_cli.model.config import PRESETS, ModelConfig
 from mirasol_cli.recipe_schema import SCHEMA, Recipe, SourceRecipe
 from mirasol_cli.recipe_yaml import Value, dump_value, from_plain, lay_over, parse_scalar, parse_yaml
-from mirasol_cli.settings import SettingError, keys_of, to_plain, value_problem
+from mirasol_cli.settings import SettingError, check_folder_name, keys_of, to_plain, value_problem
 
 # What other trainers call these keys; difflib alone would not find them.
 USUAL_NAMES = {
@@ -34,8 +35,17 @@ USUAL_NAMES = {
     "vocab_size": "init.vocabulary", "init_from": "init.checkpoint", "save_every": "train.checkpoint_every",
 }  # fmt: skip
 
+RUN_RECIPE = "recipe.yaml"
+"""The file of a run folder that holds its recipe, every key written out."""
+
 # Keys of earlier versions, each with what to do now; recipes inside checkpoints may still hold them.
-RETIRED = {"model.heads": "training gives the model the heads that the weights in `loss` need; remove this key"}
+RETIRED = {
+    "model.heads": "a loss brings the parameters that it needs; remove this key",
+    "model.combiner.read": "memory and input are read by TokenLearner; remove this key",
+    "loss.contrastive": "the contrastive loss was removed; remove this key",
+    "loss.label_smoothing": "label smoothing was removed; remove this key",
+    "eval.official": "the wrong figure of the official script is no longer printed; remove this key",
+}
 
 
 # ------------------------------------------------------------------------------------------------ finding recipes
@@ -115,12 +125,36 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with one line per fault, all of them.
     """
-    path = find_recipe(name_or_path)
+    return _read(find_recipe(name_or_path), overrides)
+
+
+def is_run(name_or_path: str) -> bool:
+    """Whether the word names a folder rather than a recipe; a shipped recipe's name wins over a folder in the current one."""
+    return Path(name_or_path).is_dir() and (name_or_path not in shipped_recipes() or os.sep in name_or_path)
+
+
+def load_run_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a run was trained with, `<folder>/recipe.yaml`, whose run folder is this one wherever it lies now.
+
+    Raises:
+        RecipeError: the folder is no run, or an override is wrong.
+    """
+    path = folder / RUN_RECIPE
+    if not path.is_file():
+        raise RecipeError(
+            [f"'{folder}' is a folder without {RUN_RECIPE}, so it is no run"], "give a run folder, a recipe's name or a YAML file"
+        )
+    recipe = _read(path, overrides, of_checkpoint=True)
+    moved = any(override.partition("=")[0].strip() in ("run", "run.dir") for override in overrides)
+    return recipe if moved else dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=str(folder)))
+
+
+def _read(path: Path, overrides: Sequence[str], *, of_checkpoint: bool = False) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"cannot read '{path}': {error}"]) from None
-    return parse_recipe(text, str(path), overrides)
+    return parse_recipe(text, str(path), overrides, of_checkpoint=of_checkpoint)
 
 
 def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = (), *, of_checkpoint: bool = False) -> Recipe:
@@ -187,7 +221,25 @@ class _Reader:
         except RecipeError as error:
             self.problems.extend(error.problems)
             return tree
+        if number := self.no_such_item(tree, parts):
+            self.problems.append(f"{where}: {number}")
+            return tree
         return tree.with_item(parts, value, where)
+
+    @staticmethod
+    def no_such_item(tree: Value, parts: Sequence[str]) -> str | None:
+        """What is wrong with a key such as `data.sources.2.ratio` that names an item which the list does not have; else None."""
+        section: Value | None = tree
+        for position, part in enumerate(parts):
+            if part.isdecimal() and not (section is not None and isinstance(section.content, list) and int(part) < len(section.content)):
+                name = ".".join(parts[:position])
+                count = len(section.content) if section is not None and isinstance(section.content, list) else 0
+                return (
+                    f"`{name}` has no item {part}: the recipe gives {count or 'none'}, counted from 0; write the whole list, {name}=[...]"
+                )
+            if section is not None:
+                section = section.content[int(part)] if part.isdecimal() else section.get(part)
+        return None
 
     def section(self, cls: type, value: Value, prefix: str) -> Any:
         """An instance of the dataclass `cls`, or None if anything in it is wrong (the problems then say what)."""
@@ -358,6 +410,19 @@ def _unknown_key(name: str, fields: dict[str, Any]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ writing
+
+
+def renamed(text: str, name: str) -> str:
+    """The text of a recipe with another `name`, and all else, comments included, as it was.
+
+    Raises:
+        RecipeError: the name cannot name a run folder.
+    """
+    try:
+        check_folder_name("name", name)
+    except SettingError as error:
+        raise RecipeError([f"`name`: {error.message}"], "choose another file name") from None
+    return re.sub(r"^name:.*$", lambda _: f"name: {dump_value(name)}", text, count=1, flags=re.MULTILINE)
 
 
 def dump_recipe(recipe: Recipe, *, explain: bool = False) -> str:

@@ -135,7 +135,7 @@ class TrainRecipe:
     lr: float = setting(5e-5, "peak learning rate", above=0)
     rates: RatesRecipe = setting(factory=RatesRecipe, help="factors on lr per part")
     layer_decay: float = setting(1.0, "lr factor per encoder layer from the top down", above=0, maximum=1)
-    min_lr: float = setting(0.0, "share of lr left at the end of the cosine", minimum=0, maximum=1)
+    min_lr: float = setting(0.0, "share of lr that the cosine reaches just after the last step", minimum=0, maximum=1)
     warmup_steps: int = setting(0, "linear warm-up", minimum=0)
     weight_decay: float = setting(0.01, "decoupled; not on norms, biases, embeddings, gates", minimum=0)
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW")
@@ -172,7 +172,6 @@ class EvalRecipe:
     max_tokens: int = setting(32, "longest answer", minimum=1)
     batch_clips: int = setting(8, "clips encoded at once", minimum=1)
     seed: int = setting(0, "sampling, bootstrap, swap-media")
-    official: bool = setting(False, "also print the official script's figure where it is known to be wrong")
 
     def __post_init__(self) -> None:
         check_settings(self)

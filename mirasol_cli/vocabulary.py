@@ -139,7 +139,7 @@ def _sample(lines: Iterable[str], most: int) -> list[str]:
 
 
 class StreamDecoder:
-    """Text that grows token by token: whole characters only, and never a character that is taken back."""
+    """Text that grows token by token, whole characters only. Where a token changes what was shown, the text begins again on a new line."""
 
     def __init__(self, vocabulary: Vocabulary):
         self._vocabulary = vocabulary
@@ -157,7 +157,6 @@ class StreamDecoder:
         return self._show(self._vocabulary.decode(self._ids))
 
     def _show(self, text: str) -> str:
-        if not text.startswith(self._shown):
-            return ""
-        new, self._shown = text[len(self._shown) :], text
+        new = text[len(self._shown) :] if text.startswith(self._shown) else f"\n{text}"
+        self._shown = text
         return new

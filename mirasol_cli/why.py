@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from mirasol_cli.files import write_atomic
 
 AT_ONCE = 8
 """Masked copies of the clip that are encoded side by side."""
-NOT_KEPT = "--why has nothing to say of a video that was read piece by piece; ask about a part of it with --start and --end"
+NOT_KEPT = "--why is not available for a video that is read in pieces; ask about a part of it with --start and --end"
 UNTRAINED = (
-    "this model was trained without masks (train.augment.drop_modality and drop_chunks are 0), so what --why measures is how it "
-    "takes inputs that it never saw"
+    "this model was trained without masks (train.augment.drop_modality and drop_chunks are 0), so --why measures its behaviour on "
+    "inputs it was never trained on"
 )
 
 
@@ -100,7 +101,10 @@ def draw(why: Why, path: Path, question: str, answer: str) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+    title = f"{_line(question, 60)}  {_line(answer, 30)}"
+    style: dict[Any, Any] = {"text.parse_math": False, "font.size": 9, "font.family": ["DejaVu Sans", *_fonts_for(title)]}
+    with warnings.catch_warnings(), matplotlib.rc_context(style):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # what no font here has is drawn as a box
         figure = Figure(figsize=(7, 2.6), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         modality, chunks = figure.subplots(1, 2, width_ratios=[1, 4], sharey=True)
@@ -113,11 +117,29 @@ def draw(why: Why, path: Path, question: str, answer: str) -> Path:
         for axes in (modality, chunks):
             axes.axhline(0, color="#7f8790", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
-        figure.suptitle(f"{_line(question, 60)}  {_line(answer, 30)}", fontsize=10)
+        figure.suptitle(title, fontsize=10)
         content = io.BytesIO()
         figure.savefig(content, format="png", metadata={"Software": None})
     write_atomic(path, content.getvalue())
     return path
+
+
+def _fonts_for(text: str) -> list[str]:
+    """Families of installed fonts for the characters that matplotlib's own font lacks; each takes what those before it have not."""
+    from matplotlib.font_manager import findfont, fontManager
+    from matplotlib.ft2font import FT2Font
+
+    lacking = {ord(character) for character in text} - FT2Font(findfont("DejaVu Sans")).get_charmap().keys()
+    families = []
+    for entry in fontManager.ttflist if lacking else ():
+        try:
+            found = lacking & FT2Font(entry.fname).get_charmap().keys()
+        except (OSError, RuntimeError):  # a font that was removed, or of pictures that cannot be scaled
+            continue
+        if found:
+            families.append(entry.name)
+            lacking -= found
+    return families
 
 
 def _line(text: str, length: int) -> str:

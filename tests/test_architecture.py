@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mirasol_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
 
-FOUNDATION = {"errors", "files", "settings", "geometry"}
+FOUNDATION = {"errors", "files", "folder_lock", "settings", "geometry"}
 RECIPE = {"recipe", "recipe_schema", "recipe_yaml"}
 TEXT = {"vocabulary", "prompts", "batches"}
 # Layer -> the layers it may import from, besides itself. What is not listed here (cli, prepare, ask ...) may import anything.

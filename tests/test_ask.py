@@ -20,7 +20,7 @@ import mirasol_cli
 from mirasol_cli import ask as ask_module
 from mirasol_cli import ask_clip
 from mirasol_cli.ask import Model, ask, choose_checkpoint, load
-from mirasol_cli.ask_session import Session
+from mirasol_cli.ask_session import HELP, Session
 from mirasol_cli.batches import media_batch
 from mirasol_cli.errors import CheckpointError, DataError, MediaError, UsageError
 from mirasol_cli.evaluation.answerer import Answerer, Question
@@ -112,6 +112,7 @@ def test_the_library_example(run, clip):
     reply = model.ask(str(clip), "what is it")
     assert str(reply) == reply.answer
     assert reply.logprob < 0
+    assert reply.to_plain()["probability"] == pytest.approx(math.exp(reply.logprob), abs=1e-4)
     assert model.ask(clip, "what is it").answer == reply.answer
     assert model.ask(clip, "what is it", context="title: a red drum").logprob != reply.logprob
 
@@ -149,8 +150,9 @@ def test_on_a_terminal_the_pieces_make_the_answer(run, clip):
     live, plain = Terminal(), io.StringIO()
     result = ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=live)
     ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=plain)
-    assert live.getvalue() == plain.getvalue()
-    assert live.getvalue().rstrip("\n") == "".join(ask_module._printable(result["answer"])).rstrip("\n")
+    beside = f"  (probability {math.exp(result['logprob']):.1g})"
+    assert live.getvalue() == plain.getvalue().removesuffix("\n") + beside + "\n"
+    assert plain.getvalue().rstrip("\n") == "".join(ask_module._printable(result["answer"])).rstrip("\n")
 
 
 def test_control_characters_do_not_reach_the_terminal():
@@ -460,6 +462,20 @@ def test_why_is_drawn_in_the_terminal_and_as_a_picture(run, clip, tmp_path, monk
     assert Path("clip-why.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_of_why_draws_any_script_without_a_warning(tmp_path, recwarn):
+    from mirasol_cli.why import Why, draw
+
+    why = Why(chunks=[0.5, -0.2], sound=0.1, picture=0.3, starts_s=[0.0, 1.0], end_s=2.0)
+    assert draw(why, tmp_path / "a.png", "谁在演奏 🥁", "鼓").read_bytes().startswith(b"\x89PNG")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("wrong", [{"question": None}, {"question": 123}, {"context": None}, {"start_s": -1.0}, {"end_s": math.nan}])
+def test_a_library_call_with_a_wrong_value_says_which(clip, wrong):
+    with pytest.raises(UsageError, match=r"which is no text|is no time in the video"):
+        model_of().ask(**{"video": clip, "question": "what is it", **wrong})
+
+
 def test_why_of_a_long_video_keeps_the_answer_and_says_what_to_do(tmp_path):
     model, video = model_of("ttm"), render(tmp_path / "long.mp4", 1.0)
     reply = model.ask(video, "what is it", why=True)
@@ -467,7 +483,7 @@ def test_why_of_a_long_video_keeps_the_answer_and_says_what_to_do(tmp_path):
     assert reply.why is None
     assert reply.to_plain()["why"] is None
     (warning,) = reply.warnings
-    assert "piece by piece" in warning
+    assert "read in pieces" in warning
     assert "--start and --end" in warning
 
 
@@ -481,7 +497,7 @@ def test_why_of_a_long_video_is_told_by_the_command(tmp_path, monkeypatch):
     result = ask(str(video), "what is it", checkpoint="runs/ttm", device="cpu", why=True, stream=out, say=said.append)
     assert result["why"] is None
     assert out.getvalue().strip()
-    assert sum("piece by piece" in line for line in said) == 1
+    assert sum("read in pieces" in line for line in said) == 1
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -521,7 +537,7 @@ def test_a_run_that_was_only_pretrained_is_named_as_such(tmp_path):
 
 def test_without_any_checkpoint_it_says_how_to_train_one(tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mirasol_cli.evaluation.evaluate.DEMO_CHECKPOINT", tmp_path / "none")
+    monkeypatch.setattr("mirasol_cli.training.checkpoint.DEMO_CHECKPOINT", tmp_path / "none")
     with pytest.raises(CheckpointError) as caught:
         ask(str(clip), "what is it", device="cpu")
     assert "mirasol finetune demo" in caught.value.hint
@@ -554,7 +570,7 @@ def session(clip, lines, monkeypatch, model=None):
 def test_a_session_answers_keeps_the_clip_and_takes_commands(clip, tmp_path, monkeypatch):
     other = render(tmp_path / "other.mp4", 0.3, seed=5, frames_per_second=40)
     lines = ["what is it", "/context a title", "what is it", "/clear", "what is it", f"/video {other}", "what is it", "/video nothing.mp4",
-             "/wrong", "/quit", "not read"]  # fmt: skip
+             "/wrong", "/help", "/quit", "not read"]  # fmt: skip
     one, result, out, said = session(clip, lines, monkeypatch)
     first, with_context, again, elsewhere = result["answers"]
     assert first == again
@@ -564,6 +580,7 @@ def test_a_session_answers_keeps_the_clip_and_takes_commands(clip, tmp_path, mon
     assert out.count("\n") == 4
     assert any("no file 'nothing.mp4'" in line for line in said)
     assert any("'/wrong' is no command" in line for line in said)
+    assert said[-1] == HELP  # that of /help, with no complaint about it
 
 
 def test_a_session_tells_what_was_cut_and_what_was_said_of_the_video_only_once(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import typer
 
 from mirasol_cli import __version__, cli, console, errors
-from mirasol_cli.recipe import load_recipe, parse_recipe
+from mirasol_cli.recipe import dump_recipe, load_recipe, parse_recipe
 from mirasol_cli.training import launch as launcher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,8 +223,87 @@ def test_each_outcome_has_its_exit_code(
     assert run(capsys, "doctor")[0] == code
     got, out, _ = run(capsys, "doctor", "--json")
     assert got == code
-    if code != 130 or not isinstance(error, KeyboardInterrupt):  # Typer itself answers a Ctrl-C, without words
-        assert json.loads(out)["error"]["kind"] == kind
+    assert json.loads(out)["error"]["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target", "hint"),
+    [
+        (["ask", "demo", "what is playing?"], "mirasol_cli.ask.ask", None),
+        (["eval", "demo"], "mirasol_cli.evaluation.evaluate.evaluate", "run the same command again: the answers made so far are kept"),
+        (["finetune", "demo"], "mirasol_cli.training.loop.train", "--resume goes on from the newest checkpoint, if there is one"),
+        (["prepare", "demo"], "mirasol_cli.prepare.prepare", "run the same command again: it resumes"),
+    ],
+)
+def test_ctrl_c_says_what_happened(
+    arguments: list[str], target: str, hint: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    fake(monkeypatch, target, KeyboardInterrupt())
+    message = f"`mirasol {arguments[0]}` was stopped by Ctrl-C"
+    assert run(capsys, *arguments) == (130, "", f"error: {message}\n" + (f"hint:  {hint}\n" if hint else ""))
+    code, out, err = run(capsys, *arguments, "--json")
+    assert (code, err) == (130, "")
+    assert json.loads(out) == {"error": {"kind": "interrupted", "message": message, "hint": hint}}
+
+
+def test_ctrl_c_ends_with_its_code_wherever_it_strikes(tmp_path: Path) -> None:
+    lines = ["import sys", "from mirasol_cli import cli, doctor"]
+    lines += ["doctor.examine = lambda: exec('raise KeyboardInterrupt')"]  # as many libraries call it while they are imported
+    lines += ["sys.argv = ['mirasol', 'doctor']", "cli.main()"]
+    (tmp_path / "struck.py").write_text("\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-m", "struck"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: `mirasol doctor` was stopped by Ctrl-C\n")
+
+
+def mirasol(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "mirasol_cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, timeout=60, check=False, **options)
+
+
+def test_a_reader_who_has_gone_is_no_failure() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = mirasol("recipes", "ls", stdout=writing)
+    os.close(writing)
+    assert done.returncode == 0
+    assert b"ablations" in done.stderr  # what goes elsewhere is still written
+    assert b"Error" not in done.stderr
+
+
+def test_nobody_reading_the_messages_is_no_failure() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "mirasol_cli", "recipes", "ls"], cwd=ROOT, stdout=subprocess.PIPE, stderr=writing, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 0
+    assert b"demo" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_a_full_disk_under_stdout_is_the_environments_fault() -> None:
+    for more in ([], ["--json"]):
+        with open("/dev/full", "wb") as full:
+            done = mirasol("recipes", "ls", *more, stdout=full)
+        assert done.returncode == 5
+        assert b"error: cannot write to stdout: No space left on device" in done.stderr
+
+
+def test_a_terminal_of_another_encoding_gets_question_marks(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("# \u0645\u0631\u062d\u0628\u0627\nschema: 1\nname: x\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = mirasol("recipes", "show", str(tmp_path / "r.yaml"), stdout=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, b"# ?????")
+
+
+def test_json_loses_nothing_to_the_encoding_of_a_terminal(tmp_path: Path) -> None:
+    name = "\u0645\u0631\u062d\u0628\u0627"
+    (tmp_path / "r.yaml").write_text(f"schema: 1\nname: {name}\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = mirasol("recipes", "show", str(tmp_path / "r.yaml"), "--json", stdout=subprocess.PIPE, env=environment)
+    assert json.loads(done.stdout)["name"] == name
 
 
 def test_a_bug_saves_its_traceback_to_a_file_that_one_line_names(monkeypatch: pytest.MonkeyPatch, capsys: Output, tmp_path: Path) -> None:
@@ -281,7 +361,7 @@ def test_training_passes_every_option_on(stage: str, monkeypatch: pytest.MonkeyP
     assert (code, json.loads(out), err) == (0, {"run": "runs/demo", "step": 5, "metrics": {}}, "")
     assert given["recipe"] == load_recipe("demo", ["train.lr=1"])
     assert (given["stage"], given["resume"], given["limit"], given["device"]) == (stage, True, 3, "cpu")
-    assert "5 steps" in run(capsys, stage, "demo")[1]
+    assert run(capsys, stage, "demo", "train.lr=1")[1] == "runs/demo: 5 steps done\nnext: mirasol eval runs/demo\n"
 
 
 def test_dry_run_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
@@ -311,6 +391,38 @@ def test_eval_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys: Ou
     assert "type order" in table
     fake(monkeypatch, "mirasol_cli.evaluation.evaluate.evaluate", {**RESULTS, "by_type": {"": {"n": 4, "exact_match": 0.5}}})
     assert "type" not in run(capsys, "eval", "demo")[1]  # the questions have none
+
+
+def test_eval_takes_a_run_folder_wherever_it_lies_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    calls = fake(monkeypatch, "mirasol_cli.evaluation.evaluate.evaluate", RESULTS)
+    moved = tmp_path / "moved here"
+    moved.mkdir()
+    (moved / "recipe.yaml").write_text(dump_recipe(load_recipe("demo", ["run.dir=runs/elsewhere", "train.lr=3"])))
+    assert run(capsys, "eval", str(moved), "eval.decode=beam")[0] == 0
+    recipe = calls[0].arguments["recipe"]
+    assert (recipe.run_dir, recipe.train.lr, recipe.eval.decode) == (str(moved), 3.0, "beam")
+    assert run(capsys, "eval", str(moved), f"run.dir={tmp_path}")[0] == 0
+    assert calls[1].arguments["recipe"].run_dir == str(tmp_path)
+    code, _, err = run(capsys, "eval", str(tmp_path))
+    assert code == 2
+    assert "is a folder without recipe.yaml, so it is no run" in err
+
+
+@pytest.mark.parametrize(
+    "key", ["model.combiner.kind=mean", "train.lr=1", "loss.text=1", "init.vocabulary=300", "train={lr: 1}", "data.limit=3"]
+)
+def test_eval_refuses_keys_that_it_does_not_read(key: str, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    calls = fake(monkeypatch, "mirasol_cli.evaluation.evaluate.evaluate", RESULTS)
+    code, _, err = run(capsys, "eval", "demo", key, "eval.batch_clips=3")
+    name = key.partition("=")[0]
+    if name == "train":  # a section that holds a key which is read
+        assert code == 0
+    else:
+        assert code == 2
+        assert f"`eval` does not read {name}: a checkpoint is evaluated as it was trained" in err
+        assert not calls
+    read = ["clip.size=48", "data.task=qa", "train.precision=float32", "run.dir=x", "eval={decode: beam}"]
+    assert run(capsys, "eval", "demo", *read)[0] == 0
 
 
 def test_ask_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
@@ -346,12 +458,16 @@ def test_recipes_commands(tmp_path: Path, capsys: Output) -> None:
 
     target = tmp_path / "new" / "mine.yaml"
     assert run(capsys, "recipes", "cp", "demo", str(target))[0] == 0
-    assert load_recipe(str(target)) == load_recipe("demo")
+    assert load_recipe(str(target)) == replace(load_recipe("demo"), name="mine")  # so that its runs go to a folder of their own
+    assert target.read_text().splitlines()[0].startswith("# The demo world")
     code, _, err = run(capsys, "recipes", "cp", "demo", str(target))
     assert code == 2
     assert "exists already" in err
     assert run(capsys, "recipes", "cp", "msvd", str(target), "--force")[0] == 0
-    assert load_recipe(str(target)).name == "msvd"
+    assert load_recipe(str(target)).data.dataset == "msvd"
+    spaced = tmp_path / "my dir" / "r.yaml"
+    assert f"next: mirasol recipes validate '{spaced}'" in run(capsys, "recipes", "cp", "demo", str(spaced))[1]
+    assert "cannot name a folder" in run(capsys, "recipes", "cp", "demo", str(tmp_path / " .yaml"))[2]
     assert run(capsys, "recipes", "cp", "demo", str(tmp_path))[0] == 0
     assert (tmp_path / "demo.yaml").is_file()
 
@@ -359,6 +475,28 @@ def test_recipes_commands(tmp_path: Path, capsys: Output) -> None:
     assert code == 0
     assert "reads here; writes runs/demo" in out
     assert json.loads(run(capsys, "recipes", "validate", "demo", "--json")[1])["ok"] is True
+
+
+SMALL_CLIPS = ["clip.frames=32", "clip.chunks=4", "clip.size=48", "clip.audio.bins=64", "clip.audio.columns=64", "model.preset=demo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["msrvtt", *SMALL_CLIPS],
+            "model.combiner.outputs: M = 32 outputs are more than the N = 31 tokens of a chunk; set it to 31 or less",
+        ),
+        (["demo", "freeze=['nosuch.*']"], "freeze: 'nosuch.*' matches no parameter"),
+        (["demo", "init.video_encoder=a", "init.audio_encoder=b"], "would both fill the one encoder that sound and picture share"),
+        (["demo", "data.sources.0.ratio=2"], "`data.sources` has no item 0: the recipe gives none"),
+        (["demo", "data.sources=[{dataset: a}]", "data.sources.1.ratio=2"], "`data.sources` has no item 1: the recipe gives 1"),
+    ],
+)
+def test_validate_refuses_what_training_would_refuse(arguments: list[str], words: str, capsys: Output) -> None:
+    code, _, err = run(capsys, "recipes", "validate", *arguments)
+    assert code == 2
+    assert words in err
 
 
 def test_doctor_reports_each_part_and_survives_one_that_breaks(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
@@ -467,6 +605,24 @@ def test_nproc_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch, capsys
     code, _, err = run(capsys, "finetune", "demo", "--nproc", "2")
     assert code == 2
     assert "leave --nproc out" in err
+
+
+@pytest.mark.parametrize("arguments", [["recipes", "ls"], ["doctor"], ["recipes", "validate", "demo"], ["recipes", "validate", "dmeo"]])
+def test_a_rank_left_in_the_environment_silences_no_command_of_one_process(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _, out, err = run(capsys, *arguments)
+    assert out or err
+
+
+def test_what_all_processes_meet_alike_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for error, told in ((errors.UsageError("u"), False), (errors.Interrupted("saved", 143), False), (errors.ShardError("s"), True)):
+        fake(monkeypatch, "mirasol_cli.training.loop.train", error)
+        code, _, err = run(capsys, "finetune", "demo")
+        assert (code, bool(err)) == (error.exit_code, told)
 
 
 def test_further_processes_keep_quiet(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:

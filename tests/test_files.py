@@ -26,6 +26,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_read_only_disk_is_told_with_the_name_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("builtins.open", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(EnvironmentProblem, match=r"cannot write '.*/a\.json': Read-only file system"):
+        write_atomic(tmp_path / "a.json", "new")
+
+
 def test_any_text_survives_jsonl(tmp_path: Path) -> None:
     rows = [{"text": "a\u2028b\x85c\nd\u2029"}, {"text": ""}]
     write_jsonl(tmp_path / "rows.jsonl", rows)

@@ -131,6 +131,18 @@ def test_a_stream_of_any_tokens_adds_up_to_their_text(ids: list[int]) -> None:
     assert "".join(stream.push(token) for token in ids) + stream.finish() == OWN.decode(ids)
 
 
+def test_a_stream_whose_text_changes_begins_again_on_a_new_line() -> None:
+    class Changing:
+        """A tokenizer that joins what it had shown apart, as those with rules of their own do."""
+
+        def decode(self, ids: list[int]) -> str:
+            return {1: "a", 2: "a b", 3: "ab c"}[len(ids)]
+
+    stream = StreamDecoder(Changing())  # type: ignore[arg-type]
+    assert [stream.push(token) for token in (1, 2, 3)] == ["a", " b", "\nab c"]
+    assert stream.finish() == ""
+
+
 def test_a_stream_holds_back_half_a_character() -> None:
     stream = StreamDecoder(OWN)
     parts = [stream.push(token) for token in OWN.encode("a😀b")]

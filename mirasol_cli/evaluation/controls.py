@@ -50,7 +50,9 @@ def chunk_order(chunks: int, clip: int, seed: int) -> list[int]:
 def derangement(clips: Sequence[int], seed: int) -> dict[int, int]:
     """Clip -> the clip whose media it is shown: one random cycle, so that no clip keeps its own. Raises UsageError for one clip."""
     if len(clips) < 2:
-        raise UsageError("--control swap-media needs at least two clips with media", "raise --limit")
+        raise UsageError(
+            f"--control swap-media needs at least two clips with media, and of these {len(clips)} can be shown", "evaluate more clips"
+        )
     ring = list(clips)
     random.Random(f"swap-media/{seed}").shuffle(ring)
     return dict(zip(ring, ring[1:] + ring[:1], strict=True))

@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.evaluation.controls import CONTROLS
-from mirasol_cli.evaluation.generate import ORIGIN, PREDICTIONS, Plan, Progress, merge_parts, write_predictions
+from mirasol_cli.evaluation.cut_texts import cut_notes
+from mirasol_cli.evaluation.folders import announce_other_predictions, clear_other_results, evaluation_folder
+from mirasol_cli.evaluation.generate import PREDICTIONS, Plan, Progress, finish_predictions, is_finished, read_finished, write_predictions
 from mirasol_cli.evaluation.protocols import judge
 from mirasol_cli.evaluation.results import completed, control_line, question_ids, results_of
 from mirasol_cli.evaluation.setting import Options, Setting
-from mirasol_cli.evaluation.submissions import check_known, read_predictions, write_submission
-from mirasol_cli.evaluation.wups import wups_figures
-from mirasol_cli.files import read_json, read_jsonl, sha256_of, write_json, write_jsonl
+from mirasol_cli.evaluation.submissions import read_predictions, write_submission
+from mirasol_cli.files import sha256_of, write_json, write_jsonl
+from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.recipe_schema import Recipe
+from mirasol_cli.training.checkpoint import resolve_checkpoint
 
 if TYPE_CHECKING:
+    from mirasol_cli.evaluation.answerer import Answerer
     from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.shards.reader import ShardSplit
     from mirasol_cli.training.checkpoint import LoadedModel
+    from mirasol_cli.training.distributed import World
 
 Say = Callable[[str], None]
-DEMO_CHECKPOINT = Path(__file__).parents[1] / "assets" / "demo"
 
 
 def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, progress: Progress | None = None) -> dict[str, Any]:
     """Evaluate and write `<run>/eval/<split>/` = results.json, predictions.jsonl, report.html (and submission.json).
 
+    The folder's name also says what is not the run's best checkpoint, task and decoding, or not all questions (`evaluation_folder`).
     Each control gets its own subfolder with results.json and predictions.jsonl. Returns what results.json holds;
     in the further processes of a distributed run nothing.
 
     Raises:
-        UsageError: an unknown control.
+        UsageError: an unknown control, or another evaluation is writing to the same folder.
         ShardError, CheckpointError, DataError: shards, checkpoint or predictions are missing, damaged or do not fit the recipe.
     """
     unknown = [control for control in options.controls if control not in (*CONTROLS, "all")]
     if unknown:
         raise UsageError(f"unknown control '{unknown[0]}'", f"use one of {', '.join(CONTROLS)}, or all")
     setting = Setting.of(recipe, options)
-    if options.wordnet_dir:
-        if (setting.dataset, setting.task) != ("nextqa", "oe"):
-            raise UsageError(f"--wordnet-dir gives the WUPS of open-ended NExT-QA, not of {setting.dataset}, task {setting.task}")
-        wups_figures([], options.wordnet_dir)  # what is lacking is told before any work
     if options.predictions:
         return _rescore(setting, options, say)
     return _run(setting, options, say, progress)
@@ -55,57 +57,98 @@ def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, pro
 
 
 def _run(setting: Setting, options: Options, say: Say, progress: Progress | None) -> dict[str, Any]:
-    from mirasol_cli.evaluation.answerer import Answerer
-    from mirasol_cli.training.checkpoint import load_model
-    from mirasol_cli.training.distributed import World, joined_world, resolve_device
+    from mirasol_cli.training.distributed import joined_world, resolve_device
 
     recipe = setting.recipe
     split = setting.open_split()
     path = checkpoint_folder(recipe, options.checkpoint)
-    with joined_world(resolve_device(options.device), recipe.run.process_group_timeout_s) as world:
-        loaded = load_model(path)
-        model = for_geometry(loaded, recipe)
-        answerer = Answerer(model, loaded.vocabulary, recipe.eval, world.device, sound=recipe.data.sound, precision=recipe.train.precision)
-        say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'")
-
-        def predictions(control: str | None, folder: Path, world: World) -> tuple[Plan, list[dict]]:
-            plan = _plan(setting, split, options, control)
-            origin = _origin(setting, split, path, plan, options)
-            if world.is_main:
-                folder.mkdir(parents=True, exist_ok=True)
-            world.sum([0.0])  # all processes meet here
-            finished = folder / PREDICTIONS
-            if world.size == 1 or not _is_finished(folder, plan, origin):
-                show = progress if world.is_main else None
-                write_predictions(folder, plan, answerer, origin, rank=world.rank, size=world.size, progress=show)
-                world.sum([0.0])
-                if world.size > 1 and world.is_main:
-                    merge_parts(folder, plan, recipe.eval.batch_clips, world.size, origin)
-                world.sum([0.0])
-            return plan, read_jsonl(finished)
-
-        plan, rows = predictions(None, setting.folder, world)
-        shown = {}
-        for control in CONTROLS if "all" in options.controls else options.controls:
-            say(f"control {control}")
-            shown[control] = predictions(control, setting.folder / control, world)[1]
+    setting = replace(setting, folder=evaluation_folder(setting, options, path, _best_of_run(recipe)))
+    with ExitStack() as stack:
+        with joined_world(resolve_device(options.device), recipe.run.process_group_timeout_s) as world:
+            world.on_main(lambda: stack.enter_context(folder_lock(setting.folder, say)))
+            loaded, answers = _answer_all(setting, split, path, options, world, say, progress)
         if not world.is_main:
             return {}
+        return _score(setting, split, loaded, answers, options, say)
 
+
+@dataclass(frozen=True)
+class Answers:
+    """The rows of predictions with everything shown, and those of every control."""
+
+    plan: Plan
+    rows: list[dict]
+    controls: dict[str, list[dict]]
+    notes: list[str]
+
+
+def _answer_all(
+    setting: Setting, split: ShardSplit, path: Path, options: Options, world: World, say: Say, progress: Progress | None
+) -> tuple[LoadedModel, Answers]:
+    """Load the checkpoint and answer the split, as it is and with every control. All processes do this together."""
+    from mirasol_cli.evaluation.answerer import Answerer
+    from mirasol_cli.training.checkpoint import load_model
+
+    recipe = setting.recipe
+    loaded = load_model(path)
+    model = for_geometry(loaded, recipe)
+    answerer = Answerer(model, loaded.vocabulary, recipe.eval, world.device, sound=recipe.data.sound, precision=recipe.train.precision)
+    say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'")
+    plan = _plan(setting, split, options)
+    notes = world.on_main(lambda: cut_notes(plan, answerer)) or []
+    for note in notes:
+        say(note)
+    origin = _origin(setting, split, path, plan, options)
+    world.on_main(lambda: clear_other_results(setting.folder, origin, say))
+
+    show = progress if world.is_main else None
+    rows = _answered(plan, answerer, origin, setting.folder, world, show)
+    controls = {}
+    for control in CONTROLS if "all" in options.controls else options.controls:
+        say(f"control {control}")
+        altered = _plan(setting, split, options, control)
+        origin = _origin(setting, split, path, altered, options)
+        controls[control] = _answered(altered, answerer, origin, setting.folder / control, world, show)
+    return loaded, Answers(plan, rows, controls, notes)
+
+
+def _answered(plan: Plan, answerer: Answerer, origin: dict, folder: Path, world: World, progress: Progress | None) -> list[dict]:
+    """The rows of one plan, each process answering its share; what was finished before is read."""
+    batch = answerer.settings.batch_clips
+    world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    finished = world.on_main(lambda: is_finished(folder, origin))
+    if not world.sum([bool(finished)])[0]:
+        write_predictions(folder, plan, answerer, origin, rank=world.rank, size=world.size, progress=progress)
+        world.barrier()
+        world.on_main(lambda: finish_predictions(folder, plan, batch, world.size, origin))
+    return read_finished(folder, plan)
+
+
+def _score(setting: Setting, split: ShardSplit, loaded: LoadedModel, answers: Answers, options: Options, say: Say) -> dict[str, Any]:
+    """The figures of all answers, written and returned."""
+    recipe, rows = setting.recipe, answers.rows
     how = {
-        "checkpoint": str(path), "step": loaded.step, "averaged_weights": loaded.averaged, "limit": options.limit,
+        "checkpoint": str(loaded.path), "step": loaded.step, "averaged_weights": loaded.averaged, "limit": options.limit,
         "decode": _decoding_words(recipe), "frames": recipe.clip.frames, "chunks": recipe.clip.chunks, "size": recipe.clip.size,
         "sound": recipe.data.sound,
     }  # fmt: skip
-    results = results_of(setting, rows, plan.labels, options, how, split)
-    if shown:
+    results = results_of(setting, rows, answers.plan.labels, options, how, split)
+    results["notes"] += answers.notes
+    if answers.controls:
         results["controls"] = {"none": control_line(rows, None, rows, setting.protocol)}
         alone = replace(options, baseline=None)
-        for control, control_rows in shown.items():
-            control_results = results_of(setting, control_rows, plan.labels, alone, {**how, "control": control}, split)
+        for control, control_rows in answers.controls.items():
+            control_results = results_of(setting, control_rows, answers.plan.labels, alone, {**how, "control": control}, split)
             results["controls"][control] = control_results["control"] = control_line(control_rows, control, rows, setting.protocol)
             write_json(setting.folder / control / "results.json", control_results)
-    return _finish(setting, results, rows, options, split, say)
+    return _finish(setting, results, rows, options, split, say, answers.notes)
+
+
+def _best_of_run(recipe: Recipe) -> Path | None:
+    try:
+        return checkpoint_folder(recipe, "best")
+    except CheckpointError:
+        return None
 
 
 def _plan(setting: Setting, split: ShardSplit, options: Options, control: str | None = None) -> Plan:
@@ -142,21 +185,7 @@ def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
 
 def checkpoint_folder(recipe: Recipe, which: str) -> Path:
     """The folder of `best`, `latest` (of the recipe's run), `demo` (in the package), or the folder that `which` names."""
-    from mirasol_cli.training.checkpoint import find_checkpoint
-
-    if which == "demo" and not Path("demo").is_dir():
-        return demo_checkpoint()
-    return find_checkpoint(Path(recipe.run_dir), which)
-
-
-def demo_checkpoint() -> Path:
-    """Raises CheckpointError, which says how to train one, where the package carries none."""
-    if not DEMO_CHECKPOINT.is_dir():
-        raise CheckpointError(
-            "this installation carries no demo checkpoint",
-            "train one on the demo world: `mirasol prepare demo && mirasol finetune demo`, or name another with --checkpoint",
-        )
-    return DEMO_CHECKPOINT
+    return resolve_checkpoint(which, Path(recipe.run_dir))
 
 
 def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, plan: Plan, options: Options) -> dict[str, Any]:
@@ -167,13 +196,6 @@ def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, plan: Plan, o
         "precision": setting.recipe.train.precision, "device": options.device, "control": plan.control, "limit": options.limit,
         "subset": dataclasses.asdict(setting.subset) if setting.subset else None,
     }  # fmt: skip
-
-
-def _is_finished(folder: Path, plan: Plan, origin: dict) -> bool:
-    if not (folder / ORIGIN).is_file() or read_json(folder / ORIGIN) != {**origin, "processes": 1}:
-        return False
-    content = (folder / PREDICTIONS).read_bytes() if (folder / PREDICTIONS).is_file() else b""
-    return content.endswith(b"\n") and content.count(b"\n") == sum(len(texts) for _, texts in plan.clips)
 
 
 def _decoding_words(recipe: Recipe) -> str:
@@ -190,35 +212,37 @@ def _decoding_words(recipe: Recipe) -> str:
 
 
 def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
-    """Score a predictions file again. The split's shards, where they are at hand, say what was asked and what is missing."""
+    """Score a predictions file. The split's shards, where they are at hand, say what was asked and what is missing."""
     assert options.predictions is not None
     if options.controls:
         raise UsageError("--control needs a model, --predictions scores a file", "leave one of the two out")
     labels: tuple[str, ...] = ()
+    split: ShardSplit | None = None
     try:
         split = setting.open_split()
         plan, known = _plan(setting, split, options), question_ids(split, setting.task)
     except DataError as error:
         say(f"scored without the split itself: {error.message}")
-        split = None
-        rows = [judge(row, setting.protocol) for row in read_predictions(options.predictions)]
+        stored = read_predictions(options.predictions).values()
+        number = {video: clip for clip, video in enumerate(dict.fromkeys(str(row["video"]) for row in stored))}
+        rows = [judge({"clip": number[str(row["video"])], "answer": None, **row}, setting.protocol) for row in stored]
     else:
-        labels, questions = plan.labels, plan.questions()
-        rows = read_predictions(options.predictions, questions, known)
-        check_known(options.predictions, {row["id"] for row in rows}, known)
-        rows = completed(rows, questions, setting.protocol)
-    setting.folder.mkdir(parents=True, exist_ok=True)
-    own = setting.folder / PREDICTIONS
-    if options.predictions.resolve() != own.resolve():
-        setting = replace(setting, folder=setting.folder / "rescored")
-        setting.folder.mkdir(exist_ok=True)
+        labels = plan.labels
+        given = read_predictions(options.predictions, plan.questions(), known)
+        rows = completed(given, plan.questions(), frozenset(split.kept), setting.protocol)
+    setting = replace(setting, folder=evaluation_folder(setting, options, None, None))
+    with folder_lock(setting.folder, say):
+        announce_other_predictions(setting.folder, options.predictions, say)
         write_jsonl(setting.folder / PREDICTIONS, rows)
-    how = {"predictions": str(options.predictions), "limit": options.limit}
-    results = results_of(setting, rows, labels, options, how, split)
-    return _finish(setting, results, rows, options, split, say)
+        how = {"predictions": str(options.predictions), "limit": options.limit}
+        results = results_of(setting, rows, labels, options, how, split)
+        return _finish(setting, results, rows, options, split, say)
 
 
-def _finish(setting: Setting, results: dict, rows: list[dict], options: Options, split: ShardSplit | None, say: Say) -> dict[str, Any]:
+def _finish(
+    setting: Setting, results: dict, rows: list[dict], options: Options, split: ShardSplit | None, say: Say, told: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write submission, results and report, and say what a reader of the figures has to know, but for the notes `told` before."""
     folder = setting.folder
     write_submission(folder, setting.dataset, setting.task, rows)
     write_json(folder / "results.json", results)
@@ -234,7 +258,11 @@ def _finish(setting: Setting, results: dict, rows: list[dict], options: Options,
     if results["limited"]:
         say(f"limited to the first {options.limit} clips: not figures of the whole split")
     for note in results["notes"]:
-        say(note)
+        if note not in told:
+            say(note)
     if results["missing"]:
         say(f"{results['missing']} of {results['n']} questions are about missing clips and count as wrong")
+    if results["unanswered"]:
+        say(f"{results['unanswered']} of {results['n']} questions are not answered in '{options.predictions}' and count as wrong")
+    say(f"results in '{folder}'")
     return results

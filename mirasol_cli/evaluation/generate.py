@@ -6,6 +6,7 @@ at the last whole batch. So an interrupted, a repeated and a divided evaluation 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from mirasol_cli.evaluation.answerer import Answerer, Question
 from mirasol_cli.evaluation.controls import altered, derangement
 from mirasol_cli.evaluation.protocols import Protocol, judge
 from mirasol_cli.evaluation.subsets import choose
-from mirasol_cli.files import disk_problem, read_json, write_atomic, write_json
+from mirasol_cli.files import disk_problem, read_json, read_jsonl, sha256_of, write_atomic, write_json
 from mirasol_cli.shards.format import json_line
 
 if TYPE_CHECKING:
@@ -146,6 +147,33 @@ def _answer(plan: Plan, answerer: Answerer, memory: Any, questions: list[list[Qu
 # ------------------------------------------------------------------------------------------------------- the growing file
 
 
+def read_origin(path: Path) -> dict[str, Any]:
+    """What the predictions beside it depend on; empty where that is not known."""
+    try:
+        origin = read_json(path)
+    except DataError:
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
+def is_finished(folder: Path, origin: dict) -> bool:
+    """Whether `predictions.jsonl` holds all answers of this origin, as they were written.
+
+    Raises DataError where it was changed since: a figure of it would not be the model's own.
+    """
+    stored = read_origin(folder / ORIGIN)
+    digest = stored.pop("sha256", None)
+    path = folder / PREDICTIONS
+    if digest is None or stored != {**origin, "processes": 1} or not path.is_file():
+        return False
+    if sha256_of(path) != digest:
+        raise DataError(
+            f"'{path}' is not as it was written, so its figures would not be those of the checkpoint",
+            "move it elsewhere: then the answers are made anew, and `--predictions FILE` scores the changed ones",
+        )
+    return True
+
+
 def write_predictions(
     folder: Path, plan: Plan, answerer: Answerer, origin: dict, *, rank: int = 0, size: int = 1, progress: Progress | None = None
 ) -> Path:
@@ -157,11 +185,13 @@ def write_predictions(
     name = PREDICTIONS if size == 1 else part_name(rank, size)
     path, origin_path = folder / name, folder / (ORIGIN if size == 1 else f"{name}.origin")
     numbers = list(range(rank, batches_of(plan, answerer.settings.batch_clips), size))
-    counts = _rows_per_batch(plan, answerer.settings.batch_clips)
+    batches = _ids_of_batches(plan, answerer.settings.batch_clips)
     origin = {**origin, "processes": size}
+    stored = read_origin(origin_path)
+    stored.pop("sha256", None)
     done = 0
-    if path.is_file() and origin_path.is_file() and read_json(origin_path) == origin:
-        done = _keep_whole_batches(path, [counts[number] for number in numbers])
+    if path.is_file() and stored == origin:
+        done = _keep_whole_batches(path, [batches[number] for number in numbers])
     else:
         path.unlink(missing_ok=True)
         write_json(origin_path, origin)
@@ -178,38 +208,66 @@ def write_predictions(
     return path
 
 
-def merge_parts(folder: Path, plan: Plan, batch_clips: int, size: int, origin: dict) -> Path:
-    """`predictions.jsonl` from the parts of `size` processes, in the order a single process would have written."""
-    counts = _rows_per_batch(plan, batch_clips)
-    with ExitStack() as stack:
-        parts = [stack.enter_context(open(folder / part_name(rank, size), "rb")) for rank in range(size)]
-        content = b"".join(parts[number % size].readline() for number, count in enumerate(counts) for _ in range(count))
-    write_atomic(folder / PREDICTIONS, content)
-    write_json(folder / ORIGIN, {**origin, "processes": 1})
-    for rank in range(size):
+def finish_predictions(folder: Path, plan: Plan, batch_clips: int, size: int, origin: dict) -> None:
+    """`predictions.jsonl` from the parts of `size` processes, in the order a single process would have written, marked as finished."""
+    if size > 1:
+        batches = _ids_of_batches(plan, batch_clips)
+        with ExitStack() as stack:
+            parts = [stack.enter_context(open(folder / part_name(rank, size), "rb")) for rank in range(size)]
+            content = b"".join(parts[number % size].readline() for number, ids in enumerate(batches) for _ in ids)
+        write_atomic(folder / PREDICTIONS, content)
+    read_finished(folder, plan)
+    write_json(folder / ORIGIN, {**origin, "processes": 1, "sha256": sha256_of(folder / PREDICTIONS)})
+    for rank in range(size if size > 1 else 0):
         (folder / part_name(rank, size)).unlink()
         (folder / f"{part_name(rank, size)}.origin").unlink()
-    return folder / PREDICTIONS
+
+
+def read_finished(folder: Path, plan: Plan) -> list[dict]:
+    """The rows of `predictions.jsonl`. Raises DataError unless they answer exactly the questions of the plan, in its order."""
+    path = folder / PREDICTIONS
+    rows = read_jsonl(path)
+    expected = [str(text["id"]) for _, texts in plan.clips for text in texts]
+    if [_id_of(row) for row in rows] != expected:
+        raise DataError(
+            f"'{path}' does not answer exactly the {len(expected)} questions of this evaluation: it has {len(rows)} rows, "
+            f"{len({_id_of(row) for row in rows} & set(expected))} of them about these questions",
+            "remove it and run the command again; only one evaluation at a time may write there",
+        )
+    return rows
 
 
 def part_name(rank: int, size: int) -> str:
     return f"predictions.part-{rank}-of-{size}.jsonl"
 
 
-def _rows_per_batch(plan: Plan, size: int) -> list[int]:
-    return [sum(len(texts) for _, texts in plan.clips[start : start + size]) for start in range(0, len(plan.clips), size)]
+def _ids_of_batches(plan: Plan, size: int) -> list[list[str]]:
+    """The ids of the questions of every batch of `size` clips."""
+    return [
+        [str(text["id"]) for _, texts in plan.clips[start : start + size] for text in texts] for start in range(0, len(plan.clips), size)
+    ]
 
 
-def _keep_whole_batches(path: Path, counts: list[int]) -> int:
-    """Cut the file back to whole batches; returns how many it holds. A cut last line goes with its batch."""
+def _id_of(row: Any) -> str | None:
+    return str(row.get("id")) if isinstance(row, dict) else None
+
+
+def _keep_whole_batches(path: Path, batches: list[list[str]]) -> int:
+    """Cut the file back to the whole batches it begins with; returns how many. A cut last line goes with its batch."""
     lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    kept = batches = 0
-    for count in counts:
-        if kept + count > len(lines):
+    kept = done = 0
+    for ids in batches:
+        if [_id_on(line) for line in lines[kept : kept + len(ids)]] != ids:
             break
-        kept, batches = kept + count, batches + 1
+        kept, done = kept + len(ids), done + 1
     with open(path, "r+b") as file:
         file.truncate(sum(map(len, lines[:kept])))
-    return batches
+    return done
+
+
+def _id_on(line: bytes) -> str | None:
+    """The id of a row; None for a line that is cut off or damaged."""
+    try:
+        return _id_of(json.loads(line)) if line.endswith(b"\n") else None
+    except ValueError:
+        return None

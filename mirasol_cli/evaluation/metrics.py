@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,21 +11,46 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 ARTICLES = frozenset({"a", "an", "the"})
+MEANING = frozenset("%‰#&@")
+"""Unicode counts these as punctuation, but they change what a word says: `c#`, `50%`."""
+GLYPHS = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "−": "-", "‐": "-", "‑": "-"})
+"""Apostrophes, minus signs and hyphens that are typed differently and mean the same."""
+_NUMBER = re.compile(r"[-+]?\.?\d")
+
+
+def canonical(text: str) -> str:
+    """The text as answers are compared: without outer white space, in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def exact(prediction: str, answers: Sequence[str]) -> bool:
-    """Equality after strip with any accepted answer; nothing else is forgiven. An empty prediction equals none."""
-    return bool(prediction.strip()) and prediction.strip() in {answer.strip() for answer in answers}
+    """Equality of the `canonical` texts with any accepted answer; nothing else is forgiven. An empty prediction equals none."""
+    return bool(prediction.strip()) and canonical(prediction) in {canonical(answer) for answer in answers}
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation (Unicode categories P and S), articles and superfluous blanks.
+    """Lower case, without articles, superfluous blanks and punctuation at the edges of words.
 
-    OURS: a text that consists of articles alone keeps them, so that the answer "a" does not equal the answer "the".
+    OURS: what changes the meaning stays: the sign and the point of a number (`-5`, `.5`, `3.5`), symbols (`c++`, `$`, emoji), marks
+    inside words (`hip-hop`). A text of which nothing would be left keeps itself, so that "?" does not equal "!", nor "a" "the".
     """
-    bare = "".join(character for character in text.lower() if unicodedata.category(character)[0] not in "PS")
-    words = bare.split()
-    return " ".join([word for word in words if word not in ARTICLES] or words)
+    lowered = canonical(canonical(text).translate(GLYPHS).lower()).split()
+    words = [bare for word in lowered if (bare := _bare(word))]
+    return " ".join([word for word in words if word not in ARTICLES] or words or lowered)
+
+
+def _bare(word: str) -> str:
+    """The word without punctuation at its edges, but for what belongs to a number."""
+    first, last = 0, len(word)
+    while first < last and _is_punctuation(word[first]) and not _NUMBER.match(word, first):
+        first += 1
+    while last > first and _is_punctuation(word[last - 1]):
+        last -= 1
+    return word[first:last]
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character)[0] == "P" and character not in MEANING
 
 
 def exact_normalised(prediction: str, answers: Sequence[str]) -> bool:

@@ -21,7 +21,8 @@ ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object
 NEXTQA_GROUPS = {"C": ("CW", "CH"), "T": ("TN", "TP", "TC"), "D": ("DC", "DL", "DO", "DB")}
 
 _MATCH = (
-    "exact_match is equality after strip; exact_match_normalised ignores case, punctuation and articles; "
+    "exact_match is equality after strip, of text in Unicode's form NFC; exact_match_normalised also ignores case, articles and "
+    "punctuation at the edges of words, and keeps signs, numbers and symbols (-5 is not 5, c++ is not c); "
     "a missing clip or an empty answer counts as wrong"
 )
 

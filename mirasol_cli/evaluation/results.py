@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,9 @@ from mirasol_cli.errors import DataError
 from mirasol_cli.evaluation.intervals import compare
 from mirasol_cli.evaluation.metrics import exact
 from mirasol_cli.evaluation.protocols import Protocol, accepted, judge
-from mirasol_cli.evaluation.scoring import official_figures, score
+from mirasol_cli.evaluation.scoring import score
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions
-from mirasol_cli.evaluation.wups import wups_figures
 
 if TYPE_CHECKING:
     from mirasol_cli.shards.reader import ShardSplit
@@ -29,14 +28,16 @@ def question_ids(split: ShardSplit, task: str) -> frozenset[str]:
     return frozenset(text["id"] for text in split.texts(task))
 
 
-def completed(rows: list[dict], questions: Sequence[dict], protocol: Protocol) -> list[dict]:
-    """Every expected question once, in order: what `rows` does not answer counts as missing."""
-    given = {row["id"]: row for row in rows}
-    taken = ("prediction", "logprob", "scores", "missing", "shown")
-    absent = {"prediction": "", "missing": True}
+def completed(given: Mapping[str, dict], questions: Sequence[dict], present: Set[int], protocol: Protocol) -> list[dict]:
+    """Every expected question once, in order, with the answer that `given` (id -> row) has for it.
+
+    What it does not answer counts as wrong: as `missing` where the clip is not among those `present`, else as `unanswered`.
+    """
+    taken = ("prediction", "logprob", "scores", "missing", "unanswered", "shown")
     rows = []
     for question in questions:
-        answer = given.get(question["id"], absent)
+        why_not = "unanswered" if question["clip"] in present else "missing"
+        answer = given.get(question["id"]) or {"prediction": "", why_not: True}
         rows.append(judge({**question, **{key: answer[key] for key in taken if key in answer}}, protocol))
     return rows
 
@@ -59,7 +60,8 @@ def results_of(
     protocol = setting.protocol
     results: dict[str, Any] = {
         "dataset": setting.dataset, "task": setting.task, "split": setting.split, "n": len(rows),
-        "missing": sum(bool(row.get("missing")) for row in rows), "limited": how.get("limit") is not None,
+        "missing": sum(bool(row.get("missing")) for row in rows),
+        "unanswered": sum(bool(row.get("unanswered")) for row in rows), "limited": how.get("limit") is not None,
         "metrics": scored.metrics, "counts": scored.counts, "by_type": scored.by_type, "groups": scored.groups,
         "intervals": scored.intervals,
         "protocol": {"name": protocol.name, "statement": protocol.statement, "paper": protocol.paper or None, **how},
@@ -77,10 +79,6 @@ def results_of(
         results["subset"] = {"of": setting.subset.split, "clips": clips, "purpose": setting.subset.purpose}
         if split:
             results["subset"]["of_clips"] = len(split.clips)
-    if setting.recipe.eval.official and (official := official_figures(rows, setting.protocol)):
-        results["official"] = official
-    if options.wordnet_dir:
-        results["metrics"] |= wups_figures(rows, options.wordnet_dir)
     if options.baseline:
         results["comparison"] = comparison(rows, options.baseline, setting, question_ids(split, setting.task) if split else None)
     return results
@@ -89,8 +87,8 @@ def results_of(
 def comparison(rows: list[dict], baseline: Path, setting: Setting, known: Set[str] | None) -> dict[str, Any]:
     """Paired with the baseline's predictions for the same questions, by video; `known` are the ids of the whole split."""
     questions = [{**row, "prediction": None} for row in rows]
-    theirs = {row["id"]: row["prediction"] for row in read_predictions(baseline, questions, known)}
-    both = [(row, judge({**row, "prediction": theirs[row["id"]]}, setting.protocol)) for row in rows if row["id"] in theirs]
+    theirs = read_predictions(baseline, questions, known)
+    both = [(row, judge({**row, "prediction": theirs[row["id"]]["prediction"]}, setting.protocol)) for row in rows if row["id"] in theirs]
     both = [(row, other) for row, other in both if row["correct"] is not None]
     if not both:
         raise DataError(f"'{baseline}' shares no labelled question with these predictions", "compare predictions of the same split")

@@ -16,10 +16,8 @@ from mirasol_cli.evaluation.protocols import (
     CAPTION,
     LABEL,
     MULTILABEL,
-    PROTOCOLS,
     Protocol,
     accepted,
-    activitynet_type,
     judge,
 )
 
@@ -37,7 +35,8 @@ class Scored:
 
 
 def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (), *, seed: int = 0) -> Scored:
-    """All figures of `rows`, which hold every expected question once (missing clips included, with `missing` true)."""
+    """All figures of `rows`, which hold every expected question once: `missing` is true where the clip has no media, `unanswered`
+    where a predictions file has no answer; both count as wrong."""
     judged = [judge(row, protocol) for row in rows if accepted(row, protocol)]
     notes = []
     if len(judged) < len(rows):
@@ -48,12 +47,15 @@ def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (
     columns = _columns(judged, protocol)
     overall = {name: float(np.mean(values)) for name, values in columns.items()}
     present = [i for i, row in enumerate(judged) if not row.get("missing")]
-    if len(present) < len(judged):
-        overall |= {f"{name}_present": float(np.mean(np.asarray(values)[present])) for name, values in columns.items() if present}
+    answered = [i for i, row in enumerate(judged) if not row.get("missing") and not row.get("unanswered")]
+    subsets = {"present": present} | ({"answered": answered} if any(row.get("unanswered") for row in judged) else {})
+    for subset, numbers in subsets.items():
+        if numbers and len(numbers) < len(judged):
+            overall |= {f"{name}_{subset}": float(np.mean(np.asarray(values)[numbers])) for name, values in columns.items()}
     overall["empty"] = sum(not (row.get("prediction") or "").strip() for row in judged) / len(judged)
     if protocol.ranks_labels and labels:
         overall |= _label_figures(judged, protocol, list(labels))
-    counts = {name: len(present) if name.endswith("_present") else len(judged) for name in overall}
+    counts = {name: len(subsets.get(name.rpartition("_")[2], judged)) for name in overall}
 
     types = [protocol.type_of(row) for row in judged]
     videos = [str(row["video"]) for row in judged]
@@ -87,13 +89,18 @@ def _columns(rows: list[dict], protocol: Protocol) -> dict[str, list[float]]:
     if protocol.kind == CAPTION:
         columns["token_f1"] = [metrics.token_f1(row.get("prediction") or "", accepted(row, protocol)) for row in rows]
     if protocol.kind == MULTILABEL:
-        columns["label_f1"] = [metrics.set_f1(_generated_labels(row), row.get("references") or [row["answer"]]) for row in rows]
+        gold = [[metrics.canonical(label) for label in row.get("references") or [row["answer"]]] for row in rows]
+        columns["label_f1"] = [metrics.set_f1(_generated_labels(row), labels) for row, labels in zip(rows, gold, strict=True)]
     return columns
 
 
 def _generated_labels(row: Mapping) -> list[str]:
     """The names in a prediction of several labels."""
-    return [name for part in (row.get("prediction") or "").split(JOINT.strip()) if (name := part.strip())]
+    return [name for part in (row.get("prediction") or "").split(JOINT.strip()) if (name := metrics.canonical(part))]
+
+
+def _gold(row: Mapping) -> tuple[str, ...]:
+    return (row["answer"], *(row.get("references") or ()))
 
 
 def _part(columns: Mapping[str, Sequence[float]], indices: list[int]) -> dict:
@@ -110,13 +117,13 @@ def _ordered(types: Sequence[str]) -> list[str]:
 
 def _label_figures(rows: list[dict], protocol: Protocol, labels: list[str]) -> dict[str, float]:
     """Figures over the closed set: validity of what was generated, ranking by likelihood."""
-    number = {label: c for c, label in enumerate(labels)}
+    number = {metrics.canonical(label): c for c, label in enumerate(labels)}
     if protocol.kind == MULTILABEL:
         valid = [bool(names := _generated_labels(row)) and all(name in number for name in names) for row in rows]
     else:
-        valid = [(row.get("prediction") or "").strip() in number for row in rows]
+        valid = [metrics.canonical(row.get("prediction") or "") in number for row in rows]
     figures = {"valid_class": sum(valid) / len(rows)}
-    gold_sets = [[number[label] for label in (row["answer"], *(row.get("references") or ())) if label in number] for row in rows]
+    gold_sets = [[number[name] for name in map(metrics.canonical, _gold(row)) if name in number] for row in rows]
     scored = [i for i, gold in enumerate(gold_sets) if gold]
     if protocol.kind == LABEL and protocol.per_class and scored:
         gold = np.array([gold_sets[i][0] for i in scored])
@@ -140,19 +147,3 @@ def _label_figures(rows: list[dict], protocol: Protocol, labels: list[str]) -> d
         if not np.isnan(value):
             figures[name] = value
     return figures
-
-
-def official_figures(rows: Sequence[Mapping], protocol: Protocol) -> dict[str, float]:
-    """What the benchmark's own script prints, where it differs from the right figure. Empty elsewhere.
-
-    ActivityNet-QA's script divides the right answers of types 3 to 8 by the sum of all but the first three *type counts in
-    order of first appearance*, so that perfect answers give 1.5002 (val) and 1.3927 (test). Only for comparison with
-    figures that were made with it.
-    """
-    if protocol is not PROTOCOLS["activitynet", "qa"]:
-        return {}
-    judged = [judge(row, protocol) for row in rows if accepted(row, protocol)]
-    counts = Counter(activitynet_type(row) for row in judged)  # keeps the order of first appearance
-    denominator = sum(list(counts.values())[3:])
-    right = sum(bool(row["correct"]) for row in judged if activitynet_type(row) in protocol.groups["free"])
-    return {"free_as_printed_by_the_official_script": right / denominator} if denominator else {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from mirasol_cli.errors import DataError, UsageError
-from mirasol_cli.files import read_json, read_jsonl, write_json
+from mirasol_cli.files import numbered_jsonl, read_json, write_json
 
 
 def submission(dataset: str, task: str, rows: Sequence[dict]) -> object | None:
@@ -37,30 +37,65 @@ def write_submission(folder: Path, dataset: str, task: str, rows: Sequence[dict]
     return folder / "submission.json"
 
 
-def read_predictions(path: Path, questions: Sequence[dict] = (), known: Set[str] | None = None) -> list[dict]:
-    """Prediction rows of a `predictions.jsonl`, or of a file in an official format.
+def read_predictions(path: Path, questions: Sequence[dict] = (), known: Set[str] | None = None) -> dict[str, dict]:
+    """Question id -> row of a `predictions.jsonl` (at least `id` and `prediction`), or of a file in an official format.
 
-    An official file holds only ids and answers, so `questions` (rows as `predictions.jsonl` has them, without a
-    prediction) must say what was asked. A question that it leaves out counts as missing; an answer to another question of
-    the split, whose ids are `known` (by default those of `questions`), is left out.
+    A prediction that is a number counts as its text, null as an empty answer. Where the same answer stands twice, the first counts.
+
+    Args:
+        questions: rows as `predictions.jsonl` has them, without a prediction: they say what was asked.
+        known: ids of all questions of the split, of which `questions` may be a part (by default those of `questions`).
 
     Raises:
-        DataError: the file is missing or damaged, or an official one names an id that is not known.
-        UsageError: an official file without the questions.
+        DataError: the file is missing, damaged or empty, contradicts itself, or answers a question that is not known.
+        UsageError: it holds only ids and predictions, and there are no `questions`.
     """
     if path.suffix == ".jsonl":
-        rows = read_jsonl(path)
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not {"id", "video", "question", "prediction"} <= row.keys():
-                raise DataError(f"'{path}' line {number} is no prediction: it needs id, video, question and prediction")
-        return rows
-    answers = _official_answers(path, {row["id"]: row for row in questions})
-    if not questions:
+        rows = _checked_rows(path)
+    else:
+        rows = _official_rows(path, {row["id"]: row for row in questions})
+    if not rows:
+        raise DataError(f"'{path}' holds no prediction", "give a file with one prediction per question")
+    if questions or known:
+        check_known(path, rows.keys(), {row["id"] for row in questions} if known is None else known)
+    elif bare := next((row for row in rows.values() if not {"video", "question"} <= row.keys()), None):
         raise UsageError(
-            f"'{path}' is in an official format, which holds only ids and answers", "prepare the split, so that its questions are known"
+            f"'{path}' does not say what was asked: '{bare['id']}' has no video and question",
+            "prepare the split, which knows its questions",
         )
-    check_known(path, answers.keys(), {row["id"] for row in questions} if known is None else known)
-    return [{**row, "prediction": answers.get(row["id"], ""), "missing": row["id"] not in answers} for row in questions]
+    return rows
+
+
+def _checked_rows(path: Path) -> dict[str, dict]:
+    """The rows of a JSONL file by id, predictions as text."""
+    rows: dict[str, dict] = {}
+    lines: dict[str, int] = {}
+    for number, row in numbered_jsonl(path):
+        if not isinstance(row, dict) or not {"id", "prediction"} <= row.keys():
+            raise DataError(f"'{path}' line {number} is no prediction: it needs id and prediction")
+        if not isinstance(row["id"], (str, int)) or isinstance(row["id"], bool):
+            raise DataError(f"'{path}' line {number}: id is neither text nor a whole number")
+        name, text = str(row["id"]), _text_of(row["prediction"], f"'{path}' line {number}: prediction")
+        if name not in rows:
+            rows[name], lines[name] = {**row, "id": name, "prediction": text}, number
+        elif text != rows[name]["prediction"]:
+            raise _contradiction(path, name, f"lines {lines[name]} and {number}", rows[name]["prediction"], text)
+    return rows
+
+
+def _text_of(value: object, what: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    kind = {bool: "true or false", list: "a list", dict: "an object"}[type(value)]
+    raise DataError(f"{what} is {kind}", "write the answer as text or as a number")
+
+
+def _contradiction(path: Path, name: str, where: str, first: str, second: str) -> DataError:
+    return DataError(f"'{path}' answers '{name}' twice, with '{first}' and with '{second}' ({where})", "leave one of the two out")
 
 
 def check_known(path: Path, answered: Set[str], known: Set[str]) -> None:
@@ -73,21 +108,32 @@ def check_known(path: Path, answered: Set[str], known: Set[str]) -> None:
         )
 
 
-def _official_answers(path: Path, questions: dict[str, dict]) -> dict[str, str]:
-    """Question id -> answer text, from any of the three formats."""
+def _official_rows(path: Path, questions: dict[str, dict]) -> dict[str, dict]:
+    """Question id -> row, from any of the three formats."""
+    rows: dict[str, dict] = {}
+    entries: dict[str, int] = {}
+    for number, (name, answer) in enumerate(_official_answers(path, questions), 1):
+        text = _text_of(answer, f"'{path}': the answer to '{name}'")
+        if name not in rows:
+            rows[name], entries[name] = {"id": name, "prediction": text}, number
+        elif text != rows[name]["prediction"]:
+            raise _contradiction(path, name, f"entries {entries[name]} and {number}", rows[name]["prediction"], text)
+    return rows
+
+
+def _official_answers(path: Path, questions: dict[str, dict]) -> Iterator[tuple[str, object]]:
     content = read_json(path)
     try:
         if isinstance(content, list):  # ActivityNet-QA
-            return {str(entry["question_id"]): str(entry["answer"]) for entry in content}
-        answers = {}
+            yield from ((str(entry["question_id"]), entry["answer"]) for entry in content)
+            return
         for key, value in content.items():
             if "prediction" in value:  # NExT-QA multiple choice: a number, read back as the text of that choice
                 choices = questions.get(key, {}).get("choices") or ()
                 number = int(value["prediction"])
-                answers[key] = choices[number] if 0 <= number < len(choices) else ""
+                yield key, choices[number] if 0 <= number < len(choices) else ""
             else:  # NExT-QA open-ended
-                answers |= {f"{key}_{number}": str(text) for number, text in value.items()}
-        return answers
+                yield from ((f"{key}_{number}", text) for number, text in value.items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"'{path}' is in none of the known formats: {error!r}", "see the README for the three official formats") from None
 

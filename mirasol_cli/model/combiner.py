@@ -25,8 +25,9 @@ def build_combiner(config: CombinerConfig, input_width: int, tokens_per_chunk: i
     """The Combiner of `config.kind`; M > N is refused, since a Combiner compresses."""
     if config.kind != "none" and config.outputs > tokens_per_chunk:
         raise SettingError(
-            "outputs",
-            f"M = {config.outputs} outputs are more than the N = {tokens_per_chunk} tokens of a chunk; lower it",
+            "combiner.outputs",
+            f"model.combiner.outputs: M = {config.outputs} outputs are more than the N = {tokens_per_chunk} tokens of a chunk; "
+            f"set it to {tokens_per_chunk} or less",
         )
     history = config.kind == "transformer" and config.context == "history"
     kinds = {"ttm": Turing, "perceiver": Perceiver, "cls": ClassTokens, "mean": Mean, "none": NoCombiner, "transformer": LastOutputs}
@@ -78,7 +79,10 @@ class HistoryLastOutputs(Combiner):
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
         if (config.width // config.heads) % 2:
-            raise SettingError("heads", f"width {config.width} / {config.heads} heads is odd; context: history has rotary positions")
+            raise SettingError(
+                "combiner.heads",
+                f"model.combiner.heads: width {config.width} / {config.heads} heads is odd, but context: history has rotary positions",
+            )
         self.transformer = ChunkTransformer(config.width, config.heads, config.mlp, config.layers, dropout=config.dropout)
         start_sharp(self.transformer.blocks)
         self.filler = learned(config.outputs, config.width)

@@ -96,7 +96,7 @@ def beam(
     cache = cache.repeat(beams)
     device, vocabulary = logits_BQV.device, logits_BQV.shape[2]
     step_RKV = logits_BQV.view(rows, 1, vocabulary).expand(-1, beams, -1).float().log_softmax(dim=-1)
-    # All beams of a prompt start equal; only the first may speak, or every answer would be found `beams` times.
+    # All beams of a prompt start equal: only the first is scored, or every answer would be found `beams` times.
     score_RK = torch.full((rows, beams), -torch.inf, device=device)
     score_RK[:, 0] = 0.0
     ids: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]

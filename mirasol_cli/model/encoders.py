@@ -30,7 +30,9 @@ class TubeTokens(nn.Module):
         for tube in self.tubes:
             if width % tube.kernels_per_token:
                 raise SettingError(
-                    "width", f"{width} is not divisible by the {tube.kernels_per_token} kernels that {tube.describe()} joins into one token"
+                    "encoder.width",
+                    f"model.encoder.width: {width} is not divisible by the {tube.kernels_per_token} kernels that {tube.describe()} joins "
+                    "into one token",
                 )
         self.maps = nn.ModuleList(token_map(tube.kernel_numbers, width // tube.kernels_per_token) for tube in self.tubes)
         self.kind = learned(len(self.tubes), width)

@@ -56,9 +56,7 @@ class Mirasol(nn.Module):
     Raises SettingError where sizes do not fit together.
     """
 
-    def __init__(
-        self, config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Iterable[str] = ("text", "latent", "video")
-    ):
+    def __init__(self, config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Iterable[str] = ("text", "latent", "video")):
         super().__init__()
         self.config, self.geometry, self.vocab_size, self.losses = config, geometry, vocab_size, tuple(losses)
         width = config.encoder.width

@@ -12,10 +12,11 @@ A reader looks at all folders itself and trusts only what the manifest confirms,
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mirasol_cli.geometry import ClipGeometry
+    from mirasol_cli.model.config import ModelConfig
     from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.recipe_schema import Recipe
     from mirasol_cli.vocabulary import Vocabulary
@@ -38,6 +40,9 @@ LARGEST_FILE_BYTES = 5 << 30
 """Tensors beyond this are spread over several files, named as Hugging Face does."""
 _COMPLETE_NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED_NAME = re.compile(r"step-\d{8,}\.(?:partial|trash)")
+DEMO_CHECKPOINT = Path(__file__).parents[1] / "assets" / "demo"
+"""The checkpoint in the package."""
+NAMES = "best or latest (of the run), demo (the checkpoint in the package), a run folder or a checkpoint folder"
 
 
 @dataclass(frozen=True)
@@ -183,8 +188,11 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def verify(checkpoint: Path) -> dict[str, Any]:
-    """The manifest, after comparing every file's SHA-256 with it.
+def verify(checkpoint: Path, stems: Collection[str] | None = None) -> dict[str, Any]:
+    """The manifest, after comparing every file's size and SHA-256 with it.
+
+    Args:
+        stems: of the files of tensors, compare the SHA-256 of these only (`model`, `ema`): no bytes are read that nobody needs.
 
     Raises:
         CheckpointError: a file is missing, cut, changed, or not listed properly; the message names it.
@@ -192,7 +200,8 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     manifest = _manifest(checkpoint)
     _check_sizes(checkpoint, manifest)
     for name, entry in manifest["files"].items():
-        if sha256_of(checkpoint / name) != entry["sha256"]:
+        skipped = stems is not None and name.endswith(".safetensors") and re.split(r"[.-]", name)[0] not in stems
+        if not skipped and sha256_of(checkpoint / name) != entry["sha256"]:
             raise CheckpointError(f"'{checkpoint / name}' is damaged: its SHA-256 is not the one in {MANIFEST}", "use another checkpoint")
     return manifest
 
@@ -227,19 +236,34 @@ def _check_sizes(checkpoint: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def score_of(checkpoint: Path) -> float | None:
-    """The validation score stored with a checkpoint (higher is better), or None."""
+Score = tuple[float, float]
+"""Higher is better: exact match, then the negative loss, which decides where exact match does not move."""
+
+
+def score_of_validation(validation: Mapping[str, Any] | None) -> Score | None:
+    """The score of validation figures (`exact_match`, `loss`); None where they hold neither as a finite number."""
+    found = validation or {}
+    exact, loss = (
+        float(value) if isinstance(value := found.get(name), (int, float)) and math.isfinite(value) else None
+        for name in ("exact_match", "loss")
+    )
+    if exact is None and loss is None:
+        return None
+    return (0.0 if exact is None else exact, -math.inf if loss is None else -loss)
+
+
+def score_of(checkpoint: Path) -> Score | None:
+    """The score of the validation stored with a checkpoint, or None."""
     try:
-        score = read_json(checkpoint / "state.json").get("score")
+        return score_of_validation(read_json(checkpoint / "state.json").get("validation"))
     except (DataError, AttributeError):
         return None
-    return float(score) if isinstance(score, (int, float)) else None
 
 
 def best_of(checkpoints: list[Path]) -> Path | None:
-    """The one with the highest score (the earliest of equals); None if none was validated."""
-    scored = [(score, path) for path in checkpoints if (score := score_of(path)) is not None]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+    """The one with the highest score (the latest of equals); None if none was validated."""
+    scored = [(score, number) for number, path in enumerate(checkpoints) if (score := score_of(path)) is not None]
+    return checkpoints[max(scored)[1]] if scored else None
 
 
 def newest_valid(folder: Path) -> Path | None:
@@ -268,26 +292,58 @@ def _is_valid(checkpoint: Path) -> bool:
     return True
 
 
-def find_checkpoint(run_dir: Path, which: str = "best") -> Path:
-    """`best` (by validation; the newest where none was made) or `latest` of a run, or the checkpoint folder that `which` names.
+def demo_checkpoint() -> Path:
+    """Raises CheckpointError, which says how to train one, where the package carries none."""
+    if not DEMO_CHECKPOINT.is_dir():
+        raise CheckpointError(
+            "this installation carries no demo checkpoint",
+            "train one on the demo world: `mirasol prepare demo && mirasol finetune demo`, or name another with --checkpoint",
+        )
+    return DEMO_CHECKPOINT
 
-    `which` may also be a run folder. The checkpoint is complete in size; `load_model` verifies its contents.
+
+def resolve_checkpoint(spec: str | Path, run_dir: Path | None = None) -> Path:
+    """The checkpoint folder that `spec` names, complete in size; `load_model` verifies its contents.
+
+    This is how a checkpoint is named everywhere, by `--checkpoint` and `init.checkpoint` alike.
+
+    Args:
+        spec: `best` (by validation; the newest where none was made) or `latest` of `run_dir`; `demo`, the checkpoint in the package,
+            unless there is a folder of that name; a run folder, whose best is meant; or a checkpoint folder.
+        run_dir: None where no run is at hand.
 
     Raises:
-        CheckpointError: there is no complete checkpoint.
+        CheckpointError: there is none, or it is not complete.
     """
-    if which not in ("best", "latest"):
-        named = Path(which)
-        if (named / "checkpoints").is_dir():
-            return find_checkpoint(named, "best")
-        if not named.is_dir():
-            raise CheckpointError(f"there is no checkpoint folder '{which}'", "give `best`, `latest`, a run folder or a checkpoint folder")
-        _check_sizes(named, _manifest(named))
-        return named
+    spec = str(spec)
+    if spec in ("best", "latest"):
+        if run_dir is None:
+            raise CheckpointError(f"'{spec}' is a checkpoint of a run, and no run is at hand here", "give the run's folder instead")
+        return _of_run(run_dir, spec)
+    named = Path(spec)
+    if spec == "demo" and not named.is_dir():
+        named = demo_checkpoint()
+    if not named.is_dir():
+        raise CheckpointError(f"there is no run or checkpoint folder '{spec}'", f"give {NAMES}")
+    if any((named / name).exists() for name in ("checkpoints", "run.json")):
+        return _of_run(named, "best")
+    if not (named / MANIFEST).is_file():
+        raise CheckpointError(f"'{spec}' is neither a run folder nor a complete checkpoint: it has no {MANIFEST}", f"give {NAMES}")
+    _check_sizes(named, _manifest(named))
+    return named
+
+
+def _of_run(run_dir: Path, which: str) -> Path:
+    """The best or latest complete checkpoint of a run."""
     complete = [path for path in checkpoints_in(run_dir / "checkpoints") if is_complete(path)]
-    if not complete:
-        raise CheckpointError(f"'{run_dir / 'checkpoints'}' holds no complete checkpoint", "train first, or name another with --checkpoint")
-    return (best_of(complete) if which == "best" else None) or complete[-1]
+    if complete:
+        return (best_of(complete) if which == "best" else None) or complete[-1]
+    if not run_dir.is_dir():
+        raise CheckpointError(f"there is no run '{run_dir}'", f"train first, or give {NAMES}")
+    raise CheckpointError(
+        f"the run '{run_dir}' has no complete checkpoint yet",
+        f"train on until it has saved one (train.checkpoint_every steps), or give {NAMES}",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading
@@ -334,25 +390,24 @@ class LoadedModel:
 
 
 def load_model(checkpoint: Path) -> LoadedModel:
-    """Verify and load a checkpoint; averaged weights are taken where it has them.
+    """Verify and load a checkpoint; averaged weights are taken where it has them. What only training needs is not read.
 
     Raises:
         CheckpointError: it is missing, damaged, or does not fit its own config.
     """
     from mirasol_cli.geometry import ClipGeometry
     from mirasol_cli.model.config import ModelConfig
-    from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.recipe import parse_recipe
     from mirasol_cli.vocabulary import Vocabulary
 
-    manifest = verify(checkpoint)
+    manifest = verify(checkpoint, ("model", "ema"))
     for name in ("config.json", "recipe.yaml", "state.json", "tokenizer.model"):
         if name not in manifest["files"]:
             raise CheckpointError(f"'{checkpoint / name}' is missing", "use another checkpoint")
     try:
         config = read_json(checkpoint / "config.json")
         geometry = ClipGeometry.from_plain(config["clip"])
-        model = Mirasol(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
+        model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
         step = int(read_json(checkpoint / "state.json")["step"])
         path = checkpoint / "recipe.yaml"
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True)
@@ -362,7 +417,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     if weights is None:
         raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
     averages = read_tensors(checkpoint, "ema")
-    load_weights(model, {**weights, **(averages or {})}, str(checkpoint))
+    _fill(model, {**weights, **(averages or {})}, str(checkpoint))
     vocabulary = Vocabulary((checkpoint / "tokenizer.model").read_bytes())
     if vocabulary.size != int(config["vocab_size"]):
         raise CheckpointError(
@@ -371,6 +426,28 @@ def load_model(checkpoint: Path) -> LoadedModel:
     usual = config.get("usual_clip_s")
     usual_clip_s = float(usual) if isinstance(usual, (int, float)) and usual > 0 else None
     return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None, usual_clip_s)
+
+
+def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Sequence[str]) -> Mirasol:
+    """The model without memory for its parameters: random numbers that a checkpoint replaces would cost a large model its time."""
+    import torch
+
+    from mirasol_cli.model.mirasol import Mirasol
+
+    with torch.device("meta"):
+        model = Mirasol(config, geometry, vocab_size, losses)
+    for name in ("video_tokens", "audio_tokens"):  # small, and with tables of positions that no checkpoint holds
+        part = getattr(model, name)
+        tokens = type(part)(geometry if name == "video_tokens" else geometry.audio, config.encoder.width)
+        setattr(model, name, tokens)
+    return model
+
+
+def _fill(model: Mirasol, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Make `tensors` the parameters of an empty model, in the model's types. Raises CheckpointError as `load_weights`."""
+    own = model_tensors(model)
+    _check_fit(own, tensors, source)
+    model.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in own.items()}, assign=True)
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -384,6 +461,13 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None
     from mirasol_cli.training.distributed import like
 
     own = model_tensors(model)
+    _check_fit(own, tensors, source)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(like(tensors[name], tensor.detach()))
+
+
+def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
     problems = [f"{name} is missing" for name in own.keys() - tensors.keys()]
     problems += [f"{name} is unknown to the model" for name in tensors.keys() - own.keys()]
     problems += [
@@ -394,9 +478,6 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None
     if problems:
         shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise CheckpointError(f"the weights of '{source}' do not fit the model: {shown}", "use the recipe the checkpoint was made with")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(like(tensors[name], tensor.detach()))
 
 
 def model_tensors(model: Any) -> dict[str, Tensor]:

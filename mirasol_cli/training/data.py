@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from queue import Empty, Full, Queue
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from mirasol_cli.batches import media_batch, text_batch
+from mirasol_cli.batches import SOUND, media_batch, text_batch
 from mirasol_cli.errors import ShardError
 from mirasol_cli.model.inputs import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.prompts import encode_prompt, encode_target, vocabulary_lines
 from mirasol_cli.recipe import source_shards
 from mirasol_cli.recipe_schema import Recipe, SourceRecipe
-from mirasol_cli.shards.format import check_geometry
+from mirasol_cli.shards.format import FAILURES, check_geometry
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
 from mirasol_cli.shards.sampler import Unit, UnitOrder, texts_by_clip
 from mirasol_cli.training.augment import Draw, augmented
@@ -39,6 +40,31 @@ class OpenSource:
     split: ShardSplit
     texts: list[dict[str, Any]]
     by_clip: dict[int, list[int]]
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What is learned from, told by checksums that the index holds: the same data wherever they lie."""
+        index, each = self.split.index, self.split.index.clips_per_shard
+        read = {clip // each for clip in self.by_clip}
+        records = [record for record in index.shards if record.number in read]
+        return {
+            "source": f"{self.recipe.dataset}/{self.recipe.split}",
+            "clips": len(self.by_clip),
+            "texts": sum(map(len, self.by_clip.values())),
+            "names of the clips": _digest(record.clips_digest for record in records),
+            "questions, answers or contexts": index.tasks[self.recipe.task].sha256,
+            "pictures or sound": _digest(record.sha256 for record in records),
+        }
+
+    @property
+    def audible(self) -> int:
+        """How many of the clips that are trained on have sound."""
+        states = {clip: state for record in self.split.index.shards for clip, state in zip(record.kept, record.audio, strict=True)}
+        return sum(states[clip] == SOUND for clip in self.by_clip)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,12 @@ def open_sources(recipe: Recipe) -> list[OpenSource]:
         check_geometry(recipe.clip, split.geometry, split.path)
         texts = split.texts(source.task)
         by_clip = texts_by_clip(split, texts, recipe.data.limit)
+        if not split.kept:
+            counts = {name: sum(len(getattr(record, name)) for record in split.index.shards) for name in ("failed", "missing")}
+            raise ShardError(
+                f"no clip of '{split.path}' could be read: {counts['failed']} failed, {counts['missing']} are missing",
+                f"'{split.path / FAILURES}' says why; `mirasol prepare ... --retry-failed` tries them again",
+            )
         if not by_clip:
             raise ShardError(
                 f"'{split.path}' has no text with an answer for task '{source.task}'", "train on a split with answers (data.split)"
@@ -89,15 +121,11 @@ class TrainingData:
         )
 
     @property
-    def fingerprint(self) -> str:
-        """Of the clips and texts of all sources in their order: the same data wherever they lie."""
-        digest = hashlib.sha256()
-        for source in self.sources:
-            for clip, positions in source.by_clip.items():
-                digest.update(f"{clip}:{[source.texts[p]['id'] for p in positions]}".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """Of the clips and texts of all sources in their order."""
+        return [source.fingerprint for source in self.sources]
 
-    @property
+    @cached_property
     def usual_clip_s(self) -> float:
         """Seconds that 95 % of the training clips do not exceed: what `ask` takes for an ordinary length."""
         seconds: list[float] = []

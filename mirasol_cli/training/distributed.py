@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
-from mirasol_cli.training.waiting import Whereabouts, no_answer
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -44,6 +43,10 @@ class StoppedByMain(MirasolError):
         self.exit_code = exit_code
 
 
+_TOO_LONG = ("timed out", "timeout")
+_GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "connection was likely closed")
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all processes of the run."""
@@ -51,21 +54,31 @@ class World:
     rank: int
     size: int
     device: torch.device
-    whereabouts: Whereabouts | None = None
     timeout_s: float = 0.0
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def at(self, place: str) -> None:
-        """Note where this process is (`step 13`), for the message of one that waits for it in vain."""
-        if self.whereabouts is not None:
-            self.whereabouts.note(place)
-
     def no_answer(self, error: BaseException) -> EnvironmentProblem | None:
-        """The error as a message about processes that do not answer, if it is about that; else None."""
-        return no_answer(error, self.whereabouts, self.timeout_s) if self.whereabouts is not None else None
+        """The error as a message about processes that do not answer, if it is about that; else None.
+
+        Under gloo a process that waits too long, or whose neighbour is gone, gets an exception; under NCCL torch's watchdog writes a
+        message of its own, with rank and operation, and ends the process.
+        """
+        text = str(error).lower()
+        if self.size > 1 and any(words in text for words in _TOO_LONG):
+            return EnvironmentProblem(
+                f"process {self.rank} of {self.size} waited more than {self.timeout_s:g} s for another one",
+                "see the output of the process that is behind; if it only works longer than that, raise run.process_group_timeout_s "
+                "or lower train.evaluate_limit; go on with --resume",
+            )
+        if self.size > 1 and any(words in text for words in _GONE):
+            return EnvironmentProblem(
+                f"process {self.rank} of {self.size} lost the connection to another one, which has ended",
+                "see the output of the process that ended first; go on with --resume",
+            )
+        return None
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sum over all processes, in float64, the same on every process."""
@@ -132,7 +145,7 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
     Raises:
         EnvironmentProblem: the processes did not meet, or one of them stopped answering.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    size, rank = int(os.environ.get("WORLD_SIZE") or "1"), int(os.environ.get("RANK") or "0")
     if size == 1:
         yield World(0, 1, device)
         return
@@ -145,18 +158,23 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     already = dist.is_initialized()
-    world = World(rank, size, device, None if already else _join(rank, size, device, timeout_s), timeout_s)
+    world = World(rank, size, device, timeout_s)
+    if not already:
+        _join(rank, size, device, timeout_s)
     try:
         yield world
     except RuntimeError as error:
-        raise world.no_answer(error) or error from error
+        problem = world.no_answer(error)
+        if problem is None:
+            raise
+        raise problem from error
     finally:
         if not already:
             gc.collect()  # DDP holds the group in reference cycles; its end must come before the group's
             dist.destroy_process_group()
 
 
-def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> Whereabouts:
+def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
     """Meet the other processes where the environment says."""
     try:
         store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s))))
@@ -168,7 +186,6 @@ def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> Where
             f"process {rank} of {size} did not meet the others at {address} within {timeout_s:g} s: {str(error).splitlines()[0]}",
             "start all processes, check MASTER_ADDR and MASTER_PORT, or raise run.process_group_timeout_s",
         ) from error
-    return Whereabouts(store, rank, size)
 
 
 def resolve_device(name: str) -> torch.device:

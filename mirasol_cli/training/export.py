@@ -25,7 +25,7 @@ def export(source: Path, out: Path) -> None:
     """
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"'{out}' is not empty", "give a new folder")
-    loaded = ck.load_model(ck.find_checkpoint(Path("."), str(source)))
+    loaded = ck.load_model(ck.resolve_checkpoint(source))
     tensors = {name: tensor.detach().to(torch.float16) for name, tensor in ck.model_tensors(loaded.model).items()}
     kept = {name: (loaded.path / name).read_bytes() for name in ("config.json", "recipe.yaml", "tokenizer.model")}
     files = {**kept, "state.json": (json.dumps({"step": loaded.step}) + "\n").encode()}

@@ -13,20 +13,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mirasol_cli.errors import UsageError
+from mirasol_cli.training.run_log import correct_exit_code
+from mirasol_cli.training.signals import caught_signals
 
 GRACE_S = 30.0
 """How long the other processes may take to end by themselves once one has failed."""
 POLL_S = 0.05
-FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
-def launch(arguments: Sequence[str], processes: int, *, grace_s: float = GRACE_S) -> int:
+def launch(arguments: Sequence[str], processes: int, *, run_dir: Path | None = None, grace_s: float = GRACE_S) -> int:
     """Run `python -m mirasol_cli ARGUMENTS` in `processes` copies that form one distributed run.
 
-    SIGTERM, SIGINT and SIGUSR1 are passed on. When one copy fails, the others get `grace_s` seconds, then SIGTERM, then SIGKILL.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on. When one copy fails, the others get `grace_s` seconds, then SIGTERM, then SIGKILL.
+
+    Args:
+        run_dir: the run folder, whose run.json then holds the exit code that is returned.
 
     Returns:
         0, or the exit code of the copy that failed first (128 + n for one killed by signal n).
@@ -34,7 +39,7 @@ def launch(arguments: Sequence[str], processes: int, *, grace_s: float = GRACE_S
     Raises:
         UsageError: this process is itself a copy of a distributed run.
     """
-    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("--nproc cannot be used under torchrun or srun, which start the processes already", "leave --nproc out")
     command = [sys.executable, "-m", "mirasol_cli", *arguments]
     shared = {
@@ -46,9 +51,12 @@ def launch(arguments: Sequence[str], processes: int, *, grace_s: float = GRACE_S
         try:
             for rank in range(processes):
                 copies.append(subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
-            return _wait(copies, grace_s)
+            code = _wait(copies, grace_s)
         finally:
             _end(copies)
+    if run_dir is not None and code:
+        correct_exit_code(run_dir, copies[0].pid, code)
+    return code
 
 
 def _wait(copies: list[subprocess.Popen[bytes]], grace_s: float) -> int:
@@ -87,17 +95,15 @@ def _end(copies: list[subprocess.Popen[bytes]], patience_s: float = 5.0) -> None
 
 
 class _forwarding:
-    """While entered, the signals of `FORWARDED` go to the copies instead of ending this process."""
+    """While entered, the signals that a run reacts to go to the copies instead of ending this process."""
 
     def __init__(self, copies: list[subprocess.Popen[bytes]]):
         self.copies = copies
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for name in FORWARDED:
-            number = getattr(signal, name, None)  # SIGUSR1 does not exist everywhere
-            if number is not None:
-                self.previous[number] = signal.signal(number, self._pass_on)
+        for number in caught_signals():
+            self.previous[number] = signal.signal(number, self._pass_on)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():

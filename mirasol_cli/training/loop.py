@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirasol_cli.errors import Diverged, Interrupted, MirasolError
+from mirasol_cli.errors import DataError, Diverged, Interrupted, MirasolError
 from mirasol_cli.files import write_json
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.mirasol import Mirasol
@@ -36,12 +36,13 @@ from mirasol_cli.training.flops import forward_flops
 from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_per_s
 from mirasol_cli.training.optimizer import clip_gradients, set_rate
 from mirasol_cli.training.run_log import Display, Extras, status_of
-from mirasol_cli.training.signals import SignalFlags
-from mirasol_cli.training.start import Run, save_run, start_run
+from mirasol_cli.training.signals import STOPS, SignalFlags
+from mirasol_cli.training.start import Run, save_run, started_run
 from mirasol_cli.vocabulary import Vocabulary
 
 Validate = Callable[[Mirasol, Vocabulary], Mapping[str, float]]
-"""Metrics of the model on held-out clips. The best checkpoint is the one with the highest `exact_match`, else the lowest `loss`."""
+"""Metrics of the model on held-out clips. The best checkpoint is the one with the highest `exact_match`, of equals that with the lowest
+`loss`, of equals the latest."""
 
 
 def train(
@@ -49,6 +50,7 @@ def train(
     *,
     stage: str,
     resume: bool = False,
+    accept_data: bool = False,
     limit: int | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -59,6 +61,7 @@ def train(
     Args:
         stage: `pretrain` or `finetune`; written down, and checked on resume.
         resume: go on from the run's newest checkpoint; without one, start.
+        accept_data: go on though the shards hold other data than before.
         limit: train on the first clips only (`data.limit`).
         device: auto, cpu, cuda or mps.
         threads: of torch on the CPU; None leaves torch's choice.
@@ -70,7 +73,7 @@ def train(
     Raises:
         Interrupted: a signal asked to stop; a checkpoint was saved.
         Diverged: a loss or gradient was not finite; no weight has changed by it.
-        MirasolError: as `start_run`; EnvironmentProblem where disk or memory is full.
+        MirasolError: as `started_run`; EnvironmentProblem where disk or memory is full.
     """
     if limit is not None:
         recipe = replace(recipe, data=replace(recipe.data, limit=limit))
@@ -78,14 +81,16 @@ def train(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     with joined_world(where, recipe.run.process_group_timeout_s) as world, SignalFlags() as signals:
-        return _run_to_end(start_run(recipe, stage, world, resume=resume), signals, validate)
+        return _run_to_end(recipe, stage, world, signals, validate, resume=resume, accept_data=accept_data)
 
 
-def _run_to_end(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[str, Any]:
+def _run_to_end(
+    recipe: Recipe, stage: str, world: World, signals: SignalFlags, validate: Validate | None, *, resume: bool, accept_data: bool
+) -> dict[str, Any]:
     """A function of its own, so that the model and its communication are gone before the process group is."""
-    with _outcome_written(run):
+    with started_run(recipe, stage, world, resume=resume, accept_data=accept_data) as run, _outcome_written(run):
         metrics = _train(run, signals, validate)
-        run.world.barrier()  # no process leaves while another still talks to it
+        world.barrier()  # no process leaves while another still talks to it
     return {"run": str(run.folder.path), "step": run.step, "metrics": metrics}
 
 
@@ -96,7 +101,17 @@ def _outcome_written(run: Run) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            raise out_of_memory(error, run) or run.world.no_answer(error) or error from error
+            problem = out_of_memory(error, run) or run.world.no_answer(error)
+            if problem is None:
+                raise
+            raise problem from error
+        except KeyboardInterrupt:
+            newest = ck.checkpoints_in(run.folder.checkpoints)
+            raise Interrupted(
+                f"stopped by a second Ctrl-C in step {run.step + 1}, without a save",
+                Interrupted.CTRL_C,
+                f"--resume goes on after step {int(newest[-1].name.removeprefix('step-'))}" if newest else "there is no checkpoint yet",
+            ) from None
     except BaseException as error:
         if run.world.is_main:
             status, code = status_of(error)
@@ -124,6 +139,8 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
             result = train_step(run, batches, signals)
             interval.add(result)
             if run.step % train.log_every == 0 or run.step == train.steps:
+                for note in interval.empty_losses(run):
+                    display.note(note)
                 line = {"step": run.step, "kind": "train", **interval.line(run, result, ahead.waited_s)}
                 interval, ahead.waited_s = Interval(), 0.0
                 metrics.update(line)
@@ -131,29 +148,27 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                     run.folder.append(line)
                     extras.write(line)
                 display.train(line)
-            validation, score = None, None
-            if validate is not None and train.evaluate_every and run.step % train.evaluate_every == 0:
-                world.at(f"the validation after step {run.step}")
+            validation, improved = None, False
+            if validate is not None and train.evaluate_every and (run.step % train.evaluate_every == 0 or run.step == train.steps):
                 validation = _validate(run, validate)
-                score = _score(validation)
+                score = ck.score_of_validation(validation)
+                improved = score is not None and (run.best is None or score >= run.best)  # of equals the latest
+                run.best = score if improved else run.best
                 metrics["validation"] = validation
                 if extras is not None:
                     line = {"step": run.step, "kind": "validation", **validation}
                     run.folder.append(line)
                     extras.write(line)
-                display.evaluation(run.step, validation, best=_better(score, run.best))
+                display.evaluation(run.step, validation, best=improved)
                 interval.restart()
-            improved = _better(score, run.best)
-            if improved:
-                run.best = score
             due = run.step % train.checkpoint_every == 0 or run.step == train.steps
             if due or improved or result.save or result.stop:
-                world.at(f"the save after step {run.step}")
-                save_run(run, validation, score)
+                save_run(run, validation)
                 interval.restart()
             if result.stop and run.step < train.steps:
-                name = {130: "Ctrl-C", 143: "SIGTERM"}[result.stop]
-                raise Interrupted(f"stopped by {name} after step {run.step}; a checkpoint was saved", result.stop, "go on with --resume")
+                raise Interrupted(
+                    f"stopped by {STOPS[result.stop]} after step {run.step}; a checkpoint was saved", result.stop, "go on with --resume"
+                )
     return metrics
 
 
@@ -164,7 +179,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
 class StepResult:
     """What one step tells, the same on every process but for `losses` and `text_shape`."""
 
-    means: dict[str, float]  # loss parts over the global batch
+    means: dict[str, float]  # loss parts over the global batch, of those that it holds anything for
     loss: float
     norm: float
     rate: float
@@ -184,12 +199,9 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
         Diverged: not finite, and `train.bad_steps` allows no (further) skip.
     """
     train, world, device = run.recipe.train, run.world, run.world.device
-    world.at(f"step {run.step + 1}")
     torch.manual_seed(step_seed(train.seed, run.step, world.rank))  # dropout needs no state in the checkpoint
     names = list(run.weights)
-    local = [
-        sum(int(OBJECTIVES[name].count(batch.media, batch.text, batch.extra, run.recipe.clip)) for batch in batches) for name in names
-    ]
+    local = [sum(int(OBJECTIVES[name].count(batch.media, batch.text, batch.extra, run.recipe.clip)) for batch in batches) for name in names]
     *totals, questions = world.sum([*local, sum(batch.questions for batch in batches)])
     counts = {name: max(1.0, total) for name, total in zip(names, totals, strict=True)}
 
@@ -205,7 +217,7 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
             sums[number, names.index(name)] = part.sum.detach()
 
     agreed = Agreement.reach(world, sums, signals)
-    means = {name: total / counts[name] for name, total in zip(names, agreed.sums, strict=True)}
+    means = {name: total / counts[name] for name, total, count in zip(names, agreed.sums, totals, strict=True) if count}
     norm = clip_gradients(run.model.parameters(), train.clip_norm)
     rate = set_rate(run.optimizer, run.step, train)
     skipped = any(agreed.bad) or not math.isfinite(norm)
@@ -249,15 +261,16 @@ class Agreement:
         micro_batches = len(sums)
         bad = [0.0] * (world.size * micro_batches)
         bad[world.rank * micro_batches : (world.rank + 1) * micro_batches] = (~torch.isfinite(sums).all(dim=1)).double().tolist()
-        flags = [float(signals.save), float(signals.stop == 130), float(signals.stop == 143)]
+        flags = [float(signals.save), *(float(signals.stop == code) for code in STOPS)]
         signals.save = False
         own = [value if math.isfinite(value) else 0.0 for value in sums.sum(dim=0).double().tolist()]
-        save, interrupted, terminated, *rest = world.sum([*flags, *bad, *own])
+        save, *rest = world.sum([*flags, *bad, *own])
+        stops, rest = rest[: len(STOPS)], rest[len(STOPS) :]
         return Agreement(
             sums=rest[len(bad) :],
             bad=[value > 0 for value in rest[: len(bad)]],
             save=save > 0,
-            stop=143 if terminated else 130 if interrupted else 0,
+            stop=next((code for code, asked in zip(STOPS, stops, strict=True) if asked), 0),
         )
 
 
@@ -289,7 +302,9 @@ def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
         raise Diverged(
             f"{what} is not finite in step {run.step + 1}; no weight was changed by it. The clips of the batch are in '{path}'",
             f"go on with --resume and skipped steps allowed (train.bad_steps=3), or start another run (run.dir=...) from its weights "
-            f"(init.checkpoint={run.folder.path}) with a lower train.lr",
+            f"(init.checkpoint={run.folder.path}) with a lower train.lr"
+            if any(ck.is_complete(path) for path in ck.checkpoints_in(run.folder.checkpoints))
+            else "no checkpoint was saved yet: start another run (run.dir=...) with a lower train.lr",
         )
 
 
@@ -301,7 +316,8 @@ def _validate(run: Run, validate: Validate) -> dict[str, float]:
     with _validated_model(run) as model, torch.no_grad():
         found = run.world.on_main(lambda: {key: float(value) for key, value in validate(model, run.vocabulary).items()})
     # The others need the score only: it decides whether all save.
-    exact, loss = run.world.sum([0.0, 0.0] if found is None else [found.get("exact_match", math.nan), found.get("loss", math.nan)])
+    given = [0.0, 0.0] if found is None else [found.get("exact_match", math.nan), found.get("loss", math.nan)]
+    exact, loss = run.world.sum(given)
     return found if found is not None else {"exact_match": exact, "loss": loss}
 
 
@@ -334,18 +350,6 @@ def _validated_model(run: Run) -> Iterator[Mirasol]:
         run.model.train()
 
 
-def _score(validation: Mapping[str, float]) -> float | None:
-    """Higher is better: exact match, else the negative loss."""
-    for value in (validation.get("exact_match"), -validation.get("loss", math.nan)):
-        if value is not None and math.isfinite(value):
-            return value
-    return None
-
-
-def _better(score: float | None, best: float | None) -> bool:
-    return score is not None and (best is None or score > best)
-
-
 @dataclass
 class Interval:
     """Steps since the last log line."""
@@ -357,7 +361,7 @@ class Interval:
     clips: int = 0
     questions: int = 0
     loss: float = 0.0
-    means: dict[str, float] = field(default_factory=dict)
+    means: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, result: StepResult) -> None:
         now = time.perf_counter()
@@ -371,7 +375,24 @@ class Interval:
         self.steps += 1
         self.loss += result.loss
         for name, mean in result.means.items():
-            self.means[name] = self.means.get(name, 0.0) + mean
+            self.means.setdefault(name, []).append(mean)
+
+    def empty_losses(self, run: Run) -> list[str]:
+        """A sentence for every loss that has met nothing to learn from since the run began, once.
+
+        Raises:
+            DataError: that is so of all losses.
+        """
+        run.taught |= self.means.keys()
+        wanted = list(run.weights)
+        if self.steps and not run.taught:
+            raise DataError(
+                f"no loss ({', '.join(f'loss.{name}' for name in wanted)}) has met anything to learn from in the first {run.step} steps",
+                "train on other clips, or give another loss a weight",
+            )
+        new = [name for name in wanted if self.steps and name not in run.taught | run.told_empty]
+        run.told_empty |= set(new)
+        return [f"loss.{name} has met nothing to learn from in the first {run.step} steps" for name in new]
 
     def restart(self) -> None:
         """Leave what just happened (a validation, a save) out of the speed."""
@@ -382,7 +403,7 @@ class Interval:
         steps, seconds = max(1, self.steps), max(self.seconds, 1e-9)
         line: dict[str, Any] = {
             "loss": self.loss / steps if self.steps else math.nan,
-            **{f"loss_{name}": total / steps for name, total in self.means.items()},
+            **{f"loss_{name}": sum(self.means[name]) / len(self.means[name]) for name in run.weights if name in self.means},
             "lr": result.rate, "gradient_norm": result.norm, "skipped_steps": self.skipped,
             "clips_per_s": self.clips / seconds, "questions_per_s": self.questions / seconds,
             "data_wait": min(1.0, waited_s / seconds), "peak_bytes": peak_bytes(run.world.device),

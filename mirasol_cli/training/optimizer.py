@@ -82,7 +82,7 @@ def build_optimizer(model: nn.Module, train: TrainRecipe) -> torch.optim.AdamW:
 
 
 def rate_at(step: int, train: TrainRecipe) -> float:
-    """Share of the peak rate at optimizer step `step` (from 0): linear warm-up, then a cosine down to `min_lr` at the last step."""
+    """Share of the peak rate at optimizer step `step` (from 0): linear warm-up, then a cosine to `min_lr` just after the last."""
     if step < train.warmup_steps:
         return (step + 1) / (train.warmup_steps + 1)
     way = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)

@@ -40,13 +40,16 @@ def changed_keys(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def check_resumable(before: Recipe, now: Recipe) -> None:
-    """Raises RecipeError with one line per key that differs and may not."""
+    """Raises RecipeError with one line per key that differs and may not. `train.steps` may only grow."""
     fixed = {key: values for key, values in changed_keys(before, now).items() if not any(p.fullmatch(key) for p in _PATTERNS)}
+    if now.train.steps > before.train.steps:
+        del fixed["train.steps"]
     if fixed:
         lines = [f"{key}: the run has {_shown(old)}, the recipe now says {_shown(new)}" for key, (old, new) in fixed.items()]
         raise RecipeError(
             ["this run cannot go on under the changed recipe:", *lines],
-            f"restore these values, or start another run (run.dir=...); on resume only these may change: {', '.join(CHANGEABLE)}",
+            "restore these values, or start another run (run.dir=...); on resume only these may change: "
+            f"train.steps (to more), {', '.join(CHANGEABLE)}",
         )
 
 

@@ -11,14 +11,16 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
+from mirasol_cli.errors import DataError, EnvironmentProblem, MirasolError, UsageError
 from mirasol_cli.files import disk_problem, finite, read_json, write_atomic, write_json
+from mirasol_cli.folder_lock import is_lock
 from mirasol_cli.recipe_schema import Recipe
 
 METRICS, RUN, RECIPE = "metrics.jsonl", "run.json", "recipe.yaml"
@@ -45,14 +47,17 @@ class RunFolder:
 
     def check_unused(self) -> None:
         """Raises UsageError if something is there already and `--resume` was not given. What `eval` wrote below it is no run."""
-        if self.path.is_dir() and any(entry.name != EVALUATIONS for entry in self.path.iterdir()):
+        if self.path.is_dir() and any(entry.name != EVALUATIONS and not is_lock(entry.name) for entry in self.path.iterdir()):
             raise UsageError(
                 f"the run folder '{self.path}' is not empty",
                 f"add --resume to go on with that run, or start another one with run.dir={self.path}-2",
             )
 
-    def begin(self, recipe_yaml: str, step: int) -> None:
-        """Write recipe.yaml and run.json, and cut metrics.jsonl back to the step that the run goes on from."""
+    def begin(self, recipe_yaml: str, step: int, accepted: Sequence[str] = ()) -> None:
+        """Write recipe.yaml and run.json, and cut metrics.jsonl back to the step that the run goes on from.
+
+        `accepted` says what has changed in the data since, on purpose; run.json keeps it.
+        """
         write_atomic(self.path / RECIPE, recipe_yaml)
         self._cut_metrics(step)
         earlier = read_json(self.path / RUN) if (self.path / RUN).is_file() else {}
@@ -60,8 +65,10 @@ class RunFolder:
             "status": "running", "exit_code": None, "stage": self.stage, "step": step, "steps": self.recipe.train.steps,
             "command": sys.argv, "seed": self.recipe.train.seed, "world_size": self.world_size, "versions": versions(),
             "host": platform.node(), "pid": os.getpid(), "started": earlier.get("started") or _now(), "resumed": _now() if step else None,
-            "ended": None, "error": None,
+            "ended": None, "error": None, "accepted_data": list(earlier.get("accepted_data") or []),
         }  # fmt: skip
+        if accepted:
+            self._state["accepted_data"].append({"after_step": step, "time": _now(), "changes": list(accepted)})
         write_json(self.path / RUN, self._state)
 
     def end(self, status: str, exit_code: int, step: int, error: str | None = None) -> None:
@@ -94,6 +101,20 @@ class RunFolder:
         write_atomic(path, "".join(kept))
 
 
+def correct_exit_code(path: Path, pid: int, code: int) -> None:
+    """Write the exit code of several processes into the run.json that the first of them, process `pid`, has written.
+
+    It cannot know that another one was killed, nor write anything when it was killed itself.
+    """
+    with suppress(DataError, EnvironmentProblem):
+        state = read_json(path / RUN)
+        if (state["host"], state["pid"]) == (platform.node(), pid) and state["exit_code"] != code:
+            killed = state["status"] == "running"
+            state.update(exit_code=code, status="failed" if killed else state["status"], ended=state["ended"] or _now())
+            state["error"] = state["error"] or f"the first process was killed by signal {code - 128}"
+            write_json(path / RUN, state)
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("mirasol", "torch", "safetensors", "sentencepiece", "numpy"):
@@ -121,8 +142,11 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
+    """1:02:03, or 2:03 below an hour; from two days on in days, from two years on in years."""
     total = int(seconds)
+    for unit, length in (("years", 365 * 86400), ("days", 86400)):
+        if total >= 2 * length:
+            return f"{total / length:.3g} {unit}"
     hours, minutes, rest = total // 3600, total % 3600 // 60, total % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
@@ -153,7 +177,7 @@ class Display:
 
     def note(self, text: str) -> None:
         if self.main:
-            (self._live.console.print if self._live is not None else _plain)(text)
+            (self._live.console.print if self._live is not None else tell)(text)
 
     def train(self, line: Mapping[str, Any]) -> None:
         self._line = line
@@ -162,7 +186,7 @@ class Display:
             self._live.update(self._panel())
         elif self.main:
             parts = "  ".join(f"{key[5:]} {line[key]:.4g}" for key in line if key.startswith("loss_"))
-            _plain(
+            tell(
                 f"step {line['step']}/{self.steps}  loss {line['loss']:.4f}  {parts}  lr {line['lr']:.2e}  "
                 f"{line['clips_per_s']:.1f} clips/s  left {self._left()}"
             )
@@ -173,7 +197,7 @@ class Display:
         if self._live is not None:
             self._live.update(self._panel())
         elif self.main:
-            _plain(f"validation at step {self._evaluation.removeprefix('step ')}")
+            tell(f"validation at step {self._evaluation.removeprefix('step ')}")
 
     def _left(self) -> str:
         done = self._line["step"] - self._first
@@ -196,8 +220,10 @@ class Display:
         return Panel(grid, title=self.title, title_align="left")
 
 
-def _plain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def tell(text: str) -> None:
+    """A line on stderr. Where nobody reads it any more (`| head`, a closed terminal), training goes on: metrics.jsonl has it all."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_extras(recipe: Recipe) -> None:

@@ -12,11 +12,22 @@ FORWARDED_WITHIN_S = 1.0
 """A launcher passes the terminal's Ctrl-C on, so a second SIGINT this soon is the same key press."""
 
 
-class SignalFlags:
-    """Catches SIGTERM, SIGINT and SIGUSR1 while it is entered; outside the main thread it catches nothing.
+STOPS = {130: "Ctrl-C", 143: "SIGTERM", 129: "SIGHUP (the terminal was closed)"}
+"""Exit code (128 + the signal's number) -> what stopped the run."""
 
-    `stop`: 143 (SIGTERM) or 130 (Ctrl-C) once the run should save and end, else 0. `save`: SIGUSR1 asks for a checkpoint and no stop.
-    A second Ctrl-C raises KeyboardInterrupt at once.
+
+def caught_signals() -> list[signal.Signals]:
+    """What a run reacts to, and a launcher passes on: of SIGTERM, SIGINT, SIGHUP and SIGUSR1 those that exist here, without a SIGHUP
+    that is ignored."""
+    found = [number for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if (number := getattr(signal.Signals, name, None)) is not None]
+    return [number for number in found if not (number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN)]
+
+
+class SignalFlags:
+    """Catches SIGTERM, SIGINT, SIGHUP and SIGUSR1 while it is entered; outside the main thread it catches nothing.
+
+    `stop`: the exit code once the run should save and end (`STOPS`), else 0. `save`: SIGUSR1 asks for a checkpoint and no stop.
+    A second Ctrl-C raises KeyboardInterrupt at once. SIGHUP stays ignored where it was, as under nohup.
     """
 
     def __init__(self) -> None:
@@ -27,10 +38,8 @@ class SignalFlags:
 
     def __enter__(self) -> SignalFlags:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-                number = getattr(signal, name, None)  # SIGUSR1 does not exist everywhere
-                if number is not None:
-                    self._previous[number] = signal.signal(number, self._handle)
+            for number in caught_signals():
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -39,14 +48,14 @@ class SignalFlags:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            self.stop = 143
-        elif number == signal.SIGINT:
+        if number == signal.SIGINT:
             now = time.monotonic()
             if self._interrupted_at is not None and now - self._interrupted_at > FORWARDED_WITHIN_S:
                 raise KeyboardInterrupt
             if self._interrupted_at is None:
                 self._interrupted_at = now
             self.stop = self.stop or 130
+        elif 128 + number in STOPS:
+            self.stop = 128 + number
         else:
             self.save = True

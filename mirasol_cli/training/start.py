@@ -6,8 +6,9 @@ Weights, in this order: a checkpoint of the run itself (`--resume`), else `init.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
-from mirasol_cli.files import read_json
+from mirasol_cli.files import finite, read_json
+from mirasol_cli.folder_lock import HeldLock, folder_lock
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.parameter_names import first_names
@@ -23,14 +25,15 @@ from mirasol_cli.recipe import dump_recipe, parse_recipe
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.settings import SettingError
 from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
 from mirasol_cli.training.data import OpenSource, TrainingData, open_sources, training_lines
 from mirasol_cli.training.distributed import World, computes_in_bf16, parallelise, prepare_blocks, whole
-from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors
+from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at
 from mirasol_cli.training.resume import check_resumable
-from mirasol_cli.training.run_log import RunFolder, check_extras
+from mirasol_cli.training.run_log import RunFolder, check_extras, tell
 from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 
-STATE_SCHEMA = 1
+STATE_SCHEMA = 2
 TOKENIZER = "tokenizer.model"
 
 
@@ -52,13 +55,34 @@ class Run:
     bf16: bool
     step: int = 0  # optimizer steps done
     bad_steps: int = 0  # not-finite steps in a row
-    best: float | None = None
+    best: ck.Score | None = None
     clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
+    taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
+    told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
+    lock: HeldLock | None = None  # of the run folder; the first process has it
     notes: list[str] = field(default_factory=list)
 
 
-def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
+@contextmanager
+def started_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_data: bool = False) -> Iterator[Run]:
+    """The run, whose folder no other process writes to meanwhile.
+
+    Raises:
+        UsageError: another process is writing there.
+        MirasolError: as `start_run`.
+    """
+    with ExitStack() as stack:
+        lock = world.on_main(lambda: stack.enter_context(folder_lock(Path(recipe.run_dir), tell)))
+        run = start_run(recipe, stage, world, resume=resume, accept_data=accept_data)
+        run.lock = lock
+        yield run
+
+
+def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_data: bool = False) -> Run:
     """Build the run; nothing is written before recipe, data and weights have been found good.
+
+    Args:
+        accept_data: go on although the shards hold other data than before; run.json says what has changed.
 
     Raises:
         UsageError: the run folder is in use and `resume` is false.
@@ -74,7 +98,9 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     sources = open_sources(recipe)
     vocabulary = _vocabulary(recipe, sources, resumed, world, notes)
     data = TrainingData(recipe, sources, vocabulary)
-    state = _resumed_state(resumed, data)
+    state = _resumed_state(resumed, recipe, notes)
+    accepted = _compare_data(state, data, accept_data, notes) if resumed is not None else []
+    notes += world.on_main(lambda: empty_losses(recipe, sources) + cut_texts(data)) or []
 
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
     model = build_model(recipe, vocabulary.size, world.device)
@@ -98,7 +124,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool) -> Run:
     )  # fmt: skip
     best = ck.best_of(ck.checkpoints_in(folder.checkpoints))
     run.best = ck.score_of(best) if best else None
-    world.on_main(lambda: folder.begin(dump_recipe(recipe), run.step))
+    world.on_main(lambda: folder.begin(dump_recipe(recipe), run.step, accepted))
     return run
 
 
@@ -143,18 +169,33 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
     return folder.checkpoints / ck.step_name(number)
 
 
-def _resumed_state(resumed: Path | None, data: TrainingData) -> dict[str, Any]:
+def _resumed_state(resumed: Path | None, recipe: Recipe, notes: list[str]) -> dict[str, Any]:
     if resumed is None:
         return {"step": 0, "bad_steps": 0}
     state: dict[str, Any] = read_json(resumed / "state.json")
     if state.get("schema") != STATE_SCHEMA:
         raise CheckpointError(f"'{resumed / 'state.json'}' has schema {state.get('schema')!r}", "use a matching mirasol")
-    if state["data"] != data.fingerprint:
-        raise CheckpointError(
-            f"the clips or texts of the shards are not those that '{resumed}' was trained on, so the order of the data would change",
-            "restore the shards, or start another run with init.checkpoint set to this one",
+    before = state["steps"]
+    if recipe.train.steps > before:
+        old, new = (recipe.train.lr * rate_at(state["step"], replace(recipe.train, steps=n)) for n in (before, recipe.train.steps))
+        notes.append(
+            f"train.steps is {recipe.train.steps} now, {before} before: from step {state['step'] + 1} on, the learning rate is that of "
+            f"a run of {recipe.train.steps} steps ({new:.3g} there instead of {old:.3g})"
         )
     return state
+
+
+def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, notes: list[str]) -> list[str]:
+    """What has changed in the data since the checkpoint. Raises CheckpointError if that was not accepted."""
+    changes = changed_data(state["data"], data.fingerprint)
+    if changes and not accept:
+        raise CheckpointError(
+            f"these are not the clips or texts that the run was trained on: {' | '.join(changes)}",
+            "restore the shards; or go on with them by --accept-data, if they were mended or retried on purpose; or start another run "
+            "(run.dir=...) with init.checkpoint set to this one",
+        )
+    notes += [f"going on with other data, as --accept-data allows: {change}" for change in changes]
+    return changes
 
 
 def _load(model: Mirasol, checkpoint: Path) -> None:
@@ -188,7 +229,7 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
     if init.tokenizer is not None:
         path, key = Path(init.tokenizer), "init.tokenizer"
     elif init.checkpoint is not None:
-        path, key = ck.find_checkpoint(Path(init.checkpoint), init.checkpoint) / TOKENIZER, "init.checkpoint"
+        path, key = ck.resolve_checkpoint(init.checkpoint) / TOKENIZER, "init.checkpoint"
     elif init.text_decoder is not None:
         path, key = Path(init.text_decoder) / TOKENIZER, "init.text_decoder"
     else:
@@ -205,16 +246,21 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
     return path
 
 
-def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
-    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
-    init, notes = recipe.init, []
-    if init.video_encoder is not None and init.audio_encoder is not None and model.config.encoder.share:
+def check_init(recipe: Recipe) -> None:
+    """Raises UsageError where two of the recipe's `init` would fill the same part of the model."""
+    if recipe.init.video_encoder is not None and recipe.init.audio_encoder is not None and recipe.model.encoder.share:
         raise UsageError(
             "init.video_encoder and init.audio_encoder would both fill the one encoder that sound and picture share",
             "give each its own with model.encoder.share=false, or name only one of them",
         )
+
+
+def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
+    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
+    check_init(recipe)
+    init, notes = recipe.init, []
     if init.checkpoint is not None:
-        notes.append(load_fitting(model, ck.find_checkpoint(Path(init.checkpoint), init.checkpoint), vocabulary))
+        notes.append(load_fitting(model, ck.resolve_checkpoint(init.checkpoint), vocabulary))
     if init.video_encoder or init.audio_encoder or init.text_decoder:
         from mirasol_cli.model import pretrained
 
@@ -239,7 +285,7 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
     Raises:
         CheckpointError: it is damaged, or nothing of it fits.
     """
-    ck.verify(checkpoint)
+    ck.verify(checkpoint, ("model", "ema"))
     tensors = {**(ck.read_tensors(checkpoint, "model") or {}), **(ck.read_tensors(checkpoint, "ema") or {})}
     own = ck.model_tensors(model)
     theirs = checkpoint / TOKENIZER
@@ -277,23 +323,25 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
 # --------------------------------------------------------------------------------------------------------------- saving
 
 
-def save_run(run: Run, validation: Mapping[str, float] | None = None, score: float | None = None) -> None:
+def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
     """A checkpoint of the step just done, then rotation. All processes call this together."""
     model_state = whole(ck.model_tensors(run.model), run.world)
     optimizer_state = whole(optimizer_tensors(run.optimizer), run.world)
     averages = whole(run.averages.values, run.world) if run.averages is not None else None
 
     def write() -> None:
+        if run.lock is not None:
+            run.lock.check()
         tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
         if averages is not None:
             tensors["ema"] = averages
-        ck.write_checkpoint(run.folder.checkpoints, run.step, ck.Contents(small_files(run, validation, score), tensors))
+        ck.write_checkpoint(run.folder.checkpoints, run.step, ck.Contents(small_files(run, validation), tensors))
         ck.rotate(run.folder.checkpoints, run.recipe.train.keep)
 
     run.world.on_main(write)
 
 
-def small_files(run: Run, validation: Mapping[str, float] | None, score: float | None) -> dict[str, bytes]:
+def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, bytes]:
     """The files beside the tensors; no clock time in them, so that equal runs write equal bytes."""
     config = {
         "schema": ck.SCHEMA,
@@ -304,8 +352,8 @@ def small_files(run: Run, validation: Mapping[str, float] | None, score: float |
         "usual_clip_s": run.data.usual_clip_s,
     }
     state = {
-        "schema": STATE_SCHEMA, "stage": run.stage, "step": run.step, "bad_steps": run.bad_steps, "data": run.data.fingerprint,
-        "score": score, "validation": dict(validation) if validation else None,
+        "schema": STATE_SCHEMA, "stage": run.stage, "step": run.step, "steps": run.recipe.train.steps, "bad_steps": run.bad_steps,
+        "data": run.data.fingerprint, "validation": finite(validation),
     }  # fmt: skip
     return {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),

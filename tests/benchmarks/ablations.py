@@ -65,13 +65,13 @@ class Runner:
 
     def paths(self, job: Job) -> list[str]:
         """Its folder, and what it starts from."""
-        from mirasol_cli.training.checkpoint import find_checkpoint
+        from mirasol_cli.training.checkpoint import resolve_checkpoint
 
         words = [f"run.dir={self.run_dir(job.condition.name, job.seed)}"]
         if job.condition.after:
             before = self.run_dir(job.condition.after, job.seed)
             if job.condition.takes == "tokenizer":
-                words.append(f"init.tokenizer={find_checkpoint(before) / 'tokenizer.model'}")
+                words.append(f"init.tokenizer={resolve_checkpoint(before) / 'tokenizer.model'}")
             else:
                 words.append(f"init.checkpoint={before}")
         return words
@@ -95,18 +95,18 @@ class Runner:
         resumed = (folder / "checkpoints").is_dir()
         words = [*self.settings(job), *self.paths(job)]
         start = time.perf_counter()
-        self.mirasol(job, job.condition.stage, "--resume", words)
+        self.mirasol(job, job.condition.stage, str(ROOT / job.condition.recipe), "--resume", words)
         seconds = None if resumed else round(time.perf_counter() - start, 1)
         row = {"condition": job.condition.name, "seed": job.seed, "recipe": self.fingerprint(job), "seconds": seconds}
         if job.condition.scored:
-            self.mirasol(job, "eval", "--json", words)
+            self.mirasol(job, "eval", str(folder), "--json", [])
         return row | costs(folder) | (scores(folder) if job.condition.scored else {})
 
-    def mirasol(self, job: Job, command: str, option: str, words: list[str]) -> None:
+    def mirasol(self, job: Job, command: str, subject: str, option: str, words: list[str]) -> None:
         """One command on one thread; what it says goes to DIR/logs."""
         log = self.out / "logs" / f"{job.condition.name}-seed-{job.seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        line = [sys.executable, "-m", "mirasol_cli", command, str(ROOT / job.condition.recipe), option, "--threads", "1", "--device", "cpu"]
+        line = [sys.executable, "-m", "mirasol_cli", command, subject, option, "--threads", "1", "--device", "cpu"]
         with open(log, "a") as file:
             if self.stopping:
                 raise RunFailed("stopped")
@@ -172,11 +172,11 @@ def costs(run: Path) -> dict[str, Any]:
     from mirasol_cli.model.flops import model_table
     from mirasol_cli.model.losses import with_heads
     from mirasol_cli.recipe import load_recipe
-    from mirasol_cli.training.checkpoint import find_checkpoint
+    from mirasol_cli.training.checkpoint import resolve_checkpoint
     from mirasol_cli.training.dry_run import TARGET_TOKENS, TEXT_TOKENS
     from mirasol_cli.training.start import loss_weights
 
-    checkpoint = find_checkpoint(run)
+    checkpoint = resolve_checkpoint(run)
     recipe, vocabulary = load_recipe(str(checkpoint / "recipe.yaml")), read_json(checkpoint / "config.json")["vocab_size"]
     parts = model_table(
         with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, vocabulary, questions=recipe.data.questions_per_clip,

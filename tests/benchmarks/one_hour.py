@@ -181,10 +181,10 @@ def problem_of(checkpoint: Path) -> str | None:
     """One sentence on why a run or checkpoint folder cannot be measured here, or None."""
     from mirasol_cli.errors import MirasolError
     from mirasol_cli.files import read_json
-    from mirasol_cli.training.checkpoint import find_checkpoint
+    from mirasol_cli.training.checkpoint import resolve_checkpoint
 
     try:
-        kind = read_json(find_checkpoint(Path("."), str(checkpoint)) / "config.json")["model"]["combiner"]["kind"]
+        kind = read_json(resolve_checkpoint(checkpoint) / "config.json")["model"]["combiner"]["kind"]
     except MirasolError as error:
         return f"--checkpoint: {error.message}"
     except (KeyError, TypeError):

@@ -30,8 +30,8 @@ except decord.DECORDError:
 def checkpoint_and_clip(folder: Path) -> tuple[list[str], Path, int]:
     """Words of `ask` that choose the checkpoint, the clip, and how many frames of it are looked at."""
     from mirasol_cli.ask_clip import SAMPLE_CLIP
-    from mirasol_cli.evaluation.evaluate import DEMO_CHECKPOINT
     from mirasol_cli.recipe import load_recipe
+    from mirasol_cli.training.checkpoint import DEMO_CHECKPOINT
 
     recipe = load_recipe("demo")
     clip = SAMPLE_CLIP

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from mirasol_cli.batches import media_batch
 from mirasol_cli.console import metrics_table
 from mirasol_cli.errors import CheckpointError, DataError, ShardError, UsageError
 from mirasol_cli.evaluation import generate
@@ -22,6 +24,8 @@ from mirasol_cli.evaluation.results import follows_media
 from mirasol_cli.evaluation.setting import Options
 from mirasol_cli.evaluation.subsets import SUBSETS, Subset, choose
 from mirasol_cli.files import read_jsonl, write_jsonl
+from mirasol_cli.folder_lock import folder_lock
+from mirasol_cli.prompts import encode_prompt
 from mirasol_cli.recipe import dump_recipe
 from mirasol_cli.shards.reader import ShardFolder
 from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_texts_split, write_tiny_checkpoint
@@ -82,6 +86,14 @@ def test_gold_answers_that_the_model_gives_are_counted_as_right(world, tmp_path)
     assert figures["exact_match_present"] == pytest.approx(answered / 25)
 
 
+def as_if_killed(path, content):
+    """The predictions file and its origin as a process leaves them that is killed on the way."""
+    path.write_bytes(content)
+    origin = path.with_name("predictions.origin.json")
+    unfinished = {key: value for key, value in json.loads(origin.read_text()).items() if key != "sha256"}
+    origin.write_text(json.dumps(unfinished))
+
+
 def test_two_evaluations_and_an_interrupted_one_make_the_same_bytes(world, tmp_path):
     evaluate(world, Options(report=False))
     path = run_folder(world) / "predictions.jsonl"
@@ -91,7 +103,7 @@ def test_two_evaluations_and_an_interrupted_one_make_the_same_bytes(world, tmp_p
     assert path.read_bytes() == whole
 
     for kept in (0, 100, len(whole) // 2, len(whole) - 3, len(whole)):  # killed anywhere, also in the middle of a line
-        path.write_bytes(whole[:kept])
+        as_if_killed(path, whole[:kept])
         evaluate(world, Options(report=False))
         assert path.read_bytes() == whole
 
@@ -100,7 +112,7 @@ def test_an_interrupted_evaluation_does_not_answer_again_what_it_has(world, monk
     evaluate(world, Options(report=False))
     path = run_folder(world) / "predictions.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:-1]))
+    as_if_killed(path, b"".join(lines[:-1]))
     done = []
     original = generate._predict_batch
 
@@ -113,31 +125,25 @@ def test_an_interrupted_evaluation_does_not_answer_again_what_it_has(world, monk
     assert done == [2]  # the last of four batches: clips 9 and 10
 
 
-def test_other_settings_replace_the_predictions(world):
-    evaluate(world, Options(report=False))
-    before = (run_folder(world) / "predictions.jsonl").read_bytes()
-    short = replace(world, eval=replace(world.eval, max_tokens=1))
-    evaluate(short, Options(report=False))
-    assert (run_folder(world) / "predictions.jsonl").read_bytes() != before
-
-
 @pytest.mark.parametrize("decode", ["sample", "beam"])
 def test_sampling_and_beam_search_repeat_exactly(world, decode):
     recipe = replace(world, eval=replace(world.eval, decode=decode, beams=2))
     evaluate(recipe, Options(report=False))
-    first = (run_folder(world) / "predictions.jsonl").read_bytes()
-    (run_folder(world) / "predictions.jsonl").unlink()
+    path = run_folder(world).with_name(f"test-{decode}" + "-beams-2" * (decode == "beam")) / "predictions.jsonl"
+    first = path.read_bytes()
+    path.unlink()
     evaluate(recipe, Options(report=False))
-    assert (run_folder(world) / "predictions.jsonl").read_bytes() == first
+    assert path.read_bytes() == first
 
 
 @pytest.mark.parametrize("decode", ["greedy", "sample"])
 def test_the_batch_size_changes_no_answer(world, decode):
+    folder = run_folder(world).with_name("test" if decode == "greedy" else "test-sample")
     world = replace(world, eval=replace(world.eval, decode=decode))
     evaluate(world, Options(report=False))
-    rows = read_jsonl(run_folder(world) / "predictions.jsonl")
+    rows = read_jsonl(folder / "predictions.jsonl")
     evaluate(replace(world, eval=replace(world.eval, batch_clips=1)), Options(report=False))
-    alone = read_jsonl(run_folder(world) / "predictions.jsonl")
+    alone = read_jsonl(folder / "predictions.jsonl")
     assert [r["prediction"] for r in rows] == [r["prediction"] for r in alone]
     logprobs, logprobs_alone = ([row["logprob"] for row in some if not row.get("missing")] for some in (rows, alone))
     assert logprobs == pytest.approx(logprobs_alone, abs=1e-3)
@@ -155,7 +161,7 @@ def test_several_processes_make_the_file_of_one(world, tmp_path):
     folder.mkdir()
     for rank in range(3):
         write_predictions(folder, plan, answerer, {}, rank=rank, size=3)
-    generate.merge_parts(folder, plan, world.eval.batch_clips, 3, {})
+    generate.finish_predictions(folder, plan, world.eval.batch_clips, 3, {})
     assert (folder / "predictions.jsonl").read_bytes() == whole
     assert sorted(entry.name for entry in folder.iterdir()) == ["predictions.jsonl", "predictions.origin.json"]
 
@@ -177,11 +183,180 @@ def test_two_real_processes_give_the_figures_of_one(world, tmp_path):
     assert (run_folder(world) / "no-sound" / "results.json").is_file()
 
 
+def test_only_the_rows_of_the_plan_are_scored(world):
+    evaluate(world, Options(report=False))
+    path = run_folder(world) / "predictions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    plan = Plan.of(ShardFolder(Path(world.data.shards)).split("test"), "qa", protocol_of("manifest", "qa"))
+    assert len(generate.read_finished(path.parent, plan)) == 27
+    for wrong in (lines[:-1], [*lines, lines[0]], [lines[1], *lines[1:]], [lines[1], lines[0], *lines[2:]]):
+        path.write_bytes(b"".join(wrong))
+        with pytest.raises(DataError, match="does not answer exactly the 27 questions"):
+            generate.read_finished(path.parent, plan)
+
+
+def test_rows_that_another_process_wrote_in_between_are_never_scored(world, monkeypatch):
+    path = run_folder(world) / "predictions.jsonl"
+    original = generate._predict_batch
+
+    def disturbed(plan, answerer, clips, shown):
+        with open(path, "ab") as file:
+            file.write(b'{"id": "0-0", "prediction": "of another checkpoint"}\n')
+        return original(plan, answerer, clips, shown)
+
+    monkeypatch.setattr(generate, "_predict_batch", disturbed)
+    with pytest.raises(DataError, match="does not answer exactly"):
+        evaluate(world, Options(report=False))
+    assert not (run_folder(world) / "results.json").exists()
+    monkeypatch.undo()
+    assert evaluate(world, Options(report=False))["n"] == 27  # what is right of the file is kept, the rest is made anew
+
+
+def test_a_finished_file_that_was_edited_is_not_taken_for_the_models_own(world):
+    evaluate(world, Options(report=False))
+    path = run_folder(world) / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"prediction": "', '"prediction": "HACK ', 1))
+    with pytest.raises(DataError, match="is not as it was written"):
+        evaluate(world, Options(report=False))
+    assert "HACK" in path.read_text()  # nothing is lost
+    assert evaluate(world, Options(predictions=path, report=False))["n"] == 27
+
+
+def test_a_second_evaluation_of_the_same_folder_is_refused_before_it_touches_anything(world):
+    evaluate(world, Options(report=False))
+    before = {path.name: path.read_bytes() for path in run_folder(world).iterdir()}
+    given = run_folder(world) / "predictions.jsonl"
+    with folder_lock(run_folder(world)):
+        child = "import sys; from mirasol_cli.cli import main; main()"
+        command = [sys.executable, "-c", child, "eval", str(Path(world.run.dir) / "recipe.yaml"), "--json"]
+        (Path(world.run.dir) / "recipe.yaml").write_text(dump_recipe(world))
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"is being written by process {os.getpid()} on" in json.loads(done.stdout)["error"]["message"]
+    assert {path.name: path.read_bytes() for path in run_folder(world).iterdir()} == before
+    with folder_lock(run_folder(world).with_name("test-predictions")), pytest.raises(UsageError, match="is being written by process"):
+        evaluate(world, Options(predictions=given, report=False))
+
+
+def written(world):
+    return {path.parent.name for path in (Path(world.run.dir) / "eval").glob("*/results.json")}
+
+
+def test_what_differs_from_the_runs_own_evaluation_goes_to_a_folder_of_its_own(world, tmp_path):
+    evaluate(world, Options(report=False))
+    whole = (run_folder(world) / "results.json").read_bytes()
+    other = write_tiny_checkpoint(tmp_path / "other" / "checkpoints", world, seed=1)
+    texts_as_captions = [{**text, "id": f"c{text['id']}"} for text in texts()]
+    write_texts_split(tmp_path / "captions" / "test", texts_as_captions, VIDEOS, task="caption")
+    beams = replace(world.eval, decode="beam", beams=3)
+    for recipe, options, folder in (
+        (world, Options(limit=2, report=False), "test-limit-2"),
+        (world, Options(checkpoint=str(tmp_path / "other"), report=False), f"test-other-{other.name}"),
+        (replace(world, eval=beams), Options(report=False), "test-beam-beams-3"),
+        (replace(world, eval=replace(world.eval, max_tokens=2)), Options(limit=1, report=False), "test-max-tokens-2-limit-1"),
+        (replace(world, data=replace(world.data, sound=False)), Options(limit=1, report=False), "test-without-sound-limit-1"),
+        (
+            replace(world, data=replace(world.data, task="caption", shards=str(tmp_path / "captions"))), Options(report=False),
+            f"test-caption-{tmp_path.name}-captions",
+        ),
+    ):  # fmt: skip
+        before = written(world)
+        evaluate(recipe, options)
+        assert written(world) - before == {folder}
+    assert (run_folder(world) / "results.json").read_bytes() == whole
+    evaluate(world, Options(checkpoint="latest", report=False))  # which is the best one, too
+    evaluate(world, Options(checkpoint=str(tmp_path / "run"), report=False))
+    assert len(written(world)) == 7
+
+
+def test_results_of_another_checkpoint_are_replaced_with_their_controls_and_that_is_said(world, tmp_path):
+    evaluate(world, Options(controls=("no-sound",)))
+    assert (run_folder(world) / "no-sound" / "results.json").is_file()
+    said = []
+    evaluate(world, Options(report=False), say=said.append)  # the same again: what is finished stays
+    assert (run_folder(world) / "no-sound" / "results.json").is_file()
+    assert not [line for line in said if "replaced" in line]
+
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", world, seed=3)  # training went on
+    evaluate(world, Options(report=False), say=said.append)
+    assert [line for line in said if "are replaced: they are of another checkpoint" in line]
+    assert not (run_folder(world) / "no-sound").exists()
+    assert not (run_folder(world) / "report.html").exists()
+
+
+def test_two_files_of_predictions_have_folders_of_their_own(world, tmp_path):
+    evaluate(world, Options(report=False))
+    rows = read_jsonl(run_folder(world) / "predictions.jsonl")
+    for name in ("ours", "theirs"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        evaluate(world, Options(predictions=tmp_path / f"{name}.jsonl", report=False))
+    assert written(world) == {"test", "test-ours", "test-theirs"}
+    (tmp_path / "new").mkdir()
+    write_jsonl(tmp_path / "new" / "ours.jsonl", rows)
+    said = []
+    evaluate(world, Options(predictions=tmp_path / "new" / "ours.jsonl", report=False), say=said.append)
+    assert any(f"are replaced: they are of '{tmp_path / 'ours.jsonl'}'" in line for line in said)
+
+
+def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    long = " ".join(["drum"] * 200)
+    rows = [{"id": f"{c}", "clip": c, "question": "what is it", "answer": "yes"} for c in range(8)]
+    rows[0] |= {"question": long}
+    rows[1] |= {"context": long}
+    rows[2] |= {"answer": "a red drum a blue bell"}
+    rows[3] |= {"answer": long, "references": ["no"]}
+    rows[4] |= {"answer": long}
+    write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS[:8])
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    said = []
+    notes = evaluate(recipe, Options(report=False), say=said.append)["notes"]
+    assert "1 of 8 questions are cut: they are longer than the model reads (model.text.max_question=128)" in notes
+    assert "1 of 8 contexts are cut: they are longer than the model reads (model.text.max_context=24)" in notes
+    (never,) = [note for note in notes if "can never be given" in note]
+    assert never.startswith("2 of 8 answers can never be given: they are longer than eval.max_tokens=6 (the first is that to '2')")
+    assert [said.count(note) for note in notes] == [1] * len(notes)
+
+
+def test_a_choice_is_scored_by_its_likelihood_per_token(tmp_path):
+    """Summed likelihoods prefer short choices: the published multiple-choice figures divide by the tokens."""
+    recipe = tiny_recipe(tmp_path, dataset="nextqa", task="mc")
+    choices = ["no", "a red drum", "who plays a blue bell", "yes yes yes yes yes yes", "describe the clip"]
+    rows = [{"id": f"{c}_1", "clip": c, "question": q, "answer": "no", "choices": choices} for c, q in enumerate(["what is it"] * 8)]
+    write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS[:8], task="mc")
+    write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
+    evaluate(recipe, Options(report=False))
+    answers = read_jsonl(run_folder(recipe) / "predictions.jsonl")
+    vocabulary, summed_would_differ = tiny_vocabulary(), 0
+    model, split = tiny_model(), ShardFolder(tmp_path / "shards").split("test")
+    for row in answers:
+        expected, summed = [], []
+        for choice in choices:
+            log_likelihood, tokens = teacher_forced(model, vocabulary, split.media(row["clip"]), row["question"], choice)
+            expected.append(log_likelihood / tokens)
+            summed.append(log_likelihood)
+        assert row["scores"] == pytest.approx(expected, abs=2e-3)
+        assert row["prediction"] == choices[expected.index(max(expected))]
+        summed_would_differ += summed.index(max(summed)) != expected.index(max(expected))
+    assert summed_would_differ
+
+
+def teacher_forced(model, vocabulary, sample, question, answer):
+    """Log-likelihood of the answer with its end, straight from the logits, and how many tokens that is."""
+    target = [*vocabulary.encode(answer), vocabulary.eos]
+    prompt = encode_prompt(vocabulary, question, "", model.config.text).ids
+    with torch.inference_mode():
+        memory = model.answer_memory(model.encode(media_batch([sample], model.geometry)))
+        logits = model.text(torch.tensor([[[*prompt, *target[:-1]]]]), None, memory)
+    logprob = logits[0, 0, -len(target) :].log_softmax(dim=-1)
+    return sum(float(logprob[position, token]) for position, token in enumerate(target)), len(target)
+
+
 def test_limit_takes_the_first_clips_and_is_marked(world):
     results = evaluate(world, Options(limit=3, report=False))
     assert results["limited"] is True
     assert results["n"] == 7
-    assert {row["clip"] for row in read_jsonl(run_folder(world) / "predictions.jsonl")} == {0, 1, 2}
+    assert {row["clip"] for row in read_jsonl(run_folder(world).with_name("test-limit-3") / "predictions.jsonl")} == {0, 1, 2}
 
 
 def test_minitrain_is_always_the_same_part_of_train_and_says_so(tmp_path, monkeypatch):
@@ -241,9 +416,12 @@ def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     types = {name: part["exact_match"] for name, part in results["by_type"].items()}
     assert len(types) > 1
     assert results["controls"]["none"]["by_type"] == pytest.approx(types)
-    table = metrics_table(results).splitlines()[-len(types) - 1 :]
-    assert table[0].split()[2:] == ["everything", *list(results["controls"])[1:]]
-    assert {line.split()[0]: float(line.split()[1]) for line in table[1:]} == pytest.approx(types, abs=1e-4)
+    table = metrics_table(results).splitlines()
+    assert max(map(len, table)) <= 80
+    head, figures = table[-len(types) - 2 : -len(types)], table[-len(types) :]
+    assert head[0].split()[2:] == ["no-", "no-", "text-", "shuffle-", "swap-"]
+    assert head[1].split() == ["all", "sound", "picture", "only", "chunks", "media"]
+    assert {line.split()[0]: float(line.split()[1]) for line in figures} == pytest.approx(types, abs=1e-4)
     # with neither sound nor picture, all clips look alike: the same question gets the same answer
     blind = [row for row in read_jsonl(run_folder(world) / "text-only" / "predictions.jsonl") if not row.get("missing")]
     assert len({row["prediction"] for row in blind if row["question"] == "what is it"}) == 1
@@ -341,7 +519,10 @@ def test_a_file_that_leaves_questions_out_or_invents_them(world, tmp_path):
     write_jsonl(tmp_path / "part.jsonl", rows[:10])
     results = evaluate(world, Options(predictions=tmp_path / "part.jsonl", report=False))
     assert results["n"] == 27
-    assert results["missing"] == 17
+    assert (results["missing"], results["unanswered"]) == (2, 15)  # the missing clip is not among the first ten rows
+    table = metrics_table(results)
+    assert "27 questions, 2 about missing clips, 15 not answered" in table
+    assert results["counts"]["exact_match_answered"] == 10
     write_jsonl(tmp_path / "alien.jsonl", [{**rows[0], "id": "alien"}])
     with pytest.raises(DataError, match="'alien'"):
         evaluate(world, Options(predictions=tmp_path / "alien.jsonl", report=False))

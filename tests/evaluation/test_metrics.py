@@ -57,6 +57,29 @@ def test_mean_per_class_is_balanced_accuracy():
         ("", "the", False, False),
         ("a", "the", False, False),
         ("“yes”", "yes", False, True),
+        ("the ?", "the", False, True),
+        ("don’t", "don't", False, True),
+        ("(siren)", "siren", False, True),
+        ("5.", "5", False, True),
+        ("(-5)", "-5", False, True),
+        ("−5", "-5", False, True),
+        # signs, points and symbols mean something
+        ("-5", "5", False, False),
+        ("3.5", "35", False, False),
+        (".5", "5", False, False),
+        ("c", "c++", False, False),
+        ("c", "c#", False, False),
+        ("50%", "50", False, False),
+        ("hip-hop", "hip hop", False, False),
+        # nothing but signs
+        ("+", "-", False, False),
+        ("?", "!", False, False),
+        ("...", "-", False, False),
+        ("🔥", "🌹", False, False),
+        ("?", " ? ", True, True),
+        # Unicode has two forms of many letters
+        ("cafe\u0301", "caf\u00e9", True, True),
+        ("Cafe\u0301", "caf\u00e9", False, True),
     ],
 )
 def test_exact_match(prediction, answer, strict, loose):

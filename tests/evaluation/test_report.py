@@ -191,7 +191,8 @@ def test_it_fits_a_desktop_and_a_phone_and_runs_no_text_of_others(tmp_path):
     measured = path.with_name("measured.html")  # the same page, with a script that writes down how wide it became
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', content).group(0)
     probe = """<script>
-        const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+        const boxes = [document.documentElement, ...document.querySelectorAll(".wide")];
+        const wide = Math.max(...boxes.map(box => box.scrollWidth - box.clientWidth));
         document.body.dataset.wide = wide;
         parent.postMessage(wide, "*");
     </script>"""

@@ -30,20 +30,18 @@ def test_the_forms_are_those_of_the_official_scripts():
 def test_what_is_written_reads_back(tmp_path, key):
     rows = [{**row, "prediction": row["answer"]} for row in QUESTIONS[key]]
     path = write_submission(tmp_path, *key, rows)
-    assert [row["prediction"] for row in read_predictions(path, QUESTIONS[key])] == [row["answer"] for row in rows]
+    read = read_predictions(path, QUESTIONS[key])
+    assert {name: row["prediction"] for name, row in read.items()} == {row["id"]: row["answer"] for row in rows}
 
 
-def test_a_question_left_out_is_missing_and_an_unknown_one_is_refused(tmp_path):
+def test_a_question_left_out_is_not_there_and_an_unknown_one_is_refused(tmp_path):
     path = tmp_path / "answers.json"
     path.write_text(json.dumps([{"question_id": "v_-abc_1", "answer": "yes"}]))
-    first, second = read_predictions(path, QUESTIONS["activitynet", "qa"])
-    assert first["missing"] is True
-    assert first["prediction"] == ""
-    assert second["missing"] is False
+    assert list(read_predictions(path, QUESTIONS["activitynet", "qa"])) == ["v_-abc_1"]
     path.write_text(json.dumps([{"question_id": "v_other_1", "answer": "yes"}]))
     with pytest.raises(DataError, match="'v_other_1'"):
         read_predictions(path, QUESTIONS["activitynet", "qa"])
-    with pytest.raises(UsageError, match="official format"):
+    with pytest.raises(UsageError, match="does not say what was asked"):
         read_predictions(path)
 
 
@@ -60,3 +58,44 @@ def test_a_predictions_file_lacking_its_fields_is_named(tmp_path):
     path.write_text('{"id": "1", "video": "v", "question": "q", "prediction": "a"}\n{"id": "2"}\n')
     with pytest.raises(DataError, match="line 2"):
         read_predictions(path)
+
+
+def jsonl(tmp_path, *rows):
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_id_and_a_prediction_are_enough_where_the_questions_are_known(tmp_path):
+    path = jsonl(tmp_path, {"id": 7, "prediction": 3}, {"id": "8", "prediction": 2.5}, {"id": "9", "prediction": None})
+    questions = [{"id": name, "question": "q", "video": "v"} for name in ("7", "8", "9")]
+    assert {name: row["prediction"] for name, row in read_predictions(path, questions).items()} == {"7": "3", "8": "2.5", "9": ""}
+    with pytest.raises(UsageError, match="does not say what was asked: '7'"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("value", [True, ["a"], {"a": 1}])
+def test_a_prediction_that_is_neither_text_nor_number_is_named_with_its_line(tmp_path, value):
+    path = jsonl(tmp_path, {"id": "1", "prediction": "a"}, {"id": "2", "prediction": value})
+    with pytest.raises(DataError, match="line 2: prediction is"):
+        read_predictions(path, [{"id": "1"}, {"id": "2"}])
+
+
+def test_doubles_that_agree_count_once_and_those_that_do_not_are_refused_with_both_lines(tmp_path):
+    known = [{"id": "1"}, {"id": "2"}]
+    same = jsonl(tmp_path, {"id": "1", "prediction": "a"}, {"id": "2", "prediction": "b"}, {"id": "1", "prediction": "a"})
+    assert len(read_predictions(same, known)) == 2
+    other = jsonl(tmp_path, {"id": "1", "prediction": "a"}, {"id": "2", "prediction": "b"}, {"id": "1", "prediction": "c"})
+    with pytest.raises(DataError, match=r"answers '1' twice, with 'a' and with 'c' \(lines 1 and 3\)"):
+        read_predictions(other, known)
+    official = tmp_path / "official.json"
+    official.write_text(json.dumps([{"question_id": "1", "answer": "a"}, {"question_id": "1", "answer": "c"}]))
+    with pytest.raises(DataError, match="entries 1 and 2"):
+        read_predictions(official, known)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
+def test_an_empty_file_is_said(tmp_path, name):
+    (tmp_path / name).write_text("" if name == "p.jsonl" else "[]")
+    with pytest.raises(DataError, match="holds no prediction"):
+        read_predictions(tmp_path / name, [{"id": "1"}])

@@ -12,7 +12,7 @@ from mirasol_cli.training import checkpoint as ck
 
 
 def contents(value: float = 0.0, score: float | None = None) -> ck.Contents:
-    state = {"step": 1, "score": score}
+    state = {"step": 1, "validation": None if score is None else {"exact_match": score}}
     return ck.Contents(
         files={"state.json": json.dumps(state).encode(), "config.json": b"{}"},
         tensors={"model": {"a": torch.full((3, 2), value), "b": torch.arange(4)}, "optimizer": {"exp_avg/a": torch.ones(3, 2)}},
@@ -62,26 +62,87 @@ def test_rotation_keeps_newest_and_best_and_ignores_incomplete(tmp_path: Path) -
     ck.rotate(tmp_path, keep=2)
     left = [p.name for p in ck.checkpoints_in(tmp_path)]
     assert left == [ck.step_name(s) for s in (2, 4, 5, 6, 7, 8)]
-    assert ck.find_checkpoint(tmp_path.parent / tmp_path.name, str(tmp_path / ck.step_name(5))).name == ck.step_name(5)
+    assert ck.resolve_checkpoint(tmp_path / ck.step_name(5)).name == ck.step_name(5)
 
 
 def test_find_best_latest_and_named(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
-        ck.find_checkpoint(tmp_path, "latest")
+        ck.resolve_checkpoint("latest", tmp_path)
     ck.write_checkpoint(folder, 1, contents(0, 0.8))
     ck.write_checkpoint(folder, 2, contents(0, 0.5))
-    assert ck.find_checkpoint(tmp_path, "best").name == ck.step_name(1)
-    assert ck.find_checkpoint(tmp_path, "latest").name == ck.step_name(2)
-    assert ck.find_checkpoint(tmp_path / "elsewhere", str(tmp_path)).name == ck.step_name(1)
-    with pytest.raises(CheckpointError, match="no checkpoint folder"):
-        ck.find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
+    assert ck.resolve_checkpoint("best", tmp_path).name == ck.step_name(1)
+    assert ck.resolve_checkpoint("latest", tmp_path).name == ck.step_name(2)
+    assert ck.resolve_checkpoint(tmp_path, tmp_path / "elsewhere").name == ck.step_name(1)
+    with pytest.raises(CheckpointError, match="no run or checkpoint folder"):
+        ck.resolve_checkpoint(tmp_path / "nowhere")
+
+
+def test_what_a_checkpoint_may_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ck.resolve_checkpoint("demo") == ck.DEMO_CHECKPOINT
+    path = ck.write_checkpoint(tmp_path / "demo" / "checkpoints", 1, contents())
+    assert ck.resolve_checkpoint("demo").resolve() == path  # a folder of that name comes first
+    assert ck.resolve_checkpoint(str(path)) == path
+    for word in ("best", "latest"):
+        assert ck.resolve_checkpoint(word, tmp_path / "demo") == path
+        with pytest.raises(CheckpointError, match="no run is at hand"):
+            ck.resolve_checkpoint(word)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="'new' has no complete checkpoint yet"):
+        ck.resolve_checkpoint("new")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CheckpointError, match="'other' is neither a run folder nor"):
+        ck.resolve_checkpoint("other")
+    with pytest.raises(CheckpointError, match="there is no run 'absent'"):
+        ck.resolve_checkpoint("latest", Path("absent"))
+
+
+def test_of_equals_the_latest_is_best_and_the_loss_decides_where_exact_match_stands_still(tmp_path: Path) -> None:
+    def validated(step: int, **figures: float) -> None:
+        state = json.dumps({"validation": figures}).encode()
+        ck.write_checkpoint(tmp_path / "checkpoints", step, ck.Contents({"state.json": state}, {"model": {"a": torch.ones(1)}}))
+
+    def best() -> str:
+        return ck.resolve_checkpoint("best", tmp_path).name
+
+    validated(1, exact_match=0.0, loss=3.0)
+    validated(2, exact_match=0.0, loss=2.0)
+    validated(3, exact_match=0.0, loss=2.5)
+    assert best() == ck.step_name(2)
+    validated(4, exact_match=0.0, loss=2.0)
+    assert best() == ck.step_name(4)
+    validated(5, exact_match=0.1, loss=9.0)
+    assert best() == ck.step_name(5)
+    validated(6, exact_match=0.1, loss=float("nan"))
+    assert best() == ck.step_name(5)
+
+
+def test_only_what_is_read_is_verified(tmp_path: Path) -> None:
+    tensors = {stem: {"a": torch.ones(3)} for stem in ("model", "ema", "optimizer")}
+    path = ck.write_checkpoint(tmp_path, 1, ck.Contents({"state.json": b"{}"}, tensors))
+    for stem, needed in (("optimizer", False), ("ema", True), ("model", True)):
+        file = path / f"{stem}.safetensors"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=stem):
+            ck.verify(path)
+        if needed:
+            with pytest.raises(CheckpointError, match=stem):
+                ck.verify(path, ("model", "ema"))
+        else:
+            ck.verify(path, ("model", "ema"))
+        file.write_bytes(whole)
+    (path / "optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="optimizer"):  # sizes are compared of all
+        ck.verify(path, ("model",))
 
 
 def test_best_without_validation_is_the_newest(tmp_path: Path) -> None:
     ck.write_checkpoint(tmp_path / "checkpoints", 1, contents())
     ck.write_checkpoint(tmp_path / "checkpoints", 2, contents())
-    assert ck.find_checkpoint(tmp_path, "best").name == ck.step_name(2)
+    assert ck.resolve_checkpoint("best", tmp_path).name == ck.step_name(2)
 
 
 def test_a_step_written_again_replaces_the_old_one(tmp_path: Path) -> None:

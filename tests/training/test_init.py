@@ -112,7 +112,7 @@ def finetuned(tmp_path: Path, sources: dict[str, Path], *words: str) -> dict[str
     """The weights after two steps at a rate that moves nothing, unless `words` say otherwise: those that the run began with."""
     still = ("train.steps=2", "train.lr=1e-12", "train.weight_decay=0")
     train(recipe(tmp_path, sources, *still, *words), stage="finetune", device="cpu")
-    tensors = ck.read_tensors(ck.find_checkpoint(tmp_path / "run", "latest"), "model")
+    tensors = ck.read_tensors(ck.resolve_checkpoint("latest", tmp_path / "run"), "model")
     assert tensors is not None
     return tensors
 
@@ -144,7 +144,7 @@ def test_a_finetune_starts_from_all_four(tmp_path: Path, sources: dict[str, Path
     same(weights["text.embed_tokens.weight"], text["model.embed_tokens.weight"][:pieces])
     same(weights["text.lm_head.weight"], text["lm_head.weight"][:pieces])
     assert not weights["text.cross_layers.0.gate"].abs().max() > 1e-9  # closed: the language model's own answers at the start
-    latest = ck.find_checkpoint(tmp_path / "run", "latest")
+    latest = ck.resolve_checkpoint("latest", tmp_path / "run")
     assert (latest / "tokenizer.model").read_bytes() == sources["tokenizer"].read_bytes()
 
     said = capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path
     for path in sources.values():
         path.rename(path.with_name(f"{path.name}-gone"))
     train(recipe(tmp_path, sources, *words, "train.weight_decay=0"), stage="finetune", device="cpu", resume=True)
-    resumed = ck.read_tensors(ck.find_checkpoint(tmp_path / "run", "latest"), "model")
+    resumed = ck.read_tensors(ck.resolve_checkpoint("latest", tmp_path / "run"), "model")
     assert resumed is not None
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

@@ -64,7 +64,7 @@ def test_run_json_says_what_ran(tmp_path: Path, shards: Path) -> None:
 def test_a_checkpoint_loads_as_a_model(tmp_path: Path, shards: Path) -> None:
     recipe = synthetic.recipe(tmp_path / "run", shards, "train.ema=0.5")
     train(recipe, stage="finetune", device="cpu")
-    path = ck.find_checkpoint(tmp_path / "run", "latest")
+    path = ck.resolve_checkpoint("latest", tmp_path / "run")
     loaded = ck.load_model(path)
     assert (loaded.step, loaded.averaged, loaded.recipe, loaded.geometry) == (6, True, recipe, synthetic.GEOMETRY)
     assert not loaded.model.training
@@ -80,7 +80,7 @@ def test_a_checkpoint_loads_as_a_model(tmp_path: Path, shards: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "recipe.yaml", "tokenizer.model", "model.safetensors"])
 def test_a_damaged_checkpoint_does_not_load(tmp_path: Path, shards: Path, name: str) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "train.steps=1"), stage="finetune", device="cpu")
-    path = ck.find_checkpoint(tmp_path / "run", "latest") / name
+    path = ck.resolve_checkpoint("latest", tmp_path / "run") / name
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
@@ -104,7 +104,7 @@ def test_the_best_by_exact_match_is_kept_through_rotation(tmp_path: Path, shards
     result = train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=validate)
     left = [path.name for path in ck.checkpoints_in(tmp_path / "run" / "checkpoints")]
     assert left == [ck.step_name(step) for step in (2, 4, 5)]
-    assert ck.find_checkpoint(tmp_path / "run", "best").name == ck.step_name(2)
+    assert ck.resolve_checkpoint("best", tmp_path / "run").name == ck.step_name(2)
     assert seen == [(False, False)] * 5
     assert [row["exact_match"] for row in lines(tmp_path / "run", "validation")] == [0.2, 0.9, 0.4, 0.3, 0.1]
     assert result["metrics"]["validation"]["exact_match"] == 0.1
@@ -114,7 +114,7 @@ def test_without_exact_match_the_least_loss_is_best(tmp_path: Path, shards: Path
     values = iter([3.0, 1.0, 2.0])
     words = ["train.steps=3", "train.evaluate_every=1"]
     train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=lambda m, v: {"loss": next(values)})
-    assert ck.find_checkpoint(tmp_path / "run", "best").name == ck.step_name(2)
+    assert ck.resolve_checkpoint("best", tmp_path / "run").name == ck.step_name(2)
 
 
 def test_validation_sees_averaged_weights_and_leaves_training_alone(tmp_path: Path, shards: Path) -> None:
@@ -157,7 +157,7 @@ def test_init_checkpoint_takes_over_what_fits_and_its_vocabulary(tmp_path: Path,
     train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=2", "loss.audio=1"), stage="pretrain", device="cpu")
     words = [f"init.checkpoint={tmp_path}/pre", "train.steps=1", "train.lr=1e-12", "loss.contrastive=1", "train.weight_decay=0"]
     train(synthetic.recipe(tmp_path / "fine", shards, *words), stage="finetune", device="cpu")
-    paths = [ck.find_checkpoint(tmp_path / name, "latest") for name in ("pre", "fine")]
+    paths = [ck.resolve_checkpoint("latest", tmp_path / name) for name in ("pre", "fine")]
     before, after = (ck.read_tensors(path, "model") for path in paths)
     assert before is not None
     assert after is not None
@@ -174,7 +174,7 @@ def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
 ) -> None:
     """Of equal size, so that the shapes agree: every row would belong to another piece."""
     train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=1"), stage="pretrain", device="cpu")
-    before = ck.find_checkpoint(tmp_path / "pre", "latest")
+    before = ck.resolve_checkpoint("latest", tmp_path / "pre")
     own = Vocabulary.from_file(before / "tokenizer.model")
     words = ["aardvark", "quux", "zyzzyva", "what do they say?", "jumble of the box", "vexing lynx", "dwarf"]
     other = Vocabulary(train_vocabulary(words * 3, own.size))
@@ -184,7 +184,7 @@ def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
     for name, said_so in (("same", False), ("other", True)):
         tokenizer = before / "tokenizer.model" if name == "same" else tmp_path / "other.model"
         train(synthetic.recipe(tmp_path / name, shards, *still, f"init.tokenizer={tokenizer}"), stage="finetune", device="cpu")
-        after = ck.read_tensors(ck.find_checkpoint(tmp_path / name, "latest"), "model")
+        after = ck.read_tensors(ck.resolve_checkpoint("latest", tmp_path / name), "model")
         weights = ck.read_tensors(before, "model")
         assert after is not None
         assert weights is not None
@@ -257,7 +257,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, shards: Path, device: str) -
 
 def test_limit_is_the_number_of_clips(tmp_path: Path, shards: Path) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "train.steps=1"), stage="finetune", device="cpu", limit=3)
-    assert ck.load_model(ck.find_checkpoint(tmp_path / "run", "latest")).recipe.data.limit == 3
+    assert ck.load_model(ck.resolve_checkpoint("latest", tmp_path / "run")).recipe.data.limit == 3
 
 
 def test_usage_errors_write_nothing(tmp_path: Path, shards: Path) -> None:

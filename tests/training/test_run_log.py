@@ -61,6 +61,9 @@ def test_sparkline_and_clock() -> None:
     assert len(run_log.sparkline([float(i) for i in range(1000)], width=40)) == 40
     assert run_log.clock(59.9) == "0:59"
     assert run_log.clock(3661) == "1:01:01"
+    assert run_log.clock(86400 * 1.5) == "36:00:00"
+    assert run_log.clock(86400 * 100) == "100 days"
+    assert run_log.clock(837789 * 3600) == "95.6 years"
 
 
 def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,11 +117,11 @@ def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch:
     assert line["questions_per_s"] > 0
     weights = {part: weight for part, weight in vars(shipped.loss).items() if part != "label_smoothing" and weight}
     assert line["loss"] == pytest.approx(sum(weight * line[f"loss_{part}"] for part, weight in weights.items()), rel=1e-5)
-    loaded = ck.load_model(ck.find_checkpoint(run, "latest"))
+    loaded = ck.load_model(ck.resolve_checkpoint("latest", run))
     assert (loaded.geometry.frames, loaded.geometry.chunks) == (shipped.clip.frames, shipped.clip.chunks)
     assert loaded.recipe.model.combiner.kind == shipped.model.combiner.kind
     assert loaded.recipe.data == shipped.data
-    moments = ck.read_tensors(ck.find_checkpoint(run, "latest"), "optimizer")
+    moments = ck.read_tensors(ck.resolve_checkpoint("latest", run), "optimizer")
     assert moments is not None
     reached = {key.removeprefix("exp_avg/") for key, value in moments.items() if key.startswith("exp_avg/") and bool(value.any())}
     parts = {parameter.split(".")[0] for parameter in reached}
@@ -134,13 +134,13 @@ def test_pretraining_on_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sources = "[{dataset: captions, task: caption, ratio: 3}, {dataset: nextqa, task: oe, ratio: 1}]"
     line, run = step("pretrain", tmp_path, monkeypatch, f"data.sources={sources}")
     assert math.isfinite(line["loss"])
-    recipe = ck.load_model(ck.find_checkpoint(run, "latest")).recipe
+    recipe = ck.load_model(ck.resolve_checkpoint("latest", run)).recipe
     assert [source.ratio for source in recipe.data.training_sources()] == [3, 1]
 
 
 def test_the_questions_come_without_sound_and_with_it_by_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, words in enumerate(([], ["data.sound=true"])):
         _, run = step("msrvtt", tmp_path / str(number), monkeypatch, *words)
-        moments = ck.read_tensors(ck.find_checkpoint(run, "latest"), "optimizer")
+        moments = ck.read_tensors(ck.resolve_checkpoint("latest", run), "optimizer")
         assert moments is not None
         assert bool(torch.any(moments["exp_avg/audio_tokens.map.weight"] != 0)) == bool(words)
