@@ -75,7 +75,7 @@ _LossKeys: Any = make_dataclass(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossRecipe(_LossKeys):  # type: ignore[misc]
+class LossRecipe(_LossKeys):
     """A weight for every loss of model/objectives.py. The paper: all equal in pretraining, text tenfold in finetuning [reported by a
     second-hand source]."""
 

@@ -153,7 +153,7 @@ class Mirasol(nn.Module):
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The modules of each part, in the order of the data; two encoders are one part."""
-        encoders = [self.encoder] if self.config.encoder.share else [self.video_encoder, self.audio_encoder]
+        encoders: list[nn.Module] = [self.encoder] if self.config.encoder.share else [self.video_encoder, self.audio_encoder]
         return {
             "video_tokens": [self.video_tokens], "audio_tokens": [self.audio_tokens], "encoder": encoders,
             "combiner": [self.combiner], "latent": [self.latent], "objectives": [self.objectives], "text": [self.text],

@@ -45,11 +45,11 @@ def forward_flops(model: Mirasol, *, questions: int = 1, tokens: int = 64, targe
     encoders = model.parts()["encoder"]
     video = counted("video_tokens", lambda: model.video_tokens(media.tubes))
     audio = counted("audio_tokens", lambda: model.audio_tokens(media.mel_BTZS))
-    encoded = [counted("encoder", lambda x=x, e=e: e(x)) for x, e in ((video, encoders[0]), (audio, encoders[-1]))]
-    combined, memory = counted("combiner", lambda: model.combiner(torch.cat(encoded, dim=2)))
+    video = counted("encoder", lambda: encoders[0](video))
+    audio = counted("encoder", lambda: encoders[-1](audio))
+    combined, memory = counted("combiner", lambda: model.combiner(torch.cat([video, audio], dim=2)))
     latents = counted("latent", lambda: model.latent(combined))
-    for predictor in model.objectives.values():
-        counted("objectives", lambda predictor=predictor: predictor(latents[:, :-1]))
+    counted("objectives", lambda: [predictor(latents[:, :-1]) for predictor in model.objectives.values()])
     carried = memory if isinstance(memory, torch.Tensor) else None
     seen = counted("text", lambda: model.text.project_memory(latents.flatten(1, 2), None, carried))
     hidden = counted("text", lambda: model.text.hidden(text_BQL, None, seen))

@@ -170,16 +170,14 @@ def costs(run: Path) -> dict[str, Any]:
     """Steps, parameters, and FLOPs of a forward pass for one clip with the recipe's number of questions, as `--dry-run` counts."""
     from mirasol_cli.files import read_json
     from mirasol_cli.model.flops import model_table
-    from mirasol_cli.model.losses import with_heads
     from mirasol_cli.recipe import load_recipe
     from mirasol_cli.training.checkpoint import resolve_checkpoint
     from mirasol_cli.training.dry_run import TARGET_TOKENS, TEXT_TOKENS
-    from mirasol_cli.training.start import loss_weights
-
+    
     checkpoint = resolve_checkpoint(run)
     recipe, vocabulary = load_recipe(str(checkpoint / "recipe.yaml")), read_json(checkpoint / "config.json")["vocab_size"]
     parts = model_table(
-        with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, vocabulary, questions=recipe.data.questions_per_clip,
+        with_heads(recipe.model, recipe.loss.weights), recipe.clip, vocabulary, questions=recipe.data.questions_per_clip,
         text_tokens=TEXT_TOKENS, target_tokens=TARGET_TOKENS,
     )  # fmt: skip
     return {

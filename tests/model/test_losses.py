@@ -31,7 +31,7 @@ from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.settings import SettingError
 from tests.small_model import VOCABULARY, combiner_config, geometry, media, model, model_config
 
-ONLY_LATENT = LossWeights(text=0, latent=1, video=0)
+ONLY_LATENT = {"latent": 1.0}
 
 
 def present(clips: int, chunks: int) -> torch.Tensor:
@@ -41,21 +41,21 @@ def present(clips: int, chunks: int) -> torch.Tensor:
 def test_total_is_the_weighted_sum_of_means_over_the_given_counts() -> None:
     parts = {"text": LossPart(torch.tensor(6.0), torch.tensor(3)), "latent": LossPart(torch.tensor(5.0), torch.tensor(2))}
     losses = Losses(parts)
-    weights = LossWeights(text=10, latent=2)
+    weights = {"text": 10.0, "latent": 2.0}
     assert losses.total(weights).item() == pytest.approx(10 * 2 + 2 * 2.5)
     assert losses.total(weights, {"text": 12, "latent": torch.tensor(5)}).item() == pytest.approx(10 * 0.5 + 2 * 1)
 
 
 def test_a_count_of_zero_gives_a_finite_total() -> None:
     losses = Losses({"text": LossPart(torch.zeros((), requires_grad=True), torch.tensor(0))})
-    total = losses.total(LossWeights())
+    total = losses.total(WEIGHTS)
     total.backward()
     assert total.item() == 0
 
 
 def test_a_batch_without_any_loss_says_so() -> None:
     with pytest.raises(UsageError, match="no loss"):
-        Losses().total(LossWeights())
+        Losses().total(WEIGHTS)
 
 
 def test_masked_error_sums_over_valid_items_only() -> None:

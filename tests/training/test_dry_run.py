@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from mirasol_cli.errors import RecipeError, UsageError
-from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.training import dry_run as module
 from mirasol_cli.training import rehearsal
 from mirasol_cli.training.dry_run import Machine, dry_run
 from mirasol_cli.training.loop import train
 from mirasol_cli.training.rehearsal import KeptForBackward, Rehearsal
-from mirasol_cli.training.start import loss_weights
 from tests import synthetic
 
 
@@ -26,7 +24,7 @@ def one_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_shards_it_says_that_data_are_missing(tmp_path: Path) -> None:
     recipe, lines = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere"), list[str]()
     found = dry_run(recipe, stage="finetune", device="cpu", say=lines.append)
-    model = Mirasol(with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, 300)
+    model = Mirasol(recipe.model, recipe.clip, 300, recipe.loss.weights)
     assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert found["parameters"]["trainable"] == found["parameters"]["total"] == sum(found["parameters"]["by_part"].values())
     assert found["steps"] == 6

@@ -5,13 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.sampler import Unit
 from mirasol_cli.training.counts import loss_counts, summed
 from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
-from mirasol_cli.training.start import loss_weights
 from tests import synthetic
 
 ALL_LOSSES = ["loss.audio=1", "loss.contrastive=1", "train.augment.drop_modality=0.3"]
@@ -23,11 +21,11 @@ def prepared(tmp_path: Path, *overrides: str) -> tuple[Recipe, TrainingData, Mir
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *overrides)
     source = TrainingData(recipe, open_sources(recipe), synthetic.vocabulary())
     torch.manual_seed(0)
-    return recipe, source, Mirasol(with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, source.vocabulary.size)
+    return recipe, source, Mirasol(recipe.model, recipe.clip, source.vocabulary.size, recipe.loss.weights)
 
 
 def gradient(model: Mirasol, recipe: Recipe, batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-    weights = loss_weights(recipe.loss)
+    weights = recipe.loss.weights
     counts = summed(loss_counts(batch.media, batch.text, weights, recipe.clip) for batch in batches)
     model.zero_grad()
     for batch in batches:
@@ -45,7 +43,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def test_counts_before_the_forward_pass_are_those_of_the_model(tmp_path: Path, step: int) -> None:
     recipe, source, model = prepared(tmp_path, *ALL_LOSSES, "train.augment.drop_chunks=0.9", "train.augment.mask_columns=6")
     (batch,) = source.micro_batches(step, range(4))
-    weights = loss_weights(recipe.loss)
+    weights = recipe.loss.weights
     parts = model(batch.media, batch.text, weights).parts
     assert loss_counts(batch.media, batch.text, weights, recipe.clip) == {name: int(part.count) for name, part in parts.items()}
     assert set(parts) == {"text", "latent", "video", "audio", "contrastive"}

@@ -8,7 +8,7 @@ import torch
 
 from mirasol_cli.errors import CheckpointError, UsageError
 from mirasol_cli.training import checkpoint as ck
-from mirasol_cli.training.distributed import blocks_of, prepare_blocks
+from mirasol_cli.training.distributed import prepare_blocks
 from mirasol_cli.training.loop import train
 from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 from tests import synthetic
@@ -230,11 +230,11 @@ def test_activation_checkpointing_reaches_every_block(tmp_path: Path) -> None:
     from mirasol_cli.model.mirasol import Mirasol
 
     model = Mirasol(synthetic.recipe(tmp_path / "run", tmp_path).model, synthetic.GEOMETRY, 300)
-    names = [type(block).__name__ for block in blocks_of(model)]
+    names = [type(block).__name__ for block in model.blocks()]
     assert {"Block", "ChunkBlock", "DecoderLayer", "CrossAttention"} <= set(names)
-    before = [block.forward for block in blocks_of(model)]
+    before = [block.forward for block in model.blocks()]
     prepare_blocks(model, checkpoint_activations=True, compile=False)
-    assert all(block.forward != old for block, old in zip(blocks_of(model), before, strict=True))
+    assert all(block.forward != old for block, old in zip(model.blocks(), before, strict=True))
 
 
 def test_bf16_on_the_cpu_is_finite_and_keeps_float32_weights(tmp_path: Path, shards: Path) -> None:

@@ -6,17 +6,15 @@ import math
 import pytest
 import torch
 
-from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe_schema import RatesRecipe, TrainRecipe
 from mirasol_cli.training import optimizer as opt
-from mirasol_cli.training.start import loss_weights
 from tests import synthetic
 
 
 def small_model(tmp_path, *overrides: str) -> Mirasol:  # type: ignore[no-untyped-def]
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "loss.audio=1", "loss.contrastive=1", *overrides)
-    return Mirasol(with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, 300)
+    return Mirasol(recipe.model, recipe.clip, 300, recipe.loss.weights)
 
 
 @pytest.mark.parametrize("kind", ["transformer", "ttm", "perceiver", "cls"])
