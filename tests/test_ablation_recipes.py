@@ -109,7 +109,7 @@ def test_a_step_reaches_every_parameter(name: str) -> None:
     recipe = load(name)
     clip, weights = recipe.clip, recipe.loss.weights
     torch.manual_seed(0)
-    model = Mirasol(with_heads(recipe.model, weights), clip, 300)
+    model = Mirasol(recipe.model, clip, 300, weights)
 
     def pixels(*shape: int) -> torch.Tensor:
         return torch.randint(0, 256, shape, dtype=torch.uint8)

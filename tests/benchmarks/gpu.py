@@ -45,10 +45,10 @@ class Trial:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        from mirasol_cli.model.flops import media_flops, text_flops
         from mirasol_cli.model.mirasol import Mirasol
         from mirasol_cli.recipe_schema import TrainRecipe
         from mirasol_cli.training.distributed import prepare_blocks
+        from mirasol_cli.training.flops import forward_flops
         from mirasol_cli.training.optimizer import build_optimizer
 
         self.device = torch.device("cuda" if torch.cuda.is_available() and not args.smoke else "cpu")
@@ -70,8 +70,8 @@ class Trial:
                 fully_shard(block, **settings)
             fully_shard(self.model, **settings)
         self.optimizer = build_optimizer(self.model, TrainRecipe(lr=2e-4))
-        text = text_flops(self.config, self.geometry, self.vocabulary, QUESTIONS, LENGTH, TARGET)
-        self.forward_flops = self.clips * (sum(media_flops(self.config, self.geometry).values()) + text)
+        flops = forward_flops(self.model, questions=QUESTIONS, tokens=LENGTH, targets=TARGET)
+        self.forward_flops = self.clips * sum(flops.values())
 
     def autocast(self) -> contextlib.AbstractContextManager:
         import torch

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mirasol_cli.geometry import TUBEVIT_TUBES, ClipGeometry
 from mirasol_cli.model.config import ModelConfig
-from mirasol_cli.model.inputs import MediaBatch
+from mirasol_cli.model.inputs import MediaBatch, TrainingInputs
 from mirasol_cli.model.mirasol import Mirasol, StreamState
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.recipe import known_keys
-from tests.small_model import KINDS, VOCABULARY, all_valid, change, media, model, model_config, text
+from tests.small_model import EVERY_LOSS, KINDS, VOCABULARY, WEIGHTS, all_valid, change, media, model, model_config, text
 
 EVERYTHING = EVERY_LOSS
 
@@ -181,10 +182,10 @@ def test_5_question_and_context_are_seen_and_carry_no_loss() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_5_every_parameter_gets_a_gradient(kind: str, share: bool, masked: bool) -> None:
     network = model(kind, losses=OBJECTIVES, encoder=replace(model_config().encoder, share=share)).train()
-    masks = {**all_valid(), "latent_masked_BT": torch.tensor([[False, True, False, False]] * 2)}
+    masks, extra = all_valid(), TrainingInputs(masked_BT=torch.tensor([[False, True, False, False]] * 2))
     masks["audio_valid_BTN"][0, 1:] = False
     masks["video_valid_BTN"][1, 0] = False
-    network(media(**(masks if masked else {})), text(), EVERYTHING).total(EVERYTHING).backward()
+    network(media(**(masks if masked else {})), text(), EVERYTHING, extra if masked else None).total(EVERYTHING).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
     unused = {"filler", "mask_token"}  # these have work only where something is masked
     silent = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() == 0]
@@ -210,7 +211,7 @@ OTHER_VALUES = {
     "combiner": {
         "kind": "cls", "context": "history", "outputs": 3, "width": 40, "layers": 3, "heads": 4, "mlp": 60, "dropout": 0.2,
     },
-    "combiner (ttm)": {"memory": 5, "write": "add-erase", "read": "query", "initial_memory": "zero", "positions": False, "mlp": 60},
+    "combiner (ttm)": {"memory": 5, "write": "gated", "initial_memory": "zero", "positions": False, "mlp": 60},
     "latent": {"width": 44, "layers": 1, "heads": 4, "mlp": 60, "window": 2, "dropout": 0.2},
     "reconstruction": {"width": 28, "layers": 2, "heads": 3, "mlp": 60},
     "text": {
@@ -246,14 +247,14 @@ def test_5_every_model_key_changes_output_or_gradient(section: str, key: str) ->
     assert fingerprint(config) != fingerprint(changed)
 
 
-@pytest.mark.parametrize("key", ["text", "latent", "video", "audio", "contrastive", "label_smoothing"])
+@pytest.mark.parametrize("key", list(OBJECTIVES))
 def test_5_every_loss_key_changes_the_gradient(key: str) -> None:
-    def gradient(weights: LossWeights) -> Tensor:
+    def gradient(weights: dict[str, float]) -> Tensor:
         network = model(losses=OBJECTIVES)
         network(media(), text(), weights).total(weights).backward()
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
-    assert not torch.allclose(gradient(EVERYTHING), gradient(replace(EVERYTHING, **{key: 0.5})))
+    assert not torch.allclose(gradient(EVERYTHING), gradient(EVERYTHING | {key: 0.5}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,6 +264,7 @@ def test_5_every_loss_key_changes_the_gradient(key: str) -> None:
 def test_6_edge_cases_give_a_finite_loss_and_gradient(kind: str, case: str) -> None:
     chunks, clips = (1 if "one chunk" in case else 4), (1 if "one clip" in case else 2)
     network, masks = model(kind, chunks, losses=OBJECTIVES).train(), all_valid(clips, chunks)
+    extra = TrainingInputs()
     if case in ("no sound", "neither"):
         masks["audio_valid_BTN"][:] = False
     if case in ("no picture", "neither"):
@@ -273,10 +275,10 @@ def test_6_edge_cases_give_a_finite_loss_and_gradient(kind: str, case: str) -> N
             mask[0, 1:] = False
             mask[1, 3:] = False
     if case == "all masked":
-        masks["latent_masked_BT"] = torch.ones(clips, chunks, dtype=torch.bool)
+        extra = TrainingInputs(masked_BT=torch.ones(clips, chunks, dtype=torch.bool))
         for name in ("video_valid_BTN", "audio_valid_BTN", "chunk_valid_BT", "thumbnail_valid_BT"):
             masks[name][:] = False
-    losses = network(media(clips, chunks, **masks), None if case == "no text" else text(clips), EVERYTHING)
+    losses = network(media(clips, chunks, **masks), None if case == "no text" else text(clips), EVERYTHING, extra)
     total = losses.total(EVERYTHING)
     total.backward()
     assert total.isfinite()

@@ -154,8 +154,8 @@ def test_a_sharded_model_validates_on_the_first_process(tmp_path: Path, shards: 
 
 
 def test_init_checkpoint_takes_over_what_fits_and_its_vocabulary(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=2", "loss.audio=1"), stage="pretrain", device="cpu")
-    words = [f"init.checkpoint={tmp_path}/pre", "train.steps=1", "train.lr=1e-12", "loss.contrastive=1", "train.weight_decay=0"]
+    train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=2", "loss.audio=1", "loss.latent=0"), stage="pretrain", device="cpu")
+    words = [f"init.checkpoint={tmp_path}/pre", "train.steps=1", "train.lr=1e-12", "loss.latent=0.1", "train.weight_decay=0"]
     train(synthetic.recipe(tmp_path / "fine", shards, *words), stage="finetune", device="cpu")
     paths = [ck.resolve_checkpoint("latest", tmp_path / name) for name in ("pre", "fine")]
     before, after = (ck.read_tensors(path, "model") for path in paths)
@@ -165,8 +165,8 @@ def test_init_checkpoint_takes_over_what_fits_and_its_vocabulary(tmp_path: Path,
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-9)
     assert paths[0].joinpath("tokenizer.model").read_bytes() == paths[1].joinpath("tokenizer.model").read_bytes()
     said = capsys.readouterr().err
-    assert "new here: contrastive." in said
-    assert "not used: reconstruction.audio." in said
+    assert "new here: objectives.latent." in said
+    assert "not used: objectives.audio." in said
 
 
 def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
