@@ -233,7 +233,7 @@ def test_5_the_table_of_values_knows_every_model_key() -> None:
 def test_5_every_model_key_changes_output_or_gradient(section: str, key: str) -> None:
     def fingerprint(config: ModelConfig) -> list[float]:
         torch.manual_seed(0)
-        network = Mirasol(config, model().geometry, VOCABULARY).train()
+        network = Mirasol(config, model().geometry, VOCABULARY, OBJECTIVES).train()
         torch.manual_seed(1)
         losses = network(media(), text(), EVERYTHING)
         losses.total(EVERYTHING).backward()
@@ -241,7 +241,7 @@ def test_5_every_model_key_changes_output_or_gradient(section: str, key: str) ->
         return [float(part.sum.detach()) for part in losses.parts.values()] + [squares]
 
     part = section.split()[0]
-    config = model_config("ttm" if "ttm" in section else "transformer", losses=OBJECTIVES)
+    config = model_config("ttm" if "ttm" in section else "transformer")
     changed = replace(config, **{part: replace(getattr(config, part), **{key: OTHER_VALUES[section][key]})})
     assert fingerprint(config) == fingerprint(config)
     assert fingerprint(config) != fingerprint(changed)
