@@ -17,7 +17,6 @@ from mirasol_cli.errors import DataError, MediaError, UsageError
 from mirasol_cli.evaluation.answerer import Answerer
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.sampling import ClipRequest
-from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.text_decoder import CrossMemory
 from mirasol_cli.shards.format import AUDIO_STATES
 
@@ -219,21 +218,20 @@ def _open_in_pieces(
     for number in range(2):  # the pool works on the second while the first is used
         pool.submit(number, path, [requests[number]])
     began = time.perf_counter()
-    with _short_window(answerer.model, geometry.chunks):
-        for number, (_, (sample,)) in enumerate(pool.results()):
-            if number + 2 < count:
-                pool.submit(number + 2, path, [requests[number + 2]])
-            decoded = time.perf_counter()
-            timings["decode"] += decoded - began
-            if isinstance(sample, MediaError):
-                lost[number] = sample
-            else:
-                states.add(int(sample["audio_state"]))
-                memory, state = answerer.encode_further(sample, state)
-            began = time.perf_counter()
-            timings["encode"] += began - decoded
-            if number % 20 == 19:
-                say(f"{number + 1} of {count} pieces read")
+    for number, (_, (sample,)) in enumerate(pool.results()):
+        if number + 2 < count:
+            pool.submit(number + 2, path, [requests[number + 2]])
+        decoded = time.perf_counter()
+        timings["decode"] += decoded - began
+        if isinstance(sample, MediaError):
+            lost[number] = sample
+        else:
+            states.add(int(sample["audio_state"]))
+            memory, state = answerer.encode_further(sample, state)
+        began = time.perf_counter()
+        timings["encode"] += began - decoded
+        if number % 20 == 19:
+            say(f"{number + 1} of {count} pieces read")
     if memory is None:
         raise lost[0]
     each = (end_s - start_s) / (count * geometry.chunks)
@@ -248,15 +246,3 @@ def _open_in_pieces(
         first = edges[min(lost)]
         clip.warnings.append(f"{len(lost)} of {count} pieces of {seconds:.0f} s could not be decoded, the first at {first:.0f} s")
     return clip
-
-
-@contextmanager
-def _short_window(model: Mirasol, chunks: int) -> Iterator[None]:
-    """The latents look back on as many chunks as the model was made for, so that their cache stays as small."""
-    transformer = model.latent.transformer
-    before = transformer.window
-    transformer.window = min(before, chunks) if before else chunks
-    try:
-        yield
-    finally:
-        transformer.window = before

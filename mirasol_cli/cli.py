@@ -217,7 +217,6 @@ def evaluate(
         Path | None, typer.Option("--predictions", help="Score this file (at least id and prediction on each line); no model is loaded.")
     ] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="Predictions of another model, for a paired comparison.")] = None,
-    wordnet_dir: Annotated[Path | None, typer.Option("--wordnet-dir", help="NLTK data, for the WUPS score of NExT-QA.")] = None,
     nproc: Processes = None,
     limit: Limit = None,
     device: Device = "auto",
@@ -244,7 +243,7 @@ def evaluate(
         from mirasol_cli.training.launch import launch
 
         options = ["--checkpoint", checkpoint, *option_words("--split", split), *option_words("--predictions", predictions)]
-        options += [*option_words("--baseline", baseline), *option_words("--wordnet-dir", wordnet_dir), *option_words("--limit", limit)]
+        options += [*option_words("--baseline", baseline), *option_words("--limit", limit)]
         options += ["--device", device, *option_words("--threads", threads), *["--json"] * json]
         options += [part for one in control or [] for part in ("--control", one)]
         raise typer.Exit(launch(["eval", *options, "--", recipe, *(overrides or [])], nproc))
@@ -260,7 +259,6 @@ def evaluate(
         baseline=baseline,
         limit=limit,
         device=device,
-        wordnet_dir=wordnet_dir,
     )
     with console.progress_bar("clip") as progress:
         results = run_evaluation(loaded, options_given, say=console.say, progress=progress)

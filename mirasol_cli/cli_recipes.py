@@ -54,9 +54,7 @@ def recipes_show(recipe: RecipeName, overrides: Overrides = None, json: Json = F
 
     loaded = load_recipe(recipe, overrides)
     if json:
-        plain = loaded.to_plain()
-        del plain["model"]["heads"]  # no key of a recipe
-        console.print_json(plain)
+        console.print_json(loaded.to_plain())
     else:
         header = "".join(f"# {line}".rstrip() + "\n" for line in recipe_header(find_recipe(recipe)).splitlines())
         console.print_result(f"{header}\n{dump_recipe(loaded, explain=True)}".strip())
@@ -93,12 +91,10 @@ def recipes_cp(
 
 def _check_trainable(recipe: Recipe) -> None:
     """Build the model as training does, but without memory. Raises RecipeError or UsageError for what training would refuse."""
-    from mirasol_cli.model.losses import with_heads
-    from mirasol_cli.training.start import build_model, check_init, freeze_parts, loss_weights
+    from mirasol_cli.training.start import build_model, check_init, freeze_parts
 
     check_init(recipe)
-    config = with_heads(recipe.model, loss_weights(recipe.loss))
-    freeze_parts(build_model(config, recipe, recipe.init.vocabulary, "meta"), recipe)
+    freeze_parts(build_model(recipe, recipe.init.vocabulary, "meta"), recipe)
 
 
 @recipes_app.command("validate")

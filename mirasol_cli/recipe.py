@@ -39,7 +39,13 @@ RUN_RECIPE = "recipe.yaml"
 """The file of a run folder that holds its recipe, every key written out."""
 
 # Keys of earlier versions, each with what to do now; recipes inside checkpoints may still hold them.
-RETIRED = {"model.heads": "training gives the model the heads that the weights in `loss` need; remove this key"}
+RETIRED = {
+    "model.heads": "a loss brings the parameters that it needs; remove this key",
+    "model.combiner.read": "memory and input are read by TokenLearner; remove this key",
+    "loss.contrastive": "the contrastive loss was removed; remove this key",
+    "loss.label_smoothing": "label smoothing was removed; remove this key",
+    "eval.official": "the wrong figure of the official script is no longer printed; remove this key",
+}
 
 
 # ------------------------------------------------------------------------------------------------ finding recipes

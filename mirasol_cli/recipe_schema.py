@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
+from typing import Any
 
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model.config import ModelConfig
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.settings import SettingError, check_folder_name, check_settings, setting, to_plain
 
 SCHEMA = 1
@@ -67,21 +69,26 @@ class InitRecipe:
         check_settings(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossRecipe:
-    """Weights. The paper: all equal in pretraining, text tenfold in finetuning [reported by a second-hand source]."""
+_LossKeys: Any = make_dataclass(
+    "_LossKeys", [(loss.name, float, setting(loss.weight, loss.help, minimum=0)) for loss in OBJECTIVES.values()], frozen=True, kw_only=True
+)
 
-    text: float = setting(10.0, minimum=0)
-    latent: float = setting(1.0, "next-chunk latent prediction", minimum=0)
-    video: float = setting(1.0, "reconstruction of the next chunk's thumbnails", minimum=0)
-    audio: float = setting(0.0, "reconstruction of the next chunk's spectrogram", minimum=0)
-    contrastive: float = setting(0.0, "clip-text contrastive loss", minimum=0)
-    label_smoothing: float = setting(0.0, minimum=0, maximum=0.5)
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecipe(_LossKeys):
+    """A weight for every loss of model/objectives.py. The paper: all equal in pretraining, text tenfold in finetuning [reported by a
+    second-hand source]."""
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.text + self.latent + self.video + self.audio + self.contrastive <= 0:
+        if not self.weights:
             raise SettingError("text", "all loss weights are zero; there is nothing to train")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Those above zero, by the loss's name."""
+        found = {name: float(getattr(self, name)) for name in OBJECTIVES}
+        return {name: weight for name, weight in found.items() if weight > 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +129,7 @@ class TrainRecipe:
     steps: int = setting(20000, "optimizer steps in all", minimum=1)
     batch_clips: int = setting(32, "clips in the global batch of one step, over all processes", minimum=1)
     micro_batch_clips: int | None = setting(
-        None, "clips per process in memory at once; null: all of its share. Latent and contrastive loss compare these only", minimum=1
+        None, "clips per process in memory at once; null: all of its share. The latent loss compares these only", minimum=1
     )
     seed: int = setting(0)
     lr: float = setting(5e-5, "peak learning rate", above=0)
@@ -165,7 +172,6 @@ class EvalRecipe:
     max_tokens: int = setting(32, "longest answer", minimum=1)
     batch_clips: int = setting(8, "clips encoded at once", minimum=1)
     seed: int = setting(0, "sampling, bootstrap, swap-media")
-    official: bool = setting(False, "also print the official script's figure where it is known to be wrong")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
 from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
 from mirasol_cli.model.inputs import MediaBatch, TextBatch
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.text_decoder import CrossMemory
 
 VOCABULARY = 50
@@ -47,9 +49,13 @@ def model_config(kind: str = "transformer", **changes) -> ModelConfig:
     return replace(config, **changes)
 
 
-def model(kind: str = "transformer", chunks: int = 4, **changes) -> Mirasol:
+WEIGHTS = {"text": 1.0, "latent": 1.0, "video": 1.0}
+EVERY_LOSS = {name: 1.0 for name in OBJECTIVES}
+
+
+def model(kind: str = "transformer", chunks: int = 4, *, losses: Iterable[str] = tuple(WEIGHTS), **changes) -> Mirasol:
     torch.manual_seed(0)
-    return Mirasol(model_config(kind, **changes), geometry(chunks), VOCABULARY).eval()
+    return Mirasol(model_config(kind, **changes), geometry(chunks), VOCABULARY, losses).eval()
 
 
 def media(clips: int = 2, chunks: int = 4, *, seed: int = 0, frames_per_chunk: int = 4, **masks: Tensor) -> MediaBatch:

@@ -9,12 +9,10 @@ import torch
 
 from mirasol_cli.errors import RecipeError
 from mirasol_cli.model.inputs import MediaBatch, TextBatch
-from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe import ablation_recipes, default_shards, find_recipe, load_recipe, recipe_header, shipped_recipes
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.training.resume import changed_keys
-from mirasol_cli.training.start import loss_weights
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "ablations"
 NO_PREDICTION = {"model.latent.layers", "loss.latent", "loss.video", "train.augment.mask_latents"}
@@ -109,9 +107,9 @@ def test_found_by_name_from_anywhere_and_not_among_the_recipes_for_data_sets(mon
 @pytest.mark.parametrize("name", [*sorted(REFERENCES), *CLAIMS])
 def test_a_step_reaches_every_parameter(name: str) -> None:
     recipe = load(name)
-    clip, weights = recipe.clip, loss_weights(recipe.loss)
+    clip, weights = recipe.clip, recipe.loss.weights
     torch.manual_seed(0)
-    model = Mirasol(with_heads(recipe.model, weights), clip, 300)
+    model = Mirasol(recipe.model, clip, 300, weights)
 
     def pixels(*shape: int) -> torch.Tensor:
         return torch.randint(0, 256, shape, dtype=torch.uint8)

@@ -69,10 +69,13 @@ class Answerer:
 
     @torch.inference_mode()
     def encode_further(self, sample: dict[str, Any], state: StreamState | None) -> tuple[CrossMemory, StreamState]:
-        """The next piece of a long video: keys and values of its latents, which know of the earlier pieces by `state`."""
+        """The next piece of a long video: keys and values of its latents, which know of the earlier pieces by `state`.
+
+        The latents look back on as many chunks as the model was made for, so that their cache stays as small."""
+        chunks, window = self.geometry.chunks, self.model.config.latent.window
         media = media_batch([sample], self.geometry, sound=self.sound).to(self.device)
         with self.precision():
-            encoded, state = self.model.encode_stream(media, state)
+            encoded, state = self.model.encode_stream(media, state, window=min(window, chunks) if window else chunks)
             return self.model.answer_memory(encoded), state
 
     def answers(self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]]) -> list[list[Answer]]:

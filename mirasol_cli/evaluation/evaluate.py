@@ -18,7 +18,6 @@ from mirasol_cli.evaluation.protocols import judge
 from mirasol_cli.evaluation.results import completed, control_line, question_ids, results_of
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions, write_submission
-from mirasol_cli.evaluation.wups import wups_figures
 from mirasol_cli.files import sha256_of, write_json, write_jsonl
 from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.recipe_schema import Recipe
@@ -49,10 +48,6 @@ def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, pro
     if unknown:
         raise UsageError(f"unknown control '{unknown[0]}'", f"use one of {', '.join(CONTROLS)}, or all")
     setting = Setting.of(recipe, options)
-    if options.wordnet_dir:
-        if (setting.dataset, setting.task) != ("nextqa", "oe"):
-            raise UsageError(f"--wordnet-dir gives the WUPS of open-ended NExT-QA, not of {setting.dataset}, task {setting.task}")
-        wups_figures([], options.wordnet_dir)  # what is lacking is told before any work
     if options.predictions:
         return _rescore(setting, options, say)
     return _run(setting, options, say, progress)

@@ -12,10 +12,9 @@ from mirasol_cli.errors import DataError
 from mirasol_cli.evaluation.intervals import compare
 from mirasol_cli.evaluation.metrics import exact
 from mirasol_cli.evaluation.protocols import Protocol, accepted, judge
-from mirasol_cli.evaluation.scoring import official_figures, score
+from mirasol_cli.evaluation.scoring import score
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions
-from mirasol_cli.evaluation.wups import wups_figures
 
 if TYPE_CHECKING:
     from mirasol_cli.shards.reader import ShardSplit
@@ -80,10 +79,6 @@ def results_of(
         results["subset"] = {"of": setting.subset.split, "clips": clips, "purpose": setting.subset.purpose}
         if split:
             results["subset"]["of_clips"] = len(split.clips)
-    if setting.recipe.eval.official and (official := official_figures(rows, setting.protocol)):
-        results["official"] = official
-    if options.wordnet_dir:
-        results["metrics"] |= wups_figures(rows, options.wordnet_dir)
     if options.baseline:
         results["comparison"] = comparison(rows, options.baseline, setting, question_ids(split, setting.task) if split else None)
     return results

@@ -16,10 +16,8 @@ from mirasol_cli.evaluation.protocols import (
     CAPTION,
     LABEL,
     MULTILABEL,
-    PROTOCOLS,
     Protocol,
     accepted,
-    activitynet_type,
     judge,
 )
 
@@ -149,19 +147,3 @@ def _label_figures(rows: list[dict], protocol: Protocol, labels: list[str]) -> d
         if not np.isnan(value):
             figures[name] = value
     return figures
-
-
-def official_figures(rows: Sequence[Mapping], protocol: Protocol) -> dict[str, float]:
-    """What the benchmark's own script prints, where it differs from the right figure. Empty elsewhere.
-
-    ActivityNet-QA's script divides the right answers of types 3 to 8 by the sum of all but the first three *type counts in
-    order of first appearance*, so that perfect answers give 1.5002 (val) and 1.3927 (test). Only for comparison with
-    figures that were made with it.
-    """
-    if protocol is not PROTOCOLS["activitynet", "qa"]:
-        return {}
-    judged = [judge(row, protocol) for row in rows if accepted(row, protocol)]
-    counts = Counter(activitynet_type(row) for row in judged)  # keeps the order of first appearance
-    denominator = sum(list(counts.values())[3:])
-    right = sum(bool(row["correct"]) for row in judged if activitynet_type(row) in protocol.groups["free"])
-    return {"free_as_printed_by_the_official_script": right / denominator} if denominator else {}

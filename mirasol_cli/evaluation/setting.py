@@ -28,7 +28,6 @@ class Options:
     baseline: Path | None = None  # predictions to compare with
     limit: int | None = None  # only the first clips
     device: str = "auto"
-    wordnet_dir: Path | None = None  # NLTK data, for NExT-QA's WUPS
     report: bool = True
 
 

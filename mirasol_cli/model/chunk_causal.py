@@ -75,7 +75,7 @@ class ChunkTransformer(nn.Module):
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None) -> Tensor:
         """[B, T, N, D] -> [B, T, N, D], all chunks at once."""
-        return self._run(x_BTND, valid_BTN, None, None)[0]
+        return self._run(x_BTND, valid_BTN, None, None, self.window)[0]
 
     def append(
         self,
@@ -83,28 +83,32 @@ class ChunkTransformer(nn.Module):
         valid_BTN: Tensor | None = None,
         cache: ChunkCache | None = None,
         keep: Callable[[Tensor], Tensor] | None = None,
+        *,
+        window: int | None = None,
     ) -> tuple[Tensor, ChunkCache]:
         """As `forward` for chunks that follow those in `cache`; equal to running all of them at once.
 
         [B, T, N, D] -> [B, T, N, D], or [B, T, L, D] where `keep` picks L tokens of a chunk as the only outputs.
+        `window` replaces the one it was built with.
         """
-        x, layers = self._run(x_BTND, valid_BTN, cache, keep)
+        window = self.window if window is None else window
+        x, layers = self._run(x_BTND, valid_BTN, cache, keep, window)
         valid = torch.ones(x_BTND.shape[:3], dtype=torch.bool, device=x.device) if valid_BTN is None else valid_BTN
         if cache is not None:
             valid = torch.cat([cache.valid_BSN, valid], dim=1)
         chunks = x_BTND.shape[1] + (cache.chunks if cache is not None else 0)
-        start = max(0, valid.shape[1] - (self.window - 1)) if self.window else 0
+        start = max(0, valid.shape[1] - (window - 1)) if window else 0
         kept = tuple((key[:, :, start:], value[:, :, start:]) for key, value in layers)
         return x, ChunkCache(kept, valid[:, start:], chunks)
 
     def _run(
-        self, x: Tensor, valid_BTN: Tensor | None, cache: ChunkCache | None, keep: Callable[[Tensor], Tensor] | None
+        self, x: Tensor, valid_BTN: Tensor | None, cache: ChunkCache | None, keep: Callable[[Tensor], Tensor] | None, window: int
     ) -> tuple[Tensor, list[KeyValue]]:
         seen, past = (cache.chunks, cache.valid_BSN.shape[1]) if cache is not None else (0, 0)
         if cache is not None:
             own = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device) if valid_BTN is None else valid_BTN
             valid_BTN = torch.cat([cache.valid_BSN, own], dim=1)
-        spans = Spans(valid_BTN, past, x.shape[1], x.shape[2], self.window, x.device)
+        spans = Spans(valid_BTN, past, x.shape[1], x.shape[2], window, x.device)
         blocks = spans.blocks(x.shape[2])
         cosines, sines = rotary_table(torch.arange(seen, seen + x.shape[1], device=x.device), self.head_width)
         rotary = cosines[:, None], sines[:, None]  # one rotation for all tokens of a chunk

@@ -29,13 +29,14 @@ def build_combiner(config: CombinerConfig, input_width: int, tokens_per_chunk: i
             f"model.combiner.outputs: M = {config.outputs} outputs are more than the N = {tokens_per_chunk} tokens of a chunk; "
             f"set it to {tokens_per_chunk} or less",
         )
-    history = config.kind == "transformer" and config.context == "history"
-    kinds = {"ttm": Turing, "perceiver": Perceiver, "cls": ClassTokens, "mean": Mean, "none": NoCombiner, "transformer": LastOutputs}
-    return HistoryLastOutputs(config, input_width) if history else kinds[config.kind](config, input_width)
+    kinds = {combiner.kind: combiner for combiner in Combiner.__subclasses__()}
+    return kinds["history" if (config.kind, config.context) == ("transformer", "history") else config.kind](config, input_width)
 
 
 class Combiner(nn.Module):
     """Base: the change of width from the encoder, and the number of outputs."""
+
+    kind: str  # its name in a recipe, `model.combiner.kind`, where config.py lists it; with `context: history` the Transformer's is history
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__()
@@ -52,6 +53,8 @@ class LastOutputs(Combiner):
     A chunk with fewer than M valid tokens is filled up with learned tokens. Only the M kept tokens ask in the last
     block: what the others would compute there is never used.
     """
+
+    kind = "transformer"
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
@@ -75,6 +78,8 @@ class LastOutputs(Combiner):
 
 class HistoryLastOutputs(Combiner):
     """Transformer over the tokens of this and all earlier chunks, causal in chunks ("transformer", context: history)."""
+
+    kind = "history"
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
@@ -121,19 +126,21 @@ class LastValid:
 class Turing(Combiner):
     """The memory Combiner: a Token Turing Machine whose outputs are the M tokens; its memory is the state."""
 
+    kind = "ttm"
+
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
         self.machine = TokenTuringMachine(config)
 
-    def forward(
-        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, stretch_B: Tensor | None = None
-    ) -> tuple[Tensor, CombinerState]:
+    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         assert not isinstance(state, ChunkCache)
-        return self.machine(self.enter(x_BTND), valid_BTN, state, stretch_B)
+        return self.machine(self.enter(x_BTND), valid_BTN, state)
 
 
 class Perceiver(Combiner):
     """OURS (paper.md A21): M learned queries; each block asks the chunk's tokens and the queries themselves."""
+
+    kind = "perceiver"
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
@@ -157,6 +164,8 @@ class Perceiver(Combiner):
 class ClassTokens(Combiner):
     """OURS (paper.md A21): M learned tokens are appended to the chunk's tokens; their outputs are kept."""
 
+    kind = "cls"
+
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
         self.tokens = learned(config.outputs, config.width)
@@ -179,6 +188,8 @@ class ClassTokens(Combiner):
 class Mean(Combiner):
     """OURS (paper.md A21): the means of M groups of neighbouring tokens; a group without a valid token is filled up."""
 
+    kind = "mean"
+
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
         self.norm = norm(config.width)
@@ -199,6 +210,8 @@ class Mean(Combiner):
 
 class NoCombiner(Combiner):
     """An ablation: all N tokens go on; invalid ones are replaced by one learned token."""
+
+    kind = "none"
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)

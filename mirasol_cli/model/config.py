@@ -37,10 +37,7 @@ class CombinerConfig:
     heads: int = setting(12, minimum=1)
     mlp: int = setting(3072, minimum=1)
     memory: int = setting(64, "ttm: memory tokens", minimum=1)
-    write: str = setting(
-        "tokenlearner", "ttm: how memory is written; gated is OURS, for long video", choices=("tokenlearner", "gated", "add-erase", "query")
-    )
-    read: str = setting("tokenlearner", "ttm: how memory and input are read", choices=("tokenlearner", "query"))
+    write: str = setting("tokenlearner", "ttm: how memory is written; gated is OURS, for long video", choices=("tokenlearner", "gated"))
     initial_memory: str = setting("learned", "ttm: the original starts from zeros", choices=("learned", "zero"))
     positions: bool = setting(True, "ttm: learned positions on [memory; input], which tell memory from input")
     dropout: float = setting(0.0, minimum=0, maximum=0.9)
@@ -112,10 +109,6 @@ class TextConfig:
             raise SettingError("cross_every", f"{self.cross_every} is above {self.layers} layers; the text would never see the media")
 
 
-HEADS = ("latent", "video", "audio", "contrastive")
-"""Losses that need parameters of their own."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The recipe section `model:`, after the preset has been filled in."""
@@ -126,14 +119,9 @@ class ModelConfig:
     latent: LatentConfig = setting(factory=LatentConfig)
     reconstruction: ReconstructionConfig = setting(factory=ReconstructionConfig)
     text: TextConfig = setting(factory=TextConfig)
-    heads: tuple[str, ...] = ("latent", "video")
-    """Loss heads the model carries besides text, of `HEADS`. No key of a recipe: training sets it from `loss:` (`with_heads`)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for head in self.heads:
-            if head not in HEADS:
-                raise SettingError("heads", f"{head!r} is not one of {', '.join(HEADS)}")
 
     def latents_per_chunk(self, geometry: ClipGeometry) -> int:
         """M, or N where no Combiner compresses."""
@@ -148,7 +136,6 @@ class ModelConfig:
             latent=LatentConfig(**plain["latent"]),
             reconstruction=ReconstructionConfig(**plain["reconstruction"]),
             text=TextConfig(**plain["text"]),
-            heads=tuple(plain["heads"]),
         )
 
 

@@ -34,13 +34,32 @@ class MediaBatch(_Moves):
     audio_valid_BTN: Tensor | None = None  # bool, per spectrogram patch; all False where sound is absent, silent or dropped
     thumbnail_valid_BT: Tensor | None = None  # bool, chunk shows at least one real frame
     chunk_valid_BT: Tensor | None = None  # bool, False for chunks that only pad a shorter clip
-    latent_masked_BT: Tensor | None = None  # bool, training only: chunk replaced by the mask token before the latent model
-    stretch_B: Tensor | None = None  # int64 from 1, training only: a TTM takes each chunk so many times, as if the clip were longer
-    latents_hidden_B: Tensor | None = None  # bool, training only: the text sees the Combiner's memory and no latent
-    flip_B: Tensor | None = None  # bool, training only: mirror pixels inside each tube and the position's x-centre
-    # What the spectrogram's reconstruction is compared with, where training hides some of it from the model; None: what the model hears.
-    target_mel_BTZS: Tensor | None = None  # float32, nothing masked
-    target_audio_valid_BTN: Tensor | None = None  # bool, patches of dropped chunks included
+    flip_B: Tensor | None = None  # bool, the tubes' pixels are mirrored, and so are their positions
+
+    @property
+    def chunks_BT(self) -> Tensor:
+        """bool [B, T]: chunks of the clip, not of its padding."""
+        if self.chunk_valid_BT is not None:
+            return self.chunk_valid_BT
+        return torch.ones(self.mel_BTZS.shape[:2], dtype=torch.bool, device=self.mel_BTZS.device)
+
+    @property
+    def present_BT(self) -> Tensor:
+        """bool [B, T]: chunks that hold any picture or sound."""
+        if self.video_valid_BTN is None or self.audio_valid_BTN is None:
+            return self.chunks_BT
+        return self.chunks_BT & (self.video_valid_BTN.any(-1) | self.audio_valid_BTN.any(-1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs(_Moves):
+    """What only training needs of B clips: what is hidden from parts of the model, and what the losses compare with all the same."""
+
+    masked_BT: Tensor | None = None  # bool, chunks replaced by the mask token before the latent model
+    memory_alone_B: Tensor | None = None  # bool, the text sees the Combiner's memory and no latent
+    turns_BR: Tensor | None = None  # int64, the chunk that the Combiner takes at each turn, in order, -1: none; None: each chunk once
+    whole_mel_BTZS: Tensor | None = None  # float32, the spectrogram with nothing masked, where the model hears less
+    whole_audio_valid_BTN: Tensor | None = None  # bool, its patches, those of dropped chunks included
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The time-aligned autoregression: latents h_t from the Combiner outputs of chunks up to t, and the next-chunk head."""
+"""The time-aligned autoregression: latents h_t from the Combiner outputs of chunks up to t, and what predicts the next chunk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LatentModel(nn.Module):
     embedding out (Combiner `none`: its tokens have positions of their own, and their number depends on the frames).
     """
 
-    def __init__(self, config: LatentConfig, input_width: int, slots: int, *, predict: bool):
+    def __init__(self, config: LatentConfig, input_width: int, slots: int):
         super().__init__()
         self.enter = resize(input_width, config.width)
         self.slot = learned(slots, config.width) if slots else None
@@ -25,15 +25,17 @@ class LatentModel(nn.Module):
         self.transformer = ChunkTransformer(
             config.width, config.heads, config.mlp, config.layers, window=config.window, dropout=config.dropout
         )
-        self.next_chunk = NextChunk(config.width, input_width) if predict else None
 
     def forward(self, combined_BTMD: Tensor, masked_BT: Tensor | None = None, valid_BT: Tensor | None = None) -> Tensor:
         """[B, T, M, D] -> [B, T, M, D]. `masked_BT`: chunks hidden behind the mask token; `valid_BT`: False for padding."""
         return self.transformer(self._inputs(combined_BTMD, masked_BT), self._token_valid(combined_BTMD, valid_BT))
 
-    def append(self, combined_BTMD: Tensor, valid_BT: Tensor | None = None, cache: ChunkCache | None = None) -> tuple[Tensor, ChunkCache]:
-        """As `forward`, for chunks that follow those in `cache`."""
-        return self.transformer.append(self._inputs(combined_BTMD, None), self._token_valid(combined_BTMD, valid_BT), cache)
+    def append(
+        self, combined_BTMD: Tensor, valid_BT: Tensor | None = None, cache: ChunkCache | None = None, *, window: int | None = None
+    ) -> tuple[Tensor, ChunkCache]:
+        """As `forward`, for chunks that follow those in `cache`; `window` replaces the one it was built with."""
+        valid = self._token_valid(combined_BTMD, valid_BT)
+        return self.transformer.append(self._inputs(combined_BTMD, None), valid, cache, window=window)
 
     def _inputs(self, combined: Tensor, masked_BT: Tensor | None) -> Tensor:
         x = self.enter(combined)

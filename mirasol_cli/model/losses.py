@@ -9,60 +9,22 @@ spreads over clips and chunks, and channels do not repeat one another. The form 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mirasol_cli.errors import UsageError
-from mirasol_cli.model.config import HEADS, ModelConfig
-from mirasol_cli.model.layers import linear
-from mirasol_cli.settings import SettingError
+from mirasol_cli.model.objectives import consecutive
 
 SPREAD = 1.0  # weight of the variance term against the prediction error
 DECORRELATION = 0.04  # weight of the covariance term; VICReg has the same 25 : 1
 LEAST_VARIANCE = 0.1  # the prediction error is not magnified beyond this
 DIAGNOSED_ROWS = 4096  # latents looked at for the effective rank
-
-
-@dataclass(frozen=True)
-class LossPart:
-    """A loss of one batch before the division: mean = sum / count."""
-
-    sum: Tensor
-    count: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """Weight of every loss; one of zero is not computed. Same keys as the recipe section `loss:`."""
-
-    text: float = 1.0
-    latent: float = 1.0
-    video: float = 1.0
-    audio: float = 0.0
-    contrastive: float = 0.0
-    label_smoothing: float = 0.0
-
-    def of(self, name: str) -> float:
-        return float(getattr(self, name))
-
-    def check_heads(self, heads: tuple[str, ...]) -> None:
-        """Raise `SettingError` for a weight whose head the model was built without."""
-        for name in HEADS:
-            if self.of(name) > 0 and name not in heads:
-                raise SettingError(
-                    name, f"loss weight {self.of(name)}, but the model was built with heads {', '.join(heads) or 'none'} only"
-                )
-
-
-def with_heads(config: ModelConfig, weights: LossWeights) -> ModelConfig:
-    """The configuration with just the heads that these weights need, so that every parameter gets a gradient."""
-    return replace(config, heads=tuple(name for name in HEADS if weights.of(name) > 0))
 
 
 @dataclass(frozen=True)
@@ -74,6 +36,15 @@ class Prediction:
     pairs_BT: Tensor  # bool
 
 
+@dataclass(frozen=True)
+class LossPart:
+    """A loss of one batch before the division: mean = sum / count."""
+
+    sum: Tensor
+    count: Tensor
+    prediction: Prediction | None = None  # of the latent loss, for diagnostics
+
+
 @dataclass
 class Losses:
     """Named losses of one batch; `diagnostics` are computed only when asked for."""
@@ -81,9 +52,8 @@ class Losses:
     parts: dict[str, LossPart] = field(default_factory=dict)
     latents_BTMD: Tensor | None = None
     present_BT: Tensor | None = None
-    prediction: Prediction | None = None
 
-    def total(self, weights: LossWeights, counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
+    def total(self, weights: Mapping[str, float], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
         """Weighted sum of the means. `counts` replaces the local counts by those of the global batch (per process)."""
         if not self.parts:
             raise UsageError("this batch has no loss: no text, and every weight of an audio-video loss is zero")
@@ -91,7 +61,7 @@ class Losses:
         terms = []
         for name, part in self.parts.items():
             count = torch.as_tensor(counts[name], dtype=part.sum.dtype, device=part.sum.device)
-            terms.append(weights.of(name) * part.sum / count.clamp(min=1))
+            terms.append(weights[name] * part.sum / count.clamp(min=1))
         return torch.stack(terms).sum()
 
     @cached_property
@@ -102,14 +72,10 @@ class Losses:
         if self.latents_BTMD is not None and self.present_BT is not None:
             found["rank"] = float(effective_rank(self.latents_BTMD, self.present_BT))
             found["cosine"] = float(mean_cosine(self.latents_BTMD, self.present_BT))
-        if self.prediction is not None and int(self.prediction.pairs_BT.sum()) > 1:
-            found["r2"] = float(r2(self.prediction))
+        for part in self.parts.values():
+            if part.prediction is not None and int(part.prediction.pairs_BT.sum()) > 1:
+                found["r2"] = float(r2(part.prediction))
         return found
-
-
-def consecutive(present_BT: Tensor) -> Tensor:
-    """bool [B, T - 1]: chunk t and chunk t + 1 are both real."""
-    return present_BT[:, :-1] & present_BT[:, 1:]
 
 
 def masked_error(predicted: Tensor, target: Tensor, valid: Tensor) -> LossPart:
@@ -124,11 +90,12 @@ def latent_loss(predicted_BTMD: Tensor, combined_BTMD: Tensor, latents_BTMD: Ten
 
     The statistics are those of all clips that are in memory at once, over all processes. Counts pairs of consecutive chunks.
     """
-    target = combined_BTMD[:, 1:].detach()
-    error = masked_error(predicted_BTMD, target, consecutive(present_BT))
+    target, pairs_BT = combined_BTMD[:, 1:].detach(), consecutive(present_BT)
+    error = masked_error(predicted_BTMD, target, pairs_BT)
     variance = slot_variance(combined_BTMD.detach(), present_BT).mean().clamp(min=LEAST_VARIANCE)
     spread = (spread_loss(combined_BTMD, present_BT) + spread_loss(latents_BTMD, present_BT)) / 2
-    return LossPart(error.sum / variance + error.count * spread, error.count)
+    prediction = Prediction(predicted_BTMD.detach(), target, pairs_BT)
+    return LossPart(error.sum / variance + error.count * spread, error.count, prediction)
 
 
 def spread_loss(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
@@ -186,37 +153,6 @@ def r2(prediction: Prediction) -> Tensor:
     return 1 - (error.sum / error.count) / slot_variance(target, pairs).mean()
 
 
-class ContrastiveHead(nn.Module):
-    """Clip and text vectors in one space, with a learned temperature (as CLIP, arXiv 2103.00020)."""
-
-    def __init__(self, clip_width: int, text_width: int):
-        super().__init__()
-        shared = min(clip_width, text_width, 512)
-        self.clip = linear(clip_width, shared)
-        self.text = linear(text_width, shared)
-        self.log_scale = nn.Parameter(torch.full((1,), 14.3).log())
-
-    def forward(self, clips_BD: Tensor, texts_BD: Tensor, valid_B: Tensor) -> LossPart:
-        """Symmetric cross-entropy of the valid local clips against the texts of all processes, and the reverse.
-
-        Every process must hold the same number of clips; rows that lack picture and sound or text are marked invalid.
-        """
-        clips = F.normalize(self.clip(clips_BD).float(), dim=-1)
-        texts = F.normalize(self.text(texts_BD).float(), dim=-1)
-        all_clips, all_texts, all_valid = gather(clips), gather(texts), gather(valid_B)
-        first = dist.get_rank() * len(valid_B) if len(all_valid) > len(valid_B) else 0
-        label = torch.arange(first, first + len(valid_B), device=clips.device)
-        scale = self.log_scale.exp().clamp(max=100.0)
-        error = self._error(clips, all_texts, all_valid, label, scale) + self._error(texts, all_clips, all_valid, label, scale)
-        return LossPart(torch.where(valid_B, error / 2, 0.0).sum(), valid_B.sum())
-
-    @staticmethod
-    def _error(own: Tensor, others: Tensor, valid: Tensor, label: Tensor, scale: Tensor) -> Tensor:
-        with torch.autocast(own.device.type, enabled=False):
-            scores = (scale * own @ others.T).masked_fill(~valid, -1e4)
-        return F.cross_entropy(scores, label, reduction="none")
-
-
 def over_processes(x: Tensor) -> Tensor:
     """Sum over the processes of a training step, through which gradients flow back to all of them. Without gradients
     (evaluation, diagnostics) a process computes for itself, since it may be the only one to do so."""
@@ -239,27 +175,6 @@ class _SumOverProcesses(torch.autograd.Function):
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather(x: Tensor) -> Tensor:
-    """x of all processes, of equal size each, joined on dimension 0; gradients flow back to the process that x came from."""
-    if not _distributed() or not torch.is_grad_enabled():
-        return x
-    return cast(Tensor, _Gather.apply(x))
 
 
 def _distributed() -> bool:

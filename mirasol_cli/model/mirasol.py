@@ -7,6 +7,7 @@ tubes, spectrogram -> tokens -> encoder (each chunk alone) -> Combiner (N -> M t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,13 @@ from mirasol_cli.model.chunk_causal import ChunkCache
 from mirasol_cli.model.combiner import CombinerState, build_combiner
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.encoders import Encoder, SpectrogramTokens, TubeTokens
-from mirasol_cli.model.inputs import MediaBatch, TextBatch
+from mirasol_cli.model.inputs import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.latent import LatentModel
-from mirasol_cli.model.losses import ContrastiveHead, Losses, LossPart, LossWeights, Prediction, consecutive, latent_loss
-from mirasol_cli.model.reconstruction import Reconstruction
-from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
+from mirasol_cli.model.layers import Block
+from mirasol_cli.model.losses import Losses
+from mirasol_cli.model.objectives import OBJECTIVES
+from mirasol_cli.model.text_decoder import CrossAttention, CrossMemory, DecoderLayer, TextDecoder
+from mirasol_cli.settings import SettingError
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,18 @@ class StreamState:
 
 class Mirasol(nn.Module):
     """The whole model. Parts: video_tokens, audio_tokens, encoder (or video_encoder and audio_encoder), combiner,
-    latent, reconstruction, contrastive, text. Only the heads in `config.heads` exist.
+    latent, objectives, text.
+
+    Args:
+        losses: names of the losses that it can give (`OBJECTIVES`); only their parameters exist, so that each gets a gradient.
 
     Raises SettingError where sizes do not fit together.
     """
 
-    def __init__(self, config: ModelConfig, geometry: ClipGeometry, vocab_size: int):
+    def __init__(self, config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Iterable[str] = ("text", "latent", "video")):
         super().__init__()
-        self.config, self.geometry, self.vocab_size = config, geometry, vocab_size
-        width, heads = config.encoder.width, config.heads
+        self.config, self.geometry, self.vocab_size, self.losses = config, geometry, vocab_size, tuple(losses)
+        width = config.encoder.width
         self.video_tokens = TubeTokens(geometry, width)
         self.audio_tokens = SpectrogramTokens(geometry.audio, width)
         if config.encoder.share:
@@ -62,29 +68,41 @@ class Mirasol(nn.Module):
             self.video_encoder, self.audio_encoder = Encoder(config.encoder), Encoder(config.encoder)
         self.combiner = build_combiner(config.combiner, width, geometry.tokens_per_chunk)
         slots = 0 if config.combiner.kind == "none" else config.combiner.outputs
-        self.latent = LatentModel(config.latent, config.combiner.width, slots, predict="latent" in heads)
-        rebuilds = "video" in heads or "audio" in heads
-        self.reconstruction = Reconstruction(config.reconstruction, config.latent.width, geometry.audio, heads) if rebuilds else None
-        self.contrastive = ContrastiveHead(config.latent.width, config.text.width) if "contrastive" in heads else None
+        self.latent = LatentModel(config.latent, config.combiner.width, slots)
+        built = {name: objective.build(config, geometry) for name, objective in OBJECTIVES.items() if name in self.losses}
+        self.objectives = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         carried = (config.combiner.memory, config.combiner.width) if config.combiner.kind == "ttm" else None
         self.text = TextDecoder(config.text, vocab_size, config.latent.width, carried)
 
     # Sound and picture ------------------------------------------------------------------------------------------
 
-    def encode(self, media: MediaBatch) -> Encoded:
-        """All chunks at once."""
-        tokens, valid = self._tokens(media)
-        stretched = {} if media.stretch_B is None else {"stretch_B": media.stretch_B}
-        combined, memory = self.combiner(tokens, valid, **stretched)
-        latents = self.latent(combined, media.latent_masked_BT, media.chunk_valid_BT)
-        return Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, _present(tokens, valid))
+    def encode(self, media: MediaBatch, masked_BT: Tensor | None = None, turns_BR: Tensor | None = None) -> Encoded:
+        """All chunks at once.
 
-    def encode_stream(self, media: MediaBatch, state: StreamState | None = None) -> tuple[Encoded, StreamState]:
+        Args:
+            masked_BT: bool, chunks that are hidden from the latent model.
+            turns_BR: int64, the chunks that the Combiner takes one after the other, in order, as often as it says, and -1 for
+                none; a chunk's outputs are those of its last turn. None: each chunk once.
+        """
+        tokens, valid = self._tokens(media)
+        present = _present(tokens, valid)
+        if turns_BR is None:
+            combined, memory = self.combiner(tokens, valid)
+        else:
+            combined, memory = self.combiner(*in_turn(tokens, valid, turns_BR))
+            combined = last_turns(combined, turns_BR, tokens.shape[1])
+        latents = self.latent(combined, masked_BT, media.chunk_valid_BT)
+        return Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, present)
+
+    def encode_stream(
+        self, media: MediaBatch, state: StreamState | None = None, *, window: int | None = None
+    ) -> tuple[Encoded, StreamState]:
         """The chunks in `media`, which follow those that made `state`. Equal to `encode` of all of them; memory stays
-        constant with a TTM Combiner (or one that sees its chunk only) and a latent window."""
+        constant with a TTM Combiner (or one that sees its chunk only) and a latent window. `window` replaces
+        `config.latent.window`: chunks that a latent looks back on, itself included; 0: all."""
         tokens, valid = self._tokens(media)
         combined, memory = self.combiner(tokens, valid, state.combiner if state else None)
-        latents, cache = self.latent.append(combined, media.chunk_valid_BT, state.latent if state else None)
+        latents, cache = self.latent.append(combined, media.chunk_valid_BT, state.latent if state else None, window=window)
         encoded = Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, _present(tokens, valid))
         return encoded, StreamState(memory, cache)
 
@@ -101,12 +119,12 @@ class Mirasol(nn.Module):
 
     # Text -------------------------------------------------------------------------------------------------------
 
-    def answer_memory(self, encoded: Encoded, latents_hidden_B: Tensor | None = None) -> CrossMemory:
-        """Keys and values of every cross-attention layer, once per clip. Where its latents are hidden, a clip is told by
-        the Combiner's memory alone (`MediaBatch.latents_hidden_B`)."""
+    def answer_memory(self, encoded: Encoded, memory_alone_B: Tensor | None = None) -> CrossMemory:
+        """Keys and values of every cross-attention layer, once per clip. A clip of `memory_alone_B` hides its latents, so that
+        the text has the Combiner's memory alone, as for what a long video showed before the window of its latents."""
         valid = encoded.valid_BT
-        if latents_hidden_B is not None:
-            seen_B1 = ~latents_hidden_B[:, None]
+        if memory_alone_B is not None:
+            seen_B1 = ~memory_alone_B[:, None]
             valid = seen_B1.expand(encoded.latents_BTMD.shape[:2]) if valid is None else valid & seen_B1
         slots = encoded.latents_BTMD.shape[2]
         valid_BK = None if valid is None else valid.repeat_interleave(slots, dim=1)
@@ -114,53 +132,36 @@ class Mirasol(nn.Module):
 
     # Losses -----------------------------------------------------------------------------------------------------
 
-    def forward(self, media: MediaBatch, text: TextBatch | None, weights: LossWeights) -> Losses:
-        """Every loss with a weight above zero that this batch can give."""
-        weights.check_heads(self.config.heads)
-        encoded = self.encode(media)
+    def forward(
+        self, media: MediaBatch, text: TextBatch | None, weights: Mapping[str, float], extra: TrainingInputs | None = None
+    ) -> Losses:
+        """Every loss with a weight above zero that this batch can give; `weights` are by name (`OBJECTIVES`).
+
+        Raises SettingError for a loss that the model was built without.
+        """
+        extra = extra or TrainingInputs()
+        encoded = self.encode(media, extra.masked_BT, extra.turns_BR)
         losses = Losses(latents_BTMD=encoded.latents_BTMD.detach(), present_BT=encoded.present_BT)
-        if weights.latent > 0:
-            self._latent_loss(encoded, losses)
-        if weights.video > 0 or weights.audio > 0:
-            self._reconstruction_losses(media, encoded, weights, losses)
-        if text is not None and weights.text > 0:
-            target = text.target_BQL & text.valid_BQL
-            memory = self.answer_memory(encoded, media.latents_hidden_B)
-            total, count = self.text.target_loss(text.tokens_BQL, text.valid_BQL, target, memory, weights.label_smoothing)
-            losses.parts["text"] = LossPart(total, count)
-        if text is not None and weights.contrastive > 0:
-            losses.parts["contrastive"] = self._contrastive_loss(encoded, text)
+        for name, weight in weights.items():
+            if weight > 0 and name not in self.losses:
+                raise SettingError(name, f"loss weight {weight}, but the model was built for {', '.join(self.losses)} only")
+            if weight > 0 and (text is not None or not OBJECTIVES[name].reads_text):
+                losses.parts[name] = OBJECTIVES[name].forward(self, encoded, media, text, extra)
         return losses
 
-    def _latent_loss(self, encoded: Encoded, losses: Losses) -> None:
-        assert self.latent.next_chunk is not None
-        predicted = self.latent.next_chunk(encoded.latents_BTMD[:, :-1])
-        losses.parts["latent"] = latent_loss(predicted, encoded.combined_BTMD, encoded.latents_BTMD, encoded.present_BT)
-        target = encoded.combined_BTMD[:, 1:].detach()
-        losses.prediction = Prediction(predicted.detach(), target, consecutive(encoded.present_BT))
+    # What it is made of -----------------------------------------------------------------------------------------
 
-    def _reconstruction_losses(self, media: MediaBatch, encoded: Encoded, weights: LossWeights, losses: Losses) -> None:
-        assert self.reconstruction is not None
-        valid = torch.ones_like(encoded.present_BT) if encoded.valid_BT is None else encoded.valid_BT
-        if weights.video > 0:
-            seen = valid if media.thumbnail_valid_BT is None else media.thumbnail_valid_BT
-            losses.parts["video"] = self.reconstruction.video_loss(encoded.latents_BTMD, media.thumbnails, seen, valid)
-        if weights.audio > 0:
-            mel = media.mel_BTZS if media.target_mel_BTZS is None else media.target_mel_BTZS
-            heard = media.audio_valid_BTN if media.target_audio_valid_BTN is None else media.target_audio_valid_BTN
-            if heard is None:
-                heard = valid[..., None].expand(*valid.shape, self.geometry.audio_tokens)
-            losses.parts["audio"] = self.reconstruction.audio_loss(encoded.latents_BTMD, mel, heard, valid)
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The modules of each part, in the order of the data; two encoders are one part."""
+        encoders: list[nn.Module] = [self.encoder] if self.config.encoder.share else [self.video_encoder, self.audio_encoder]
+        return {
+            "video_tokens": [self.video_tokens], "audio_tokens": [self.audio_tokens], "encoder": encoders,
+            "combiner": [self.combiner], "latent": [self.latent], "objectives": [self.objectives], "text": [self.text],
+        }  # fmt: skip
 
-    def _contrastive_loss(self, encoded: Encoded, text: TextBatch) -> LossPart:
-        """A clip is the mean of its latents; its text is the mean of all its texts' states, read without the clip."""
-        assert self.contrastive is not None
-        chunk = encoded.present_BT[..., None].to(encoded.latents_BTMD.dtype)
-        clips = (encoded.latents_BTMD.mean(2) * chunk).sum(1) / chunk.sum(1).clamp(min=1)
-        hidden = self.text.hidden(text.tokens_BQL, text.valid_BQL, None)
-        word = text.valid_BQL[..., None].to(hidden.dtype)
-        texts = (hidden * word).sum((1, 2)) / word.sum((1, 2)).clamp(min=1)
-        return self.contrastive(clips, texts, encoded.present_BT.any(1) & text.valid_BQL.flatten(1).any(1))
+    def blocks(self) -> list[nn.Module]:
+        """The Transformer layers: what is compiled, recomputed and sharded one by one."""
+        return [module for module in self.modules() if isinstance(module, (Block, DecoderLayer, CrossAttention))]
 
 
 def _carried(state: CombinerState) -> Tensor | None:
@@ -183,3 +184,18 @@ def _token_valid(media: MediaBatch, video: Tensor, audio: Tensor) -> Tensor | No
 def _present(tokens: Tensor, valid_BTN: Tensor | None) -> Tensor:
     """bool [B, T]: chunks with any valid token."""
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if valid_BTN is None else valid_BTN.any(-1)
+
+
+def in_turn(x_BTND: Tensor, valid_BTN: Tensor | None, turns_BR: Tensor) -> tuple[Tensor, Tensor]:
+    """The chunks of every turn [B, R, N, D], and which of their tokens are valid [B, R, N]: none at a turn of -1."""
+    clip, chunk = torch.arange(len(turns_BR), device=turns_BR.device)[:, None], turns_BR.clamp(min=0)
+    taken = (turns_BR >= 0)[..., None].expand(-1, -1, x_BTND.shape[2])
+    return x_BTND[clip, chunk], taken if valid_BTN is None else taken & valid_BTN[clip, chunk]
+
+
+def last_turns(x_BRMD: Tensor, turns_BR: Tensor, chunks: int) -> Tensor:
+    """[B, R, M, D] -> [B, T, M, D]: each chunk's last turn."""
+    turn = torch.arange(turns_BR.shape[1], device=turns_BR.device)
+    chunk = torch.arange(chunks, device=turns_BR.device)
+    last_BT = torch.where(turns_BR[:, None] == chunk[:, None], turn, 0).amax(-1)
+    return x_BRMD[torch.arange(len(turns_BR), device=turns_BR.device)[:, None], last_BT]

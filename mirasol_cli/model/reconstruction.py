@@ -9,39 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, AudioGeometry
+from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE
 from mirasol_cli.model.config import ReconstructionConfig
-from mirasol_cli.model.encoders import spectrogram_patches
 from mirasol_cli.model.layers import Block, learned, linear, norm, resize
-from mirasol_cli.model.losses import LossPart, consecutive, masked_error
 
 PATCH = 8  # px of a thumbnail; a query predicts its square in all four thumbnails
 THUMBNAIL_QUERIES = (THUMBNAIL_SIZE // PATCH) ** 2
 THUMBNAIL_NUMBERS = THUMBNAIL_FRAMES * PATCH * PATCH * 3
-
-
-class Reconstruction(nn.Module):
-    """Heads for the next chunk's picture (`video`) and sound (`audio`); each shares nothing with the other."""
-
-    def __init__(self, config: ReconstructionConfig, input_width: int, audio: AudioGeometry, heads: tuple[str, ...]):
-        super().__init__()
-        self.audio_geometry = audio
-        self.video = PatchPredictor(config, input_width, THUMBNAIL_QUERIES, THUMBNAIL_NUMBERS) if "video" in heads else None
-        self.audio = PatchPredictor(config, input_width, audio.tokens, audio.patch**2) if "audio" in heads else None
-
-    def video_loss(self, latents_BTMD: Tensor, thumbnails: Tensor, seen_BT: Tensor, valid_BT: Tensor) -> LossPart:
-        """Squared error of the normalised pixels of chunk t + 1, where its thumbnails (`seen_BT`) and both chunks are real."""
-        assert self.video is not None
-        predicted = self.video(latents_BTMD[:, :-1])
-        target = thumbnail_patches(thumbnails[:, 1:])
-        return masked_error(predicted, target, consecutive(valid_BT) & seen_BT[:, 1:])
-
-    def audio_loss(self, latents_BTMD: Tensor, mel_BTZS: Tensor, heard_BTN: Tensor, valid_BT: Tensor) -> LossPart:
-        """Squared error of the log-mel patches of chunk t + 1, where they hold sound; counts patches."""
-        assert self.audio is not None
-        predicted = self.audio(latents_BTMD[:, :-1])
-        target = spectrogram_patches(mel_BTZS[:, 1:], self.audio_geometry)
-        return masked_error(predicted, target, consecutive(valid_BT)[..., None] & heard_BTN[:, 1:])
 
 
 class PatchPredictor(nn.Module):

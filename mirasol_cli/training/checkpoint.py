@@ -16,7 +16,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -407,7 +407,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     try:
         config = read_json(checkpoint / "config.json")
         geometry = ClipGeometry.from_plain(config["clip"])
-        model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]))
+        model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
         step = int(read_json(checkpoint / "state.json")["step"])
         path = checkpoint / "recipe.yaml"
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True)
@@ -428,14 +428,14 @@ def load_model(checkpoint: Path) -> LoadedModel:
     return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None, usual_clip_s)
 
 
-def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int) -> Mirasol:
+def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Sequence[str]) -> Mirasol:
     """The model without memory for its parameters: random numbers that a checkpoint replaces would cost a large model its time."""
     import torch
 
     from mirasol_cli.model.mirasol import Mirasol
 
     with torch.device("meta"):
-        model = Mirasol(config, geometry, vocab_size)
+        model = Mirasol(config, geometry, vocab_size, losses)
     for name in ("video_tokens", "audio_tokens"):  # small, and with tables of positions that no checkpoint holds
         part = getattr(model, name)
         tokens = type(part)(geometry if name == "video_tokens" else geometry.audio, config.encoder.width)

@@ -9,7 +9,6 @@ from typing import Any
 from mirasol_cli.errors import DataError
 from mirasol_cli.prompts import cut_tokens, encode_target
 from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.training.counts import PARTS
 from mirasol_cli.training.data import OpenSource, TrainingData
 
 MOST_TEXTS = 50_000
@@ -70,9 +69,9 @@ def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:
         reasons = dict.fromkeys(("latent", "video", "audio"), "a clip is one chunk (clip.chunks=1), so there is no next one")
     elif not recipe.data.sound:
         reasons["audio"] = "data.sound is false"
-    elif recipe.loss.audio > 0 and not any(source.audible for source in sources):
+    elif "audio" in recipe.loss.weights and not any(source.audible for source in sources):
         reasons["audio"] = f"none of the {sum(len(source.by_clip) for source in sources):,} clips has sound"
-    wanted = [name for name in PARTS if getattr(recipe.loss, name) > 0]
+    wanted = list(recipe.loss.weights)
     empty = [f"loss.{name} has nothing to learn from: {reasons[name]}" for name in wanted if name in reasons]
     if wanted and len(empty) == len(wanted):
         raise DataError("; ".join(empty), "train on other clips, or give another loss a weight")

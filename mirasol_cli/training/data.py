@@ -10,24 +10,23 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from queue import Empty, Full, Queue
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from mirasol_cli.batches import SOUND, media_batch, text_batch
 from mirasol_cli.errors import ShardError
-from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.model.inputs import MediaBatch, TextBatch
+from mirasol_cli.model.inputs import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.prompts import encode_prompt, encode_target, vocabulary_lines
 from mirasol_cli.recipe import source_shards
-from mirasol_cli.recipe_schema import AugmentRecipe, Recipe, SourceRecipe
+from mirasol_cli.recipe_schema import Recipe, SourceRecipe
 from mirasol_cli.shards.format import FAILURES, check_geometry
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
 from mirasol_cli.shards.sampler import Unit, UnitOrder, texts_by_clip
+from mirasol_cli.training.augment import Draw, augmented
 from mirasol_cli.vocabulary import Vocabulary
 
 Item = TypeVar("Item")
@@ -74,6 +73,7 @@ class MicroBatch:
 
     media: MediaBatch
     text: TextBatch
+    extra: TrainingInputs
     units: tuple[Unit, ...]
 
     @property
@@ -158,23 +158,28 @@ class TrainingData:
         }
 
     def _micro_batch(self, units: Sequence[Unit]) -> MicroBatch:
-        samples, plans, rows = [], [], []
+        augment = self.recipe.train.augment
+        samples, draws, rows = [], [], []
         for unit in units:
             source = self.sources[unit.source]
-            plan = plan_sample(
-                sample_generator(self.recipe.train.seed, unit), self.recipe.train.augment, self.recipe.clip, source.split.views
-            )
-            samples.append(source.split.media(unit.clip, plan.view))
-            plans.append(plan)
+            draw = Draw.of(sample_generator(self.recipe.train.seed, unit), augment, self.recipe.clip, source.split.views)
+            samples.append(source.split.media(unit.clip, draw.view))
+            draws.append(draw)
             rows.append([self._encode(source.texts[position]) for position in unit.text_indices])
         media = media_batch(samples, self.recipe.clip, sound=self.recipe.data.sound)
-        media = apply_plans(media, plans, self.recipe.clip, rebuild_sound=self.recipe.loss.audio > 0)
-        return MicroBatch(media, text_batch(rows), tuple(units))
+        media, extra = augmented(media, draws, self.recipe.clip, keep_audio="audio" in self.recipe.loss.weights)
+        return MicroBatch(media, text_batch(rows), extra, tuple(units))
 
     def _encode(self, text: dict[str, Any]) -> tuple[list[int], list[int]]:
         limits = self.recipe.model.text
         prompt = encode_prompt(self.vocabulary, text["question"], text["context"], limits)
         return prompt.ids, encode_target(self.vocabulary, text["answer"], limits).ids
+
+
+def sample_generator(seed: int, unit: Unit) -> torch.Generator:
+    """The only source of randomness of a sample: the same for all questions about a clip in one epoch."""
+    key = hashlib.sha256(f"{seed}/{unit.source}/{unit.epoch}/{unit.clip}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
 
 def training_lines(sources: Sequence[OpenSource]) -> Iterator[str]:
@@ -184,140 +189,6 @@ def training_lines(sources: Sequence[OpenSource]) -> Iterator[str]:
             for position in positions:
                 text = source.texts[position]
                 yield from vocabulary_lines(text["question"], text["answer"], text["context"])
-
-
-# ------------------------------------------------------------------------------------------------- randomness per sample
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """What happens to one training sample."""
-
-    view: int
-    flip: bool
-    gain: float  # contrast factor around mid-grey
-    offset: float  # brightness, in units of the full range
-    drop_sound: bool
-    drop_picture: bool
-    dropped_T: Tensor  # bool: chunks that lose sound and picture
-    masked_T: Tensor  # bool: chunks replaced by the mask token before the latent model
-    mel_bins: tuple[int, int]  # first masked bin, number of masked bins
-    mel_columns: tuple[tuple[int, int], ...]  # the same for the columns of each chunk
-    stretch: int  # how many times in a row a TTM takes each chunk
-    memory_alone: bool  # the text sees no latent
-
-
-def sample_generator(seed: int, unit: Unit) -> torch.Generator:
-    """The only source of randomness of a sample: the same for all questions about a clip in one epoch."""
-    key = hashlib.sha256(f"{seed}/{unit.source}/{unit.epoch}/{unit.clip}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-
-
-def plan_sample(generator: torch.Generator, augment: AugmentRecipe, geometry: ClipGeometry, views: int) -> SamplePlan:
-    """Draw everything at once and in a fixed order, so that switching one change off leaves the others as they were."""
-    chunks, bins, columns = geometry.chunks, geometry.audio.bins, geometry.audio.columns
-    u_view, u_flip, u_gain, u_offset, u_modality, u_drop = torch.rand(6, generator=generator).tolist()
-    drop_T, masked_T = torch.rand(chunks, generator=generator), torch.rand(chunks, generator=generator) < augment.mask_latents
-    u_mel = torch.rand(2 + 2 * chunks, generator=generator).tolist()
-    u_memory, u_stretch = torch.rand(2, generator=generator).tolist()
-    # Half of the chunks on average, never all of them: one chunk always stays to be seen.
-    dropped_T = (drop_T < 0.5) & (drop_T < drop_T.max()) if u_drop < augment.drop_chunks else torch.zeros(chunks, dtype=torch.bool)
-    if chunks == 1 or bool(masked_T.all()):
-        masked_T = masked_T & (torch.arange(chunks) > 0)
-    return SamplePlan(
-        view=int(u_view * views),
-        flip=u_flip < augment.flip,
-        gain=1 + augment.colour * (u_gain - 0.5),
-        offset=augment.colour * (u_offset - 0.5) * 0.5,
-        drop_sound=u_modality < augment.drop_modality,
-        drop_picture=augment.drop_modality <= u_modality < 2 * augment.drop_modality,
-        dropped_T=dropped_T,
-        masked_T=masked_T,
-        mel_bins=_stretch(u_mel[0], u_mel[1], augment.mask_bins, bins),
-        mel_columns=tuple(_stretch(u_mel[2 + 2 * t], u_mel[3 + 2 * t], augment.mask_columns, columns) for t in range(chunks)),
-        stretch=1 + int(u_stretch * augment.stretch),
-        memory_alone=u_memory < augment.memory_alone,
-    )
-
-
-def _stretch(u_length: float, u_start: float, longest: int, total: int) -> tuple[int, int]:
-    length = int(u_length * (min(longest, total) + 1))
-    return int(u_start * (total - length + 1)), length
-
-
-def apply_plans(media: MediaBatch, plans: Sequence[SamplePlan], geometry: ClipGeometry, *, rebuild_sound: bool = False) -> MediaBatch:
-    """The batch as the plans change it. A modality is only dropped from clips that also have the other one.
-
-    `rebuild_sound` keeps the spectrogram as it was, for its reconstruction.
-    """
-    clips, chunks = len(plans), geometry.chunks
-    video_BTN = _or_all(media.video_valid_BTN, (clips, chunks, geometry.video_tokens))
-    audio_BTN = _or_all(media.audio_valid_BTN, (clips, chunks, geometry.audio_tokens))
-    both_B = video_BTN.flatten(1).any(1) & audio_BTN.flatten(1).any(1)
-    drop_sound_B = torch.tensor([plan.drop_sound for plan in plans]) & both_B
-    drop_picture_B = torch.tensor([plan.drop_picture for plan in plans]) & both_B
-    kept_BT1 = ~torch.stack([plan.dropped_T for plan in plans])[:, :, None]
-    # A dropped picture or sound is an absent one, so there is no target either; a dropped chunk is there to be predicted.
-    target_audio_BTN = audio_BTN & ~drop_sound_B[:, None, None]
-    audio_BTN = target_audio_BTN & kept_BT1
-    video_BTN = video_BTN & kept_BT1 & ~drop_picture_B[:, None, None]
-    mel_BTZS = _mask_mel(media.mel_BTZS, plans)
-    thumbnails_BT = _or_all(media.thumbnail_valid_BT, (clips, chunks)) & ~drop_picture_B[:, None]
-    masked_BT, flip_B = torch.stack([plan.masked_T for plan in plans]), torch.tensor([plan.flip for plan in plans])
-    hidden_B, stretch_B = torch.tensor([plan.memory_alone for plan in plans]), torch.tensor([plan.stretch for plan in plans])
-    return replace(
-        media,
-        tubes=tuple(_recolour(tube, plans) for tube in media.tubes),
-        thumbnails=_mirror(_recolour(media.thumbnails, plans), flip_B),
-        mel_BTZS=mel_BTZS,
-        video_valid_BTN=_or_none(video_BTN),
-        audio_valid_BTN=_or_none(audio_BTN),
-        thumbnail_valid_BT=_or_none(thumbnails_BT),
-        latent_masked_BT=masked_BT if bool(masked_BT.any()) else None,
-        stretch_B=stretch_B if bool((stretch_B > 1).any()) else None,
-        latents_hidden_B=hidden_B if bool(hidden_B.any()) else None,
-        flip_B=flip_B if bool(flip_B.any()) else None,
-        target_mel_BTZS=media.mel_BTZS if rebuild_sound and mel_BTZS is not media.mel_BTZS else None,
-        target_audio_valid_BTN=target_audio_BTN if rebuild_sound else None,
-    )
-
-
-def _or_all(valid: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    return torch.ones(shape, dtype=torch.bool) if valid is None else valid
-
-
-def _or_none(valid: Tensor) -> Tensor | None:
-    return None if bool(valid.all()) else valid
-
-
-def _mirror(thumbnails: Tensor, flip_B: Tensor) -> Tensor:
-    """Left and right exchanged (the model does the same to the tubes, whose pixels it knows the order of)."""
-    return torch.where(flip_B[:, None, None, None, None, None], thumbnails.flip(4), thumbnails) if bool(flip_B.any()) else thumbnails
-
-
-def _recolour(pixels: Tensor, plans: Sequence[SamplePlan]) -> Tensor:
-    """Contrast around mid-grey, then brightness; uint8 in, uint8 out, through a table of the 256 values."""
-    if all(plan.gain == 1 and plan.offset == 0 for plan in plans):
-        return pixels
-    values = torch.arange(256, dtype=torch.float32)
-    changed = [
-        ((values - 127.5) * plan.gain + 127.5 + 255 * plan.offset).round().clamp(0, 255).to(torch.uint8)[sample.long()]
-        for plan, sample in zip(plans, pixels, strict=True)
-    ]
-    return torch.stack(changed)
-
-
-def _mask_mel(mel_BTZS: Tensor, plans: Sequence[SamplePlan]) -> Tensor:
-    """SpecAugment (Park et al. 2019, frequency and time masking); 0 is the mean of the normalised spectrogram."""
-    if all(plan.mel_bins[1] == 0 and not any(length for _, length in plan.mel_columns) for plan in plans):
-        return mel_BTZS
-    mel_BTZS = mel_BTZS.clone()
-    for mel_TZS, plan in zip(mel_BTZS, plans, strict=True):
-        first, length = plan.mel_bins
-        mel_TZS[:, first : first + length] = 0
-        for mel_ZS, (start, columns) in zip(mel_TZS, plan.mel_columns, strict=True):
-            mel_ZS[:, start : start + columns] = 0
-    return mel_BTZS
 
 
 # ------------------------------------------------------------------------------------------------------------ reading ahead

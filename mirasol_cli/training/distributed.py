@@ -24,10 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
-from mirasol_cli.training.waiting import Whereabouts, no_answer
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+    from mirasol_cli.model.mirasol import Mirasol
 
 Result = TypeVar("Result")
 
@@ -42,6 +43,10 @@ class StoppedByMain(MirasolError):
         self.exit_code = exit_code
 
 
+_TOO_LONG = ("timed out", "timeout")
+_GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "connection was likely closed")
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all processes of the run."""
@@ -49,21 +54,31 @@ class World:
     rank: int
     size: int
     device: torch.device
-    whereabouts: Whereabouts | None = None
     timeout_s: float = 0.0
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def at(self, place: str) -> None:
-        """Note where this process is (`step 13`), for the message of one that waits for it in vain."""
-        if self.whereabouts is not None:
-            self.whereabouts.note(place)
-
     def no_answer(self, error: BaseException) -> EnvironmentProblem | None:
-        """The error as a message about processes that do not answer, if it is about that; else None."""
-        return no_answer(error, self.whereabouts, self.timeout_s) if self.whereabouts is not None else None
+        """The error as a message about processes that do not answer, if it is about that; else None.
+
+        Under gloo a process that waits too long, or whose neighbour is gone, gets an exception; under NCCL torch's watchdog writes a
+        message of its own, with rank and operation, and ends the process.
+        """
+        text = str(error).lower()
+        if self.size > 1 and any(words in text for words in _TOO_LONG):
+            return EnvironmentProblem(
+                f"process {self.rank} of {self.size} waited more than {self.timeout_s:g} s for another one",
+                "see the output of the process that is behind; if it only works longer than that, raise run.process_group_timeout_s "
+                "or lower train.evaluate_limit; go on with --resume",
+            )
+        if self.size > 1 and any(words in text for words in _GONE):
+            return EnvironmentProblem(
+                f"process {self.rank} of {self.size} lost the connection to another one, which has ended",
+                "see the output of the process that ended first; go on with --resume",
+            )
+        return None
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sum over all processes, in float64, the same on every process."""
@@ -143,7 +158,9 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     already = dist.is_initialized()
-    world = World(rank, size, device, None if already else _join(rank, size, device, timeout_s), timeout_s)
+    world = World(rank, size, device, timeout_s)
+    if not already:
+        _join(rank, size, device, timeout_s)
     try:
         yield world
     except RuntimeError as error:
@@ -157,7 +174,7 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> Whereabouts:
+def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
     """Meet the other processes where the environment says."""
     try:
         store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s))))
@@ -169,7 +186,6 @@ def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> Where
             f"process {rank} of {size} did not meet the others at {address} within {timeout_s:g} s: {str(error).splitlines()[0]}",
             "start all processes, check MASTER_ADDR and MASTER_PORT, or raise run.process_group_timeout_s",
         ) from error
-    return Whereabouts(store, rank, size)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -193,22 +209,9 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
-BLOCK_LISTS = ("blocks", "layers", "cross_layers", "process")
-"""Names of the model's lists of Transformer layers (`process`: the Token Turing Machine's)."""
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: members of the model's ModuleLists that hold Transformer layers."""
-    found: list[nn.Module] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in BLOCK_LISTS:
-            found += list(module)
-    return found
-
-
-def prepare_blocks(model: nn.Module, *, checkpoint_activations: bool, compile: bool) -> None:
+def prepare_blocks(model: Mirasol, *, checkpoint_activations: bool, compile: bool) -> None:
     """Recompute and compile block by block, in place and without renaming a parameter."""
-    for block in blocks_of(model):
+    for block in model.blocks():
         if checkpoint_activations:
             block.forward = _recomputed(block.forward)
         if compile:
@@ -225,7 +228,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.Module:
+def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool) -> nn.Module:
     """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its blocks sharded in place.
 
     Gradients come out as the mean over the processes in both forms.
@@ -242,7 +245,7 @@ def parallelise(model: nn.Module, world: World, kind: str, *, bf16: bool) -> nn.
     # Weights travel in bf16, gradients are summed in float32: autocast computes in bf16 anyhow.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
     settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
-    for block in blocks_of(model):
+    for block in model.blocks():
         fully_shard(block, **settings)
     fully_shard(model, **settings)
     return model

@@ -21,17 +21,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mirasol_cli.errors import DataError, Diverged, Interrupted, MirasolError
 from mirasol_cli.files import write_json
-from mirasol_cli.model.flops import media_flops, text_flops
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.training import checkpoint as ck
-from mirasol_cli.training.counts import PARTS, loss_counts, summed
 from mirasol_cli.training.data import MicroBatch, ReadAhead
 from mirasol_cli.training.distributed import World, gradient_sync, is_sharded, joined_world, resolve_device, whole
+from mirasol_cli.training.flops import forward_flops
 from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_per_s
 from mirasol_cli.training.optimizer import clip_gradients, set_rate
 from mirasol_cli.training.run_log import Display, Extras, status_of
@@ -149,7 +150,6 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                 display.train(line)
             validation, improved = None, False
             if validate is not None and train.evaluate_every and (run.step % train.evaluate_every == 0 or run.step == train.steps):
-                world.at(f"the validation after step {run.step}")
                 validation = _validate(run, validate)
                 score = ck.score_of_validation(validation)
                 improved = score is not None and (run.best is None or score >= run.best)  # of equals the latest
@@ -163,7 +163,6 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                 interval.restart()
             due = run.step % train.checkpoint_every == 0 or run.step == train.steps
             if due or improved or result.save or result.stop:
-                world.at(f"the save after step {run.step}")
                 save_run(run, validation)
                 interval.restart()
             if result.stop and run.step < train.steps:
@@ -200,42 +199,31 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
         Diverged: not finite, and `train.bad_steps` allows no (further) skip.
     """
     train, world, device = run.recipe.train, run.world, run.world.device
-    world.at(f"step {run.step + 1}")
     torch.manual_seed(step_seed(train.seed, run.step, world.rank))  # dropout needs no state in the checkpoint
-    local = summed(loss_counts(batch.media, batch.text, run.weights, run.recipe.clip) for batch in batches)
-    questions = sum(batch.questions for batch in batches)
-    *global_counts, questions_in_all = world.sum([*(local.get(name, 0) for name in PARTS), questions])
-    counts = {name: max(1.0, count) for name, count in zip(PARTS, global_counts, strict=True) if name in local}
+    names = list(run.weights)
+    local = [sum(int(OBJECTIVES[name].count(batch.media, batch.text, batch.extra, run.recipe.clip)) for batch in batches) for name in names]
+    *totals, questions = world.sum([*local, sum(batch.questions for batch in batches)])
+    counts = {name: max(1.0, total) for name, total in zip(names, totals, strict=True)}
 
-    sums = torch.zeros(len(batches), len(PARTS), dtype=torch.float32, device=device)
+    sums = torch.zeros(len(batches), len(names), dtype=torch.float32, device=device)
     for number, batch in enumerate(batches):
         with gradient_sync(run.runner, last=number == len(batches) - 1):
             with torch.autocast(device.type, torch.bfloat16) if run.bf16 else nullcontext():
-                losses = run.runner(batch.media.to(device), batch.text.to(device), run.weights)
+                losses = run.runner(batch.media.to(device), batch.text.to(device), run.weights, batch.extra.to(device))
                 # DDP and FSDP take the mean over processes; the loss is a sum over them.
                 loss = losses.total(run.weights, counts) * world.size
             loss.backward()
         for name, part in losses.parts.items():
-            sums[number, PARTS.index(name)] = part.sum.detach()
+            sums[number, names.index(name)] = part.sum.detach()
 
-    finite = torch.isfinite(sums).all(dim=1).tolist()
-    bad = [0.0] * (world.size * len(batches))
-    for number, good in enumerate(finite):
-        bad[world.rank * len(batches) + number] = 0.0 if good else 1.0
-    local_sums = sums.sum(dim=0).double().tolist()
-    flags = [float(signals.save), *(float(signals.stop == code) for code in STOPS)]
-    signals.save = False
-    agreed = world.sum([*bad, *flags, *(value if math.isfinite(value) else 0.0 for value in local_sums)])
-    bad, (save, *stops) = agreed[: len(bad)], agreed[len(bad) : len(bad) + len(flags)]
-    totals = dict(zip(PARTS, agreed[len(bad) + len(flags) :], strict=True))
-    means = {name: totals[name] / counts[name] for name, count in zip(PARTS, global_counts, strict=True) if count}
-
+    agreed = Agreement.reach(world, sums, signals)
+    means = {name: total / counts[name] for name, total, count in zip(names, agreed.sums, totals, strict=True) if count}
     norm = clip_gradients(run.model.parameters(), train.clip_norm)
     rate = set_rate(run.optimizer, run.step, train)
-    skipped = any(bad) or not math.isfinite(norm)
+    skipped = any(agreed.bad) or not math.isfinite(norm)
     if skipped:
         run.optimizer.zero_grad()
-        _not_finite(run, bad, len(batches))
+        _not_finite(run, agreed.bad, len(batches))
     else:
         run.optimizer.step()
         run.optimizer.zero_grad()
@@ -243,21 +231,47 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
             run.averages.update(run.model, run.step)
         run.bad_steps = 0
     run.step += 1
-    total = math.nan if skipped else sum(run.weights.of(name) * mean for name, mean in means.items())
-    stop = next((code for code, asked in zip(STOPS, stops, strict=True) if asked), 0)
     return StepResult(
-        means,
-        total,
-        norm,
-        rate,
-        train.batch_clips,
-        int(questions_in_all),
-        skipped,
-        bool(save),
-        stop,
-        losses,
-        batches[-1].text.tokens_BQL.shape,
+        means=means,
+        loss=math.nan if skipped else sum(run.weights[name] * mean for name, mean in means.items()),
+        norm=norm,
+        rate=rate,
+        clips=train.batch_clips,
+        questions=int(questions),
+        skipped=skipped,
+        save=agreed.save,
+        stop=agreed.stop,
+        losses=losses,
+        text_shape=batches[-1].text.tokens_BQL.shape,
     )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all processes know of a step after its backward passes, by one sum over them."""
+
+    sums: list[float]  # of every loss over the global batch; what is not finite is left out
+    bad: list[bool]  # for every micro batch of every process, in rank order: a loss was not finite
+    save: bool  # a signal asked some process for a checkpoint
+    stop: int  # exit code that a signal asked some process for, or 0
+
+    @staticmethod
+    def reach(world: World, sums: Tensor, signals: SignalFlags) -> Agreement:
+        """`sums`: of this process's [micro batches, losses]. All processes call this together."""
+        micro_batches = len(sums)
+        bad = [0.0] * (world.size * micro_batches)
+        bad[world.rank * micro_batches : (world.rank + 1) * micro_batches] = (~torch.isfinite(sums).all(dim=1)).double().tolist()
+        flags = [float(signals.save), *(float(signals.stop == code) for code in STOPS)]
+        signals.save = False
+        own = [value if math.isfinite(value) else 0.0 for value in sums.sum(dim=0).double().tolist()]
+        save, *rest = world.sum([*flags, *bad, *own])
+        stops, rest = rest[: len(STOPS)], rest[len(STOPS) :]
+        return Agreement(
+            sums=rest[len(bad) :],
+            bad=[value > 0 for value in rest[: len(bad)]],
+            save=save > 0,
+            stop=next((code for code, asked in zip(STOPS, stops, strict=True) if asked), 0),
+        )
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -265,7 +279,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")
 
 
-def _not_finite(run: Run, bad: list[float], micro_batches: int) -> None:
+def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
     """Write down what was in the batch; raise Diverged unless this step may be skipped. No weight has changed yet."""
     run.bad_steps += 1
     train, world = run.recipe.train, run.world
@@ -278,7 +292,7 @@ def _not_finite(run: Run, bad: list[float], micro_batches: int) -> None:
         rows = []
         for position, unit in enumerate(units):
             rank, place = divmod(position, each)
-            found = bool(bad[rank * micro_batches + place // size])
+            found = bad[rank * micro_batches + place // size]
             rows.append({**run.data.describe(unit), "process": rank, "loss_not_finite": found})
         write_json(path, {"step": run.step + 1, "skipped_in_a_row": run.bad_steps, "clips": rows})
 
@@ -320,7 +334,7 @@ def _validated_model(run: Run) -> Iterator[Mirasol]:
         model = run.model
         if run.world.is_main:
             with torch.device(run.world.device), torch.random.fork_rng():
-                model = Mirasol(run.config, run.recipe.clip, run.vocabulary.size)
+                model = Mirasol(run.recipe.model, run.recipe.clip, run.vocabulary.size, run.model.losses)
             ck.load_weights(model, weights, "the run itself")
         yield model.eval()
         run.model.train()
@@ -370,7 +384,7 @@ class Interval:
             DataError: that is so of all losses.
         """
         run.taught |= self.means.keys()
-        wanted = [name for name in PARTS if run.weights.of(name) > 0]
+        wanted = list(run.weights)
         if self.steps and not run.taught:
             raise DataError(
                 f"no loss ({', '.join(f'loss.{name}' for name in wanted)}) has met anything to learn from in the first {run.step} steps",
@@ -389,7 +403,7 @@ class Interval:
         steps, seconds = max(1, self.steps), max(self.seconds, 1e-9)
         line: dict[str, Any] = {
             "loss": self.loss / steps if self.steps else math.nan,
-            **{f"loss_{name}": sum(self.means[name]) / len(self.means[name]) for name in PARTS if name in self.means},
+            **{f"loss_{name}": sum(self.means[name]) / len(self.means[name]) for name in run.weights if name in self.means},
             "lr": result.rate, "gradient_norm": result.norm, "skipped_steps": self.skipped,
             "clips_per_s": self.clips / seconds, "questions_per_s": self.questions / seconds,
             "data_wait": min(1.0, waited_s / seconds), "peak_bytes": peak_bytes(run.world.device),
@@ -397,12 +411,8 @@ class Interval:
         if not result.skipped:
             line.update(result.losses.diagnostics)
         if (peak := peak_flops_per_s(run.world.device, run.bf16)) is not None:
-            line["mfu"] = 3 * forward_flops(run, result) * line["clips_per_s"] / (peak * run.world.size)
+            if run.clip_flops is None:
+                questions, length = max(1, round(result.questions / result.clips)), result.text_shape[2]
+                run.clip_flops = sum(forward_flops(run.model, questions=questions, tokens=length).values())
+            line["mfu"] = 3 * run.clip_flops * line["clips_per_s"] / (peak * run.world.size)
         return line
-
-
-def forward_flops(run: Run, result: StepResult) -> float:
-    """Of one clip with its questions, at the text length of the last micro batch."""
-    questions, length = max(1, round(result.questions / result.clips)), result.text_shape[2]
-    text = text_flops(run.config, run.recipe.clip, run.vocabulary.size, questions=questions, tokens=length, targets=8)
-    return float(sum(media_flops(run.config, run.recipe.clip).values()) + text)

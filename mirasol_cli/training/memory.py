@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from mirasol_cli.errors import EnvironmentProblem
-from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.recipe_schema import Recipe
 
 if TYPE_CHECKING:
@@ -51,23 +49,18 @@ def fixed_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
     return 4 * (parameters + 3 * trainable + (trainable if ema else 0))
 
 
-def saving_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
-    """Copies of weights, moments and averages that the first process holds in the machine's memory while it writes a checkpoint."""
-    return 4 * (parameters + 2 * trainable + (trainable if ema else 0))
-
-
 def clips_at_once(recipe: Recipe, share: int) -> int:
     """Clips of a micro batch of a process that takes `share` clips of every global batch."""
     return min(recipe.train.micro_batch_clips or share, share)
 
 
-def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions: int, *, bf16: bool) -> int:
+def activation_bytes(recipe: Recipe, clips: int, questions: int, *, bf16: bool) -> int:
     """What the forward pass of one micro batch keeps for the backward pass, texts at their longest. An estimate.
 
     Per token and block about 10 vectors of the width and 2 of the feed-forward width are kept (attention matrices are not, in
     fused attention); with activation checkpointing one vector per block, and one block at a time in full.
     """
-    geometry: ClipGeometry = recipe.clip
+    config, geometry = recipe.model, recipe.clip
     slots = config.latents_per_chunk(geometry)
     chunks, all_tokens = geometry.chunks, geometry.tokens_per_chunk
     text = config.text
@@ -88,17 +81,8 @@ def activation_bytes(recipe: Recipe, config: ModelConfig, clips: int, questions:
     return clips * total
 
 
-def program_bytes() -> int:
-    """What this process holds now; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 def memory_at_hand(device: torch.device) -> int | None:
-    """Bytes that a rehearsal may count on: free on a GPU, the part of the machine's memory that is not in use elsewhere; None: unknown."""
+    """Bytes that a timed step may count on: free on a GPU, the part of the machine's memory that is not in use elsewhere; None: unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -127,7 +111,7 @@ def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
     parameters = sum(p.numel() for p in run.model.parameters())
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     clips = clips_at_once(recipe, len(run.world.share(recipe.train.batch_clips)))
-    activations = activation_bytes(recipe, run.config, clips, recipe.data.questions_per_clip, bf16=run.bf16)
+    activations = activation_bytes(recipe, clips, recipe.data.questions_per_clip, bf16=run.bf16)
     return EnvironmentProblem(
         f"out of memory in step {run.step + 1} on {run.world.device}, with {gib(peak_bytes(run.world.device))} used at most: "
         f"{parameters:,} parameters with gradients and optimizer {gib(fixed_bytes(parameters, trainable, ema=run.averages is not None))}, "

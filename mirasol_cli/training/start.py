@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.files import finite, read_json
 from mirasol_cli.folder_lock import HeldLock, folder_lock
-from mirasol_cli.model.config import ModelConfig
-from mirasol_cli.model.losses import LossWeights, with_heads
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.parameter_names import first_names
 from mirasol_cli.recipe import dump_recipe, parse_recipe
-from mirasol_cli.recipe_schema import LossRecipe, Recipe
+from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.settings import SettingError
 from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
@@ -48,8 +47,7 @@ class Run:
     folder: RunFolder
     data: TrainingData
     vocabulary: Vocabulary
-    config: ModelConfig
-    weights: LossWeights
+    weights: dict[str, float]  # of the losses that are trained, by name
     model: Mirasol
     runner: nn.Module  # what a step calls: the model, or DDP around it
     optimizer: torch.optim.AdamW
@@ -58,6 +56,7 @@ class Run:
     step: int = 0  # optimizer steps done
     bad_steps: int = 0  # not-finite steps in a row
     best: ck.Score | None = None
+    clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
     taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
     told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
     lock: HeldLock | None = None  # of the run folder; the first process has it
@@ -103,10 +102,8 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
     accepted = _compare_data(state, data, accept_data, notes) if resumed is not None else []
     notes += world.on_main(lambda: empty_losses(recipe, sources) + cut_texts(data)) or []
 
-    weights = loss_weights(recipe.loss)
-    config = with_heads(recipe.model, weights)
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
-    model = build_model(config, recipe, vocabulary.size, world.device)
+    model = build_model(recipe, vocabulary.size, world.device)
     if resumed is not None:
         _load(model, resumed)
     else:
@@ -122,7 +119,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         if averages is not None:
             averages.load(ck.read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
     run = Run(
-        recipe, stage, world, folder, data, vocabulary, config, weights, model, runner, optimizer, averages, bf16,
+        recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, averages, bf16,
         step=state["step"], bad_steps=state["bad_steps"], notes=notes,
     )  # fmt: skip
     best = ck.best_of(ck.checkpoints_in(folder.checkpoints))
@@ -131,20 +128,13 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
     return run
 
 
-def build_model(config: ModelConfig, recipe: Recipe, vocab_size: int, device: torch.device | str) -> Mirasol:
+def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> Mirasol:
     """The model with random weights on `device`. Raises RecipeError where its sections do not go together."""
     try:
         with torch.device(device):
-            return Mirasol(config, recipe.clip, vocab_size)
+            return Mirasol(recipe.model, recipe.clip, vocab_size, recipe.loss.weights)
     except SettingError as error:
         raise RecipeError([f"the sections model and clip do not go together: {error.message}"]) from error
-
-
-def loss_weights(loss: LossRecipe) -> LossWeights:
-    return LossWeights(
-        text=loss.text, latent=loss.latent, video=loss.video, audio=loss.audio, contrastive=loss.contrastive,
-        label_smoothing=loss.label_smoothing,
-    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -323,13 +313,10 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
         from mirasol_cli.model.freezing import freeze
 
         notes.append(str(freeze(model, recipe.freeze)))
-    if recipe.loss.text == 0:
-        unreached = ("text.",) if recipe.loss.contrastive == 0 else ("text.cross_layers.", "text.memory.", "text.lm_head.")
-        names = [name for name, _ in model.named_parameters() if name.startswith(unreached)]
-        for name, parameter in model.named_parameters():
-            if name in set(names):
-                parameter.requires_grad_(False)
-        notes.append(f"{len(names)} tensors of the text decoder are not trained, since loss.text is 0")
+    if not any(OBJECTIVES[name].reads_text for name in recipe.loss.weights):
+        parameters = list(model.text.parameters())
+        model.text.requires_grad_(False)
+        notes.append(f"{len(parameters)} tensors of the text decoder are not trained, since loss.text is 0")
     return notes
 
 
@@ -359,7 +346,8 @@ def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, b
     config = {
         "schema": ck.SCHEMA,
         "clip": run.recipe.clip.to_plain(),
-        "model": replace(run.recipe, model=run.config).to_plain()["model"],
+        "model": run.recipe.to_plain()["model"],
+        "losses": list(run.weights),
         "vocab_size": run.vocabulary.size,
         "usual_clip_s": run.data.usual_clip_s,
     }

@@ -168,25 +168,25 @@ def scores(run: Path) -> dict[str, Any]:
 
 def costs(run: Path) -> dict[str, Any]:
     """Steps, parameters, and FLOPs of a forward pass for one clip with the recipe's number of questions, as `--dry-run` counts."""
+    import torch
+
     from mirasol_cli.files import read_json
-    from mirasol_cli.model.flops import model_table
-    from mirasol_cli.model.losses import with_heads
+    from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.recipe import load_recipe
     from mirasol_cli.training.checkpoint import resolve_checkpoint
     from mirasol_cli.training.dry_run import TARGET_TOKENS, TEXT_TOKENS
-    from mirasol_cli.training.start import loss_weights
+    from mirasol_cli.training.flops import forward_flops
 
     checkpoint = resolve_checkpoint(run)
     recipe, vocabulary = load_recipe(str(checkpoint / "recipe.yaml")), read_json(checkpoint / "config.json")["vocab_size"]
-    parts = model_table(
-        with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, vocabulary, questions=recipe.data.questions_per_clip,
-        text_tokens=TEXT_TOKENS, target_tokens=TARGET_TOKENS,
-    )  # fmt: skip
+    with torch.device("meta"):
+        model = Mirasol(recipe.model, recipe.clip, vocabulary, recipe.loss.weights)
+    flops = forward_flops(model, questions=recipe.data.questions_per_clip, tokens=TEXT_TOKENS, targets=TARGET_TOKENS)
     return {
         "steps": recipe.train.steps,
-        "parameters": sum(part.parameters for part in parts),
-        "gflop": sum(part.flops for part in parts) / 1e9,
-        "combiner_gflop": sum(part.flops for part in parts if part.part == "combiner") / 1e9,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflop": sum(flops.values()) / 1e9,
+        "combiner_gflop": flops["combiner"] / 1e9,
     }
 
 

@@ -21,7 +21,6 @@ def main() -> None:
     import torch
 
     from mirasol_cli.model.decoding import greedy
-    from mirasol_cli.model.losses import LossWeights
     from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.recipe_schema import TrainRecipe
     from mirasol_cli.training.optimizer import build_optimizer
@@ -30,7 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
     preset, overrides = ("demo", ["clip.frames=32", "clip.chunks=4", "clip.size=64"]) if args.smoke else (args.preset, [])
     config, geometry = resolved_model(preset, *overrides)
-    model, weights = Mirasol(config, geometry, VOCABULARY), LossWeights(text=10)
+    model, weights = Mirasol(config, geometry, VOCABULARY), {"text": 10.0, "latent": 1.0, "video": 1.0}
     optimizer = build_optimizer(model, TrainRecipe())
     media = random_media(geometry, 1)
 

@@ -31,7 +31,6 @@ def step(case: str, checkpoint: bool, threads: int, smoke: bool) -> dict:
     """One forward, backward and optimizer step."""
     import torch
 
-    from mirasol_cli.model.losses import LossWeights
     from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.recipe_schema import TrainRecipe
     from mirasol_cli.training.distributed import prepare_blocks
@@ -41,7 +40,7 @@ def step(case: str, checkpoint: bool, threads: int, smoke: bool) -> dict:
     torch.manual_seed(0)
     preset, overrides, vocabulary = CASES[case]
     config, geometry = resolved_model("demo" if smoke else preset, *(SMOKE if smoke else overrides))
-    model, weights = Mirasol(config, geometry, vocabulary), LossWeights(text=10)
+    model, weights = Mirasol(config, geometry, vocabulary), {"text": 10.0, "latent": 1.0, "video": 1.0}
     prepare_blocks(model, checkpoint_activations=checkpoint, compile=False)
     optimizer = build_optimizer(model, TrainRecipe())
     media, text = random_media(geometry, 1), random_text(1, 4, vocabulary)

@@ -45,11 +45,10 @@ class Trial:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        from mirasol_cli.model.flops import media_flops, text_flops
-        from mirasol_cli.model.losses import LossWeights
         from mirasol_cli.model.mirasol import Mirasol
         from mirasol_cli.recipe_schema import TrainRecipe
-        from mirasol_cli.training.distributed import blocks_of, prepare_blocks
+        from mirasol_cli.training.distributed import prepare_blocks
+        from mirasol_cli.training.flops import forward_flops
         from mirasol_cli.training.optimizer import build_optimizer
 
         self.device = torch.device("cuda" if torch.cuda.is_available() and not args.smoke else "cpu")
@@ -57,7 +56,7 @@ class Trial:
         torch.set_float32_matmul_precision("high")
         overrides = [f"clip.frames={args.frames}", f"clip.chunks={CHUNKS[args.frames]}", *(["clip.size=64"] if args.smoke else [])]
         self.config, self.geometry = resolved_model(args.size, *overrides)
-        self.vocabulary, self.weights, self.clips = VOCABULARY[args.size], LossWeights(text=1), args.clips
+        self.vocabulary, self.weights, self.clips = VOCABULARY[args.size], {"text": 1.0, "latent": 1.0, "video": 1.0}, args.clips
         with self.device:
             self.model = Mirasol(self.config, self.geometry, self.vocabulary)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -67,12 +66,12 @@ class Trial:
             mesh = init_device_mesh(self.device.type, (1,))
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
             settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy} if self.device.type == "cuda" else {"mesh": mesh}
-            for block in blocks_of(self.model):
+            for block in self.model.blocks():
                 fully_shard(block, **settings)
             fully_shard(self.model, **settings)
         self.optimizer = build_optimizer(self.model, TrainRecipe(lr=2e-4))
-        text = text_flops(self.config, self.geometry, self.vocabulary, QUESTIONS, LENGTH, TARGET)
-        self.forward_flops = self.clips * (sum(media_flops(self.config, self.geometry).values()) + text)
+        flops = forward_flops(self.model, questions=QUESTIONS, tokens=LENGTH, targets=TARGET)
+        self.forward_flops = self.clips * sum(flops.values())
 
     def autocast(self) -> contextlib.AbstractContextManager:
         import torch

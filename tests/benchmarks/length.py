@@ -54,7 +54,6 @@ class Step:
 def worker(args: Any) -> None:
     import torch
 
-    from mirasol_cli.model.losses import LossWeights
     from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.recipe_schema import TrainRecipe
     from mirasol_cli.training.optimizer import build_optimizer
@@ -65,7 +64,7 @@ def worker(args: Any) -> None:
     config, geometry = resolved_model(
         args.preset, f"clip.frames={args.frames}", f"clip.chunks={args.chunks}", f"clip.size={args.size}", *tubes
     )
-    model, weights = Mirasol(config, geometry, VOCABULARY), LossWeights(text=10)
+    model, weights = Mirasol(config, geometry, VOCABULARY), {"text": 10.0, "latent": 1.0, "video": 1.0}
     optimizer = build_optimizer(model, TrainRecipe())
     media, text = random_media(geometry, 1), random_text(1, 4, VOCABULARY)
 

@@ -39,13 +39,12 @@ class Case:
     def __init__(self, shape: dict, chunks: int):
         import torch
 
-        from mirasol_cli.model.losses import LossWeights
         from mirasol_cli.model.mirasol import Mirasol
 
         self.shape, self.vocabulary = shape, shape["vocab"] + 1  # the start token is 0
         self.geometry = geometry(shape, chunks)
         self.model = Mirasol(model_config(shape), self.geometry, self.vocabulary)
-        self.weights = LossWeights(text=1, latent=1, video=1, audio=1)
+        self.weights = {"text": 1.0, "latent": 1.0, "video": 1.0, "audio": 1.0}
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
         self.optimizer = self._optimizer()
         self.inputs, self.prompt_inputs = self._inputs(shape["batch"]), self._inputs(shape["generate_batch"])

@@ -47,21 +47,17 @@ def checkpoint_and_clip(folder: Path) -> tuple[list[str], Path, int]:
 
 def made_checkpoint(folder: Path, recipe) -> Path:  # type: ignore[no-untyped-def]
     import json
-    from dataclasses import replace
 
-    from mirasol_cli.model.losses import with_heads
     from mirasol_cli.model.mirasol import Mirasol
     from mirasol_cli.recipe import dump_recipe
     from mirasol_cli.training import checkpoint as ck
-    from mirasol_cli.training.start import loss_weights
     from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 
     lines = [f"context: question: answer: what plays {word}?" for word in ("first", "last", "drum", "flute", "bell", "horn")]
     vocabulary = Vocabulary(train_vocabulary(lines, 300))
-    config = with_heads(recipe.model, loss_weights(recipe.loss))
-    model = Mirasol(config, recipe.clip, vocabulary.size)
-    plain = replace(recipe, model=config).to_plain()["model"]
-    about = {"schema": ck.SCHEMA, "clip": recipe.clip.to_plain(), "model": plain, "vocab_size": vocabulary.size, "usual_clip_s": 10.0}
+    model, plain = Mirasol(recipe.model, recipe.clip, vocabulary.size, recipe.loss.weights), recipe.to_plain()
+    about = {"schema": ck.SCHEMA, "clip": plain["clip"], "model": plain["model"], "losses": list(model.losses)}
+    about |= {"vocab_size": vocabulary.size, "usual_clip_s": 10.0}
     files = {
         "config.json": json.dumps(about).encode(),
         "recipe.yaml": dump_recipe(recipe).encode(),

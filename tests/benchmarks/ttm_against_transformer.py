@@ -30,7 +30,15 @@ def forms(config: Any) -> dict[str, Any]:
 
 def flops_tables(report: Report) -> str:
     """Writes the table; returns what it shows."""
-    from mirasol_cli.model.flops import combiner_flops
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mirasol_cli.model.combiner import build_combiner
+
+    def combiner_flops(form: Any, width: int, tokens: int, chunks: int) -> int:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            build_combiner(form, width, tokens).requires_grad_(False)(torch.empty(1, chunks, tokens, width))
+        return counter.get_total_flops()
 
     rows = []
     for preset in ("small", "base", "mirasol3b"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mirasol_cli.evaluation.protocols import ACTIVITYNET_TYPES, judge, protocol_of
-from mirasol_cli.evaluation.scoring import official_figures, score
+from mirasol_cli.evaluation.scoring import score
 from tests.paths import SHARED
 
 
@@ -24,7 +24,7 @@ ACTIVITYNET_TEST = {3: 2094, 8: 1499, 6: 386, 7: 606, 0: 800, 1: 800, 2: 800, 4:
 
 
 def official_activitynet(rows):
-    """The arithmetic of the official script as it is described: right answers per type; Free over a slice of the counts."""
+    """The arithmetic of the official script as it is described, but that Free is over its own types; the script divides by others."""
     count, right = {}, Counter()
     for entry in rows:
         count[entry["type"]] = count.get(entry["type"], 0) + 1
@@ -32,13 +32,12 @@ def official_activitynet(rows):
     free = sum(right[str(number)] for number in range(3, 9))
     return {
         "all": sum(right.values()) / sum(count.values()),
-        "free_printed": free / sum(list(count.values())[3:]),
         "free": free / sum(count[str(number)] for number in range(3, 9) if str(number) in count),
         "types": {ACTIVITYNET_TYPES[int(number)]: right[number] / count[number] for number in count},
     }
 
 
-def test_activitynet_free_is_right_and_the_official_figure_is_kept_apart():
+def test_activitynet_free_is_over_its_own_questions():
     types = [str(number) for number, count in ACTIVITYNET_TEST.items() for _ in range(count)]
     rows = [row(i, "yes", "yes", type=number, video=f"v{i // 10}") for i, number in enumerate(types)]
     protocol = protocol_of("activitynet", "qa")
@@ -48,7 +47,6 @@ def test_activitynet_free_is_right_and_the_official_figure_is_kept_apart():
     assert {name: part["n"] for name, part in scored.by_type.items()} == {
         ACTIVITYNET_TYPES[number]: ACTIVITYNET_TEST[number] for number in range(9)
     }
-    assert official_figures(rows, protocol)["free_as_printed_by_the_official_script"] == pytest.approx(1.3927, abs=5e-5)
 
 
 def test_activitynet_equals_a_restatement_of_the_official_script_on_random_answers():
@@ -59,12 +57,6 @@ def test_activitynet_equals_a_restatement_of_the_official_script_on_random_answe
     assert scored.metrics["exact_match"] == pytest.approx(expected["all"])
     assert scored.groups["free"]["exact_match"] == pytest.approx(expected["free"])
     assert {name: part["exact_match"] for name, part in scored.by_type.items()} == pytest.approx(expected["types"])
-    printed = official_figures(rows, protocol_of("activitynet", "qa"))["free_as_printed_by_the_official_script"]
-    assert printed == pytest.approx(expected["free_printed"])
-
-
-def test_other_sets_have_no_second_official_figure():
-    assert official_figures([row(0, "a", "a")], protocol_of("msrvtt", "qa")) == {}
 
 
 @pytest.mark.real

@@ -27,7 +27,7 @@ def ended(processes: list, waiting: int) -> tuple[int, str]:  # type: ignore[typ
 
 
 @pytest.mark.parametrize("silent", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_process_that_hangs_is_named_by_the_one_that_waits(tmp_path: Path, silent: int) -> None:
+def test_a_process_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path, silent: int) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 8)
     processes, waiting = start(2, tmp_path / "run", tmp_path / "shards", *ENDLESS), 1 - silent
     wait_for_step(tmp_path / "run", 2, processes)
@@ -36,13 +36,10 @@ def test_a_process_that_hangs_is_named_by_the_one_that_waits(tmp_path: Path, sil
     code, error = ended(processes, waiting)
     assert code == 5, error
     assert time.monotonic() - stopped < 10 * WAIT_S
-    assert re.search(rf"process {waiting} of 2, in step \d+, waited more than {WAIT_S} s for another one", error), error
+    assert re.search(rf"process {waiting} of 2 waited more than {WAIT_S} s for another one", error), error
     if silent == 1:
-        assert re.search(r"last heard of: process 1 in step \d+", error), error
         assert status(tmp_path / "run") == ("failed", 5)
-        assert "last heard of" in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
-    else:  # the list of where they are lies with the first process
-        assert "the first process, which keeps the list of where they are, does not answer" in error
+        assert "waited more than" in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
     assert "run.process_group_timeout_s" in error
 
 
@@ -56,7 +53,7 @@ def test_a_process_that_dies_ends_the_other_at_once(tmp_path: Path, dead: int) -
     code, error = ended(processes, waiting)
     assert code == 5, error
     assert time.monotonic() - killed < 30  # not after the 600 seconds of the default
-    assert re.search(rf"process {waiting} of 2, in step \d+, lost the connection to another one, which has ended", error), error
+    assert re.search(rf"process {waiting} of 2 lost the connection to another one, which has ended", error), error
     assert "--resume" in error
 
 
@@ -71,8 +68,7 @@ def test_a_validation_longer_than_the_patience_is_told_as_such(tmp_path: Path) -
     words = ["train.steps=2", "train.evaluate_every=1", f"run.process_group_timeout_s={WAIT_S}"]
     codes, logs = forked(2, tmp_path / "run", tmp_path / "shards", *words, validate=long_validation)
     assert codes[1] == 5, logs[1]
-    assert "process 1 of 2, in the validation after step 1, waited more than 3 s" in logs[1]
-    assert "last heard of: process 0 in the validation after step 1" in logs[1]
+    assert "process 1 of 2 waited more than 3 s" in logs[1]
     assert "train.evaluate_limit" in logs[1]
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from mirasol_cli.geometry import TUBEVIT_TUBES, ClipGeometry
-from mirasol_cli.model.config import HEADS, ModelConfig
-from mirasol_cli.model.inputs import MediaBatch
-from mirasol_cli.model.losses import LossWeights
+from mirasol_cli.model.config import ModelConfig
+from mirasol_cli.model.inputs import MediaBatch, TrainingInputs
 from mirasol_cli.model.mirasol import Mirasol, StreamState
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.recipe import known_keys
-from tests.small_model import KINDS, VOCABULARY, all_valid, change, media, model, model_config, text
+from tests.small_model import EVERY_LOSS, KINDS, VOCABULARY, WEIGHTS, all_valid, change, media, model, model_config, text
 
-EVERYTHING = LossWeights(audio=1, contrastive=1)
+EVERYTHING = EVERY_LOSS
 
 
 def changed_chunks(network: Mirasol, before: MediaBatch, after: MediaBatch) -> Tensor:
@@ -70,7 +70,7 @@ def test_2_a_change_in_clip_0_changes_nothing_of_clip_1(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_2_padding_chunks_change_nothing(kind: str) -> None:
     """A clip of two chunks beside one of four behaves as alone: latents, answers and losses."""
-    network, words = model(kind, heads=HEADS), text(1)
+    network, words = model(kind, losses=OBJECTIVES), text(1)
     masks = all_valid(1)
     for mask in masks.values():
         mask[:, 2:] = False
@@ -160,13 +160,13 @@ def test_4_two_evaluation_passes_are_identical(kind: str) -> None:
     network = Mirasol(busy, model().geometry, VOCABULARY)
     for evaluating in (True, False):
         network.train(not evaluating)
-        first, second = (network(media(), text(), LossWeights()).total(LossWeights()) for _ in range(2))
+        first, second = (network(media(), text(), WEIGHTS).total(WEIGHTS) for _ in range(2))
         assert (first == second) == evaluating
 
 
 def test_5_question_and_context_are_seen_and_carry_no_loss() -> None:
     network, words = model(), text()
-    only_text = LossWeights(latent=0, video=0)
+    only_text = {"text": 1.0}
     part = network(media(), words, only_text).parts["text"]
     tokens = words.tokens_BQL.clone()
     tokens[0, 0, 0] = (tokens[0, 0, 0] + 1) % VOCABULARY
@@ -181,11 +181,11 @@ def test_5_question_and_context_are_seen_and_carry_no_loss() -> None:
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("masked", [False, True])
 def test_5_every_parameter_gets_a_gradient(kind: str, share: bool, masked: bool) -> None:
-    network = model(kind, heads=HEADS, encoder=replace(model_config().encoder, share=share)).train()
-    masks = {**all_valid(), "latent_masked_BT": torch.tensor([[False, True, False, False]] * 2)}
+    network = model(kind, losses=OBJECTIVES, encoder=replace(model_config().encoder, share=share)).train()
+    masks, extra = all_valid(), TrainingInputs(masked_BT=torch.tensor([[False, True, False, False]] * 2))
     masks["audio_valid_BTN"][0, 1:] = False
     masks["video_valid_BTN"][1, 0] = False
-    network(media(**(masks if masked else {})), text(), EVERYTHING).total(EVERYTHING).backward()
+    network(media(**(masks if masked else {})), text(), EVERYTHING, extra if masked else None).total(EVERYTHING).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
     unused = {"filler", "mask_token"}  # these have work only where something is masked
     silent = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() == 0]
@@ -196,7 +196,7 @@ def test_5_every_parameter_gets_a_gradient(kind: str, share: bool, masked: bool)
 @pytest.mark.parametrize("missing", ["audio_valid_BTN", "video_valid_BTN", "both"])
 def test_5_a_batch_without_a_modality_still_reaches_every_parameter(kind: str, missing: str) -> None:
     """A rank of a distributed run that happens to see no sound must not lack a gradient."""
-    network, masks = model(kind, heads=HEADS).train(), all_valid()
+    network, masks = model(kind, losses=OBJECTIVES).train(), all_valid()
     for name in ("audio_valid_BTN", "video_valid_BTN"):
         if missing in (name, "both"):
             masks[name][:] = False
@@ -211,7 +211,7 @@ OTHER_VALUES = {
     "combiner": {
         "kind": "cls", "context": "history", "outputs": 3, "width": 40, "layers": 3, "heads": 4, "mlp": 60, "dropout": 0.2,
     },
-    "combiner (ttm)": {"memory": 5, "write": "add-erase", "read": "query", "initial_memory": "zero", "positions": False, "mlp": 60},
+    "combiner (ttm)": {"memory": 5, "write": "gated", "initial_memory": "zero", "positions": False, "mlp": 60},
     "latent": {"width": 44, "layers": 1, "heads": 4, "mlp": 60, "window": 2, "dropout": 0.2},
     "reconstruction": {"width": 28, "layers": 2, "heads": 3, "mlp": 60},
     "text": {
@@ -233,7 +233,7 @@ def test_5_the_table_of_values_knows_every_model_key() -> None:
 def test_5_every_model_key_changes_output_or_gradient(section: str, key: str) -> None:
     def fingerprint(config: ModelConfig) -> list[float]:
         torch.manual_seed(0)
-        network = Mirasol(config, model().geometry, VOCABULARY).train()
+        network = Mirasol(config, model().geometry, VOCABULARY, OBJECTIVES).train()
         torch.manual_seed(1)
         losses = network(media(), text(), EVERYTHING)
         losses.total(EVERYTHING).backward()
@@ -241,20 +241,20 @@ def test_5_every_model_key_changes_output_or_gradient(section: str, key: str) ->
         return [float(part.sum.detach()) for part in losses.parts.values()] + [squares]
 
     part = section.split()[0]
-    config = model_config("ttm" if "ttm" in section else "transformer", heads=HEADS)
+    config = model_config("ttm" if "ttm" in section else "transformer")
     changed = replace(config, **{part: replace(getattr(config, part), **{key: OTHER_VALUES[section][key]})})
     assert fingerprint(config) == fingerprint(config)
     assert fingerprint(config) != fingerprint(changed)
 
 
-@pytest.mark.parametrize("key", ["text", "latent", "video", "audio", "contrastive", "label_smoothing"])
+@pytest.mark.parametrize("key", list(OBJECTIVES))
 def test_5_every_loss_key_changes_the_gradient(key: str) -> None:
-    def gradient(weights: LossWeights) -> Tensor:
-        network = model(heads=HEADS)
+    def gradient(weights: dict[str, float]) -> Tensor:
+        network = model(losses=OBJECTIVES)
         network(media(), text(), weights).total(weights).backward()
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
-    assert not torch.allclose(gradient(EVERYTHING), gradient(replace(EVERYTHING, **{key: 0.5})))
+    assert not torch.allclose(gradient(EVERYTHING), gradient(EVERYTHING | {key: 0.5}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,7 +263,8 @@ def test_5_every_loss_key_changes_the_gradient(key: str) -> None:
 )
 def test_6_edge_cases_give_a_finite_loss_and_gradient(kind: str, case: str) -> None:
     chunks, clips = (1 if "one chunk" in case else 4), (1 if "one clip" in case else 2)
-    network, masks = model(kind, chunks, heads=HEADS).train(), all_valid(clips, chunks)
+    network, masks = model(kind, chunks, losses=OBJECTIVES).train(), all_valid(clips, chunks)
+    extra = TrainingInputs()
     if case in ("no sound", "neither"):
         masks["audio_valid_BTN"][:] = False
     if case in ("no picture", "neither"):
@@ -274,10 +275,10 @@ def test_6_edge_cases_give_a_finite_loss_and_gradient(kind: str, case: str) -> N
             mask[0, 1:] = False
             mask[1, 3:] = False
     if case == "all masked":
-        masks["latent_masked_BT"] = torch.ones(clips, chunks, dtype=torch.bool)
+        extra = TrainingInputs(masked_BT=torch.ones(clips, chunks, dtype=torch.bool))
         for name in ("video_valid_BTN", "audio_valid_BTN", "chunk_valid_BT", "thumbnail_valid_BT"):
             masks[name][:] = False
-    losses = network(media(clips, chunks, **masks), None if case == "no text" else text(clips), EVERYTHING)
+    losses = network(media(clips, chunks, **masks), None if case == "no text" else text(clips), EVERYTHING, extra)
     total = losses.total(EVERYTHING)
     total.backward()
     assert total.isfinite()

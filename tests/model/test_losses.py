@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import socket
-from dataclasses import replace
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from mirasol_cli.errors import UsageError
-from mirasol_cli.model.config import EncoderConfig, LatentConfig
-from mirasol_cli.model.inputs import MediaBatch
 from mirasol_cli.model.losses import (
-    ContrastiveHead,
     Losses,
     LossPart,
-    LossWeights,
     Prediction,
-    consecutive,
     effective_rank,
     latent_loss,
     masked_error,
     mean_cosine,
     r2,
     spread_loss,
-    with_heads,
 )
-from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.objectives import consecutive
 from mirasol_cli.settings import SettingError
-from tests.small_model import VOCABULARY, combiner_config, geometry, media, model, model_config
+from tests.small_model import WEIGHTS, media, model
 
-ONLY_LATENT = LossWeights(text=0, latent=1, video=0)
+ONLY_LATENT = {"latent": 1.0}
 
 
 def present(clips: int, chunks: int) -> torch.Tensor:
@@ -41,21 +31,21 @@ def present(clips: int, chunks: int) -> torch.Tensor:
 def test_total_is_the_weighted_sum_of_means_over_the_given_counts() -> None:
     parts = {"text": LossPart(torch.tensor(6.0), torch.tensor(3)), "latent": LossPart(torch.tensor(5.0), torch.tensor(2))}
     losses = Losses(parts)
-    weights = LossWeights(text=10, latent=2)
+    weights = {"text": 10.0, "latent": 2.0}
     assert losses.total(weights).item() == pytest.approx(10 * 2 + 2 * 2.5)
     assert losses.total(weights, {"text": 12, "latent": torch.tensor(5)}).item() == pytest.approx(10 * 0.5 + 2 * 1)
 
 
 def test_a_count_of_zero_gives_a_finite_total() -> None:
     losses = Losses({"text": LossPart(torch.zeros((), requires_grad=True), torch.tensor(0))})
-    total = losses.total(LossWeights())
+    total = losses.total(WEIGHTS)
     total.backward()
     assert total.item() == 0
 
 
 def test_a_batch_without_any_loss_says_so() -> None:
     with pytest.raises(UsageError, match="no loss"):
-        Losses().total(LossWeights())
+        Losses().total(WEIGHTS)
 
 
 def test_masked_error_sums_over_valid_items_only() -> None:
@@ -134,163 +124,11 @@ def test_effective_rank_and_cosine_tell_a_collapse() -> None:
     assert mean_cosine(constant_slots, there) == pytest.approx(1, abs=1e-4)
 
 
-def test_heads_follow_the_weights() -> None:
-    config = with_heads(model_config(), LossWeights(latent=0, video=1, audio=0.5))
-    assert config.heads == ("video", "audio")
-    names = {name.split(".")[0] for name, _ in Mirasol(config, geometry(), VOCABULARY).named_parameters()}
-    assert "reconstruction" in names
-    assert "contrastive" not in names
-    with pytest.raises(SettingError, match="contrastive"):
-        model()(media(), None, LossWeights(contrastive=1))
-
-
-def contrastive(world: int, rank: int, port: int, results: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    part, gradient = contrastive_gradient(slice(2 * rank, 2 * rank + 2))
-    torch.distributed.all_reduce(gradient)
-    torch.distributed.all_reduce(part)
-    if rank == 0:
-        from safetensors.torch import save_file
-
-        save_file({"loss": part, "gradient": gradient}, results)
-    torch.distributed.destroy_process_group()
-
-
-def contrastive_gradient(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    torch.manual_seed(0)
-    head = ContrastiveHead(8, 6)
-    clips, texts = torch.randn(4, 8), torch.randn(4, 6)
-    valid = torch.tensor([True, True, False, True])
-    part = head(clips[rows], texts[rows], valid[rows])
-    part.sum.backward()
-    return part.sum.detach(), torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
-
-
-def test_contrastive_loss_over_two_processes_equals_one(tmp_path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = str(tmp_path / "out.safetensors")
-    context = mp.get_context("spawn")
-    workers = [context.Process(target=contrastive, args=(2, rank, port, results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        if worker.exitcode is None:  # waits for a process that has failed
-            worker.kill()
-            worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    from safetensors.torch import load_file
-
-    found = load_file(results)
-    loss, gradient = contrastive_gradient(slice(0, 4))
-    torch.testing.assert_close(found["loss"], loss)
-    torch.testing.assert_close(found["gradient"], gradient)
-
-
-def test_contrastive_loss_is_small_for_matching_and_ignores_invalid_rows() -> None:
-    torch.manual_seed(0)
-    head = ContrastiveHead(8, 8)
-    with torch.no_grad():
-        head.text.weight.copy_(head.clip.weight)
-    x, valid = torch.randn(6, 8), torch.tensor([True] * 5 + [False])
-    matched = head(x, x, valid)
-    assert matched.count == 5
-    assert matched.sum / 5 < head(x, x.roll(1, 0), valid).sum / 5 - 1
-    other = x.clone()
-    other[5] = 9.0
-    torch.testing.assert_close(head(other, other, valid).sum, matched.sum)
-
-
-# The latent objective, trained ------------------------------------------------------------------------------------
-
-
-def noise(clips: int, chunks: int, seed: int) -> MediaBatch:
-    return media(clips, chunks, seed=seed)
-
-
-def waves(clips: int, chunks: int, seed: int, *, shuffled: bool = False) -> MediaBatch:
-    """Picture and sound that turn at a speed of the clip's own, with some noise: the next chunk follows from the last."""
-    shape, random = geometry(chunks), torch.Generator().manual_seed(seed)
-    phase = 6.28 * torch.rand(clips, 1, generator=random)
-    speed = 0.3 + 1.2 * torch.rand(clips, 1, generator=random)
-    time = torch.stack([torch.randperm(chunks, generator=random) if shuffled else torch.arange(chunks) for _ in range(clips)])
-    angle = (phase + speed * time)[..., None, None]
-
-    def wave(rows: int, columns: int) -> torch.Tensor:
-        pattern = torch.linspace(0, 6.28, rows)[:, None] + torch.linspace(0, 3, columns)
-        return (angle + pattern).sin() + 0.1 * torch.randn(clips, chunks, rows, columns, generator=random)
-
-    tubes = tuple(
-        (127 + 100 * wave(count, tube.numbers_per_token)).clamp(0, 255).to(torch.uint8)
-        for count, tube in zip(shape.tube_tokens, shape.tubes, strict=True)
-    )
-    return replace(media(clips, chunks, seed=seed), tubes=tubes, mel_BTZS=wave(32, 32))
-
-
-def shuffled_waves(clips: int, chunks: int, seed: int) -> MediaBatch:
-    return waves(clips, chunks, seed, shuffled=True)
-
-
-def trained(kind: str, data, *, width: int, clips: int, chunks: int, steps: int, seed: int = 0) -> Mirasol:
-    torch.manual_seed(seed)
-    config = model_config(
-        encoder=EncoderConfig(width=24, layers=1, heads=2, mlp=48),
-        combiner=combiner_config(kind, width=width),
-        latent=LatentConfig(width=width, layers=2, heads=2, mlp=2 * width),
-        heads=("latent",),
-    )
-    network = Mirasol(config, geometry(chunks), VOCABULARY)
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    for step in range(steps):
-        loss = network(data(clips, chunks, step + 1), None, ONLY_LATENT).total(ONLY_LATENT)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-    return network.eval()
-
-
-@torch.no_grad()
-def held_out(network: Mirasol, data, chunks: int) -> dict[str, float]:
-    return network(data(128, chunks, 10**6), None, ONLY_LATENT).diagnostics
-
-
-def check_objective(kind: str, *, width: int, clips: int, chunks: int, steps: int) -> None:
-    found = held_out(trained(kind, noise, width=width, clips=clips, chunks=chunks, steps=steps), noise, chunks)
-    assert found["r2"] <= 0.02
-    assert found["rank"] >= width / 4
-    assert found["cosine"] < 0.9
-    network = trained(kind, waves, width=width, clips=clips, chunks=chunks, steps=steps)
-    ordered, shuffled = held_out(network, waves, chunks), held_out(network, shuffled_waves, chunks)
-    assert ordered["r2"] > 0.05
-    assert ordered["r2"] > shuffled["r2"] + 0.05
-    assert ordered["rank"] >= width / 4
-
-
-def test_the_latent_objective_is_honest() -> None:
-    check_objective("transformer", width=32, clips=8, chunks=6, steps=120)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["transformer", "history", "ttm", "perceiver"])
-def test_the_latent_objective_is_honest_after_200_steps(kind: str) -> None:
-    check_objective(kind, width=64, clips=16, chunks=8, steps=200)
-
-
-def test_without_the_spread_the_objective_would_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why the term is there: the detached target alone loses the variance that the error is counted in."""
-    kept = trained("transformer", noise, width=32, clips=8, chunks=4, steps=60)
-    monkeypatch.setattr("mirasol_cli.model.losses.spread_loss", lambda x, there: x.sum() * 0)
-    lost = trained("transformer", noise, width=32, clips=8, chunks=4, steps=60)
-
-    def spread(network: Mirasol) -> float:
-        with torch.no_grad():
-            encoded = network.encode(noise(64, 4, 10**6))
-        return float(effective_rank(encoded.combined_BTMD, encoded.present_BT))
-
-    assert spread(kept) > spread(lost) + 2
+def test_only_the_parameters_of_the_losses_are_built() -> None:
+    network = model(losses=("text", "video", "audio"))
+    assert set(network.objectives) == {"video", "audio"}
+    with pytest.raises(SettingError, match=r"latent: loss weight 1\.0, but the model was built for text, video, audio only"):
+        network(media(), None, {"latent": 1.0})
 
 
 def test_the_latent_error_is_in_units_of_the_variance_of_its_target() -> None:

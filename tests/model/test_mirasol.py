@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirasol_cli.model.config import HEADS, EncoderConfig, LatentConfig
-from mirasol_cli.model.inputs import MediaBatch, TextBatch
-from mirasol_cli.model.losses import LossWeights
+from mirasol_cli.model.config import EncoderConfig, LatentConfig
+from mirasol_cli.model.encoders import spectrogram_patches
+from mirasol_cli.model.inputs import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.mirasol import Mirasol, StreamState
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patches
 from mirasol_cli.model.text_decoder import CrossMemory
+from mirasol_cli.training.augment import repeated_chunks
 from mirasol_cli.training.distributed import prepare_blocks
-from tests.small_model import KINDS, all_valid, combiner_config, media, model, text
+from tests.small_model import EVERY_LOSS, KINDS, WEIGHTS, all_valid, combiner_config, media, model, text
 
-EVERYTHING = LossWeights(audio=1, contrastive=1)
+EVERYTHING = EVERY_LOSS
 
 
 def between(batch: MediaBatch, start: int, end: int) -> MediaBatch:
@@ -39,7 +41,7 @@ def between(batch: MediaBatch, start: int, end: int) -> MediaBatch:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_learns_random_data_by_heart(kind: str) -> None:
-    network, batch, words = model(kind, heads=HEADS).train(), media(), text()
+    network, batch, words = model(kind, losses=OBJECTIVES).train(), media(), text()
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     losses = []
     for _ in range(25):
@@ -52,32 +54,30 @@ def test_learns_random_data_by_heart(kind: str) -> None:
 
 
 def test_losses_of_zero_weight_are_not_computed() -> None:
-    network = model(heads=HEADS)
-    for name in ("text", "latent", "video", "audio", "contrastive"):
-        weights = replace(LossWeights(text=0, latent=0, video=0), **{name: 1.0})
-        assert set(network(media(), text(), weights).parts) == {name}
+    network = model(losses=OBJECTIVES)
+    for name in OBJECTIVES:
+        assert set(network(media(), text(), {name: 1.0}).parts) == {name}
     assert set(network(media(), None, EVERYTHING).parts) == {"latent", "video", "audio"}
 
 
 def test_sound_is_rebuilt_as_it_was_before_some_of_it_was_hidden() -> None:
-    network, whole = model(heads=HEADS), media()
+    network, whole = model(losses=OBJECTIVES), media()
     hidden_mel, heard_BTN = whole.mel_BTZS.clone(), torch.ones(2, 4, 4, dtype=torch.bool)
     hidden_mel[:, 2, 8:20] = 0
     heard_BTN[0, 1] = False
     hidden = replace(whole, mel_BTZS=hidden_mel, audio_valid_BTN=heard_BTN)
-    found = replace(hidden, target_mel_BTZS=whole.mel_BTZS, target_audio_valid_BTN=torch.ones_like(heard_BTN))
-    weights = LossWeights(text=0, latent=0, video=0, audio=1)
-    latents, all_BT = network.encode(hidden).latents_BTMD, torch.ones(2, 4, dtype=torch.bool)
-    assert network.reconstruction is not None
-    expected = network.reconstruction.audio_loss(latents, whole.mel_BTZS, torch.ones_like(heard_BTN), all_BT)
-    part = network(found, None, weights).parts["audio"]
-    torch.testing.assert_close(part.sum, expected.sum)
+    kept = TrainingInputs(whole_mel_BTZS=whole.mel_BTZS, whole_audio_valid_BTN=torch.ones_like(heard_BTN))
+    weights = {"audio": 1.0}
+    predicted = network.objectives["audio"](network.encode(hidden).latents_BTMD[:, :-1])
+    error = predicted - spectrogram_patches(whole.mel_BTZS[:, 1:], network.geometry.audio)
+    part = network(hidden, None, weights, kept).parts["audio"]
+    torch.testing.assert_close(part.sum, error.square().mean(-1).sum())
     assert part.count == 2 * 3 * 4
     assert network(hidden, None, weights).parts["audio"].count == 2 * 3 * 4 - 4
 
 
 def test_sums_and_counts_add_up_over_micro_batches() -> None:
-    network, words = model(heads=HEADS), text(4)
+    network, words = model(losses=OBJECTIVES), text(4)
     batch = replace(media(4), **{key: value.clone() for key, value in all_valid(4).items()})
     assert batch.thumbnail_valid_BT is not None
     assert batch.audio_valid_BTN is not None
@@ -101,10 +101,10 @@ def test_sums_and_counts_add_up_over_micro_batches() -> None:
 
 
 def test_questions_grouped_by_clip_give_the_same_gradient_as_one_by_one() -> None:
-    weights, words, batch = LossWeights(latent=0, video=0), text(2, 3), media()
+    weights, words, batch = {"text": 1.0}, text(2, 3), media()
     gradients = []
     for grouped in (True, False):
-        network = model(heads=())
+        network = model(losses=("text",))
         if grouped:
             part = network(batch, words, weights)
         else:
@@ -123,7 +123,7 @@ def test_questions_grouped_by_clip_give_the_same_gradient_as_one_by_one() -> Non
 
 def test_text_loss_is_the_cross_entropy_of_target_tokens() -> None:
     network, batch, words = model(), media(), text()
-    part = network(batch, words, LossWeights(latent=0, video=0)).parts["text"]
+    part = network(batch, words, {"text": 1.0}).parts["text"]
     logits = network.text(words.tokens_BQL, words.valid_BQL, network.answer_memory(network.encode(batch)))
     expected = F.cross_entropy(logits[:, :, 4:8].flatten(0, 2), words.tokens_BQL[:, :, 5:].flatten(), reduction="sum")
     torch.testing.assert_close(part.sum, expected)
@@ -187,7 +187,7 @@ def test_hidden_latents_leave_the_memory_alone() -> None:
 
 def test_a_stretched_clip_has_another_memory_and_as_many_latents() -> None:
     network, batch = model("ttm"), media()
-    once, stretched = network.encode(batch), network.encode(replace(batch, stretch_B=torch.tensor([1, 4])))
+    once, stretched = network.encode(batch), network.encode(batch, turns_BR=repeated_chunks([1, 4], 4))
     assert stretched.latents_BTMD.shape == once.latents_BTMD.shape
     for name in ("memory_BKD", "combined_BTMD", "latents_BTMD"):
         torch.testing.assert_close(getattr(stretched, name)[0], getattr(once, name)[0])
@@ -195,9 +195,9 @@ def test_a_stretched_clip_has_another_memory_and_as_many_latents() -> None:
 
 
 def test_the_loss_of_a_clip_with_hidden_latents_reaches_what_writes_the_memory() -> None:
-    network, batch = model("ttm", heads=()), replace(media(), latents_hidden_B=torch.tensor([True, True]))
-    weights = LossWeights(latent=0, video=0)
-    network(batch, text(), weights).total(weights).backward()
+    network, batch = model("ttm", losses=("text",)), media()
+    weights, alone = {"text": 1.0}, TrainingInputs(memory_alone_B=torch.tensor([True, True]))
+    network(batch, text(), weights, alone).total(weights).backward()
     gradients = {name: p.grad for name, p in network.named_parameters()}
     written = gradients["combiner.machine.write.scores.up.weight"]
     assert written is not None
@@ -224,13 +224,15 @@ def test_a_windowed_ttm_stream_keeps_a_state_of_constant_size() -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "gated", "gated, stretched"])
 def test_bf16_autocast_stays_close_to_float32(kind: str) -> None:
-    network = model("ttm", combiner=combiner_config("ttm", write="gated"), heads=HEADS) if "gated" in kind else model(kind, heads=HEADS)
-    batch = replace(media(), **all_valid(), latent_masked_BT=torch.tensor([[True, False] * 2] * 2), flip_B=torch.tensor([True, False]))
+    changes = {"combiner": combiner_config("ttm", write="gated")} if "gated" in kind else {}
+    network = model("ttm" if changes else kind, losses=OBJECTIVES, **changes)
+    batch = replace(media(), **all_valid(), flip_B=torch.tensor([True, False]))
+    extra = TrainingInputs(masked_BT=torch.tensor([[True, False] * 2] * 2))
     if "stretched" in kind:
-        batch = replace(batch, stretch_B=torch.tensor([1, 3]), latents_hidden_B=torch.tensor([False, True]))
-    exact = network(batch, text(), EVERYTHING).total(EVERYTHING)
+        extra = replace(extra, turns_BR=repeated_chunks([1, 3], 4), memory_alone_B=torch.tensor([False, True]))
+    exact = network(batch, text(), EVERYTHING, extra).total(EVERYTHING)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = network(batch, text(), EVERYTHING).total(EVERYTHING)
+        rough = network(batch, text(), EVERYTHING, extra).total(EVERYTHING)
     rough.backward()
     assert rough.isfinite()
     assert abs(rough - exact) < 0.05 * exact
@@ -240,7 +242,7 @@ def test_bf16_autocast_stays_close_to_float32(kind: str) -> None:
 def test_activation_checkpointing_changes_no_gradient(kind: str) -> None:
     gradients = []
     for on in (False, True):
-        network = model(kind, heads=HEADS).train()
+        network = model(kind, losses=OBJECTIVES).train()
         prepare_blocks(network, checkpoint_activations=on, compile=False)
         network(media(), text(), EVERYTHING).total(EVERYTHING).backward()
         gradients.append([p.grad for p in network.parameters()])
@@ -284,7 +286,7 @@ def test_thumbnail_patches_hold_one_square_through_time() -> None:
 def test_reconstruction_looks_at_the_next_chunk_only() -> None:
     """The thumbnails of the first chunk are never a target; those of the last are."""
     network, batch = model(), media()
-    weights = LossWeights(text=0, latent=0)
+    weights = {"video": 1.0}
     before = network(batch, None, weights).parts["video"].sum
     for chunk, changes in ((0, False), (3, True)):
         thumbnails = batch.thumbnails.clone()
@@ -293,5 +295,5 @@ def test_reconstruction_looks_at_the_next_chunk_only() -> None:
 
 
 def test_diagnostics_are_there_for_every_batch_with_two_chunks() -> None:
-    assert set(model()(media(), text(), LossWeights()).diagnostics) == {"rank", "cosine", "r2"}
-    assert "r2" not in model(chunks=1)(media(2, 1), text(), LossWeights()).diagnostics
+    assert set(model()(media(), text(), WEIGHTS).diagnostics) == {"rank", "cosine", "r2"}
+    assert "r2" not in model(chunks=1)(media(2, 1), text(), WEIGHTS).diagnostics

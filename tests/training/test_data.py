@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from mirasol_cli.errors import ShardError
+from mirasol_cli.model.inputs import TrainingInputs
 from mirasol_cli.recipe_schema import AugmentRecipe
 from mirasol_cli.shards.sampler import Unit
 from mirasol_cli.training import data
+from mirasol_cli.training.augment import Draw
 from tests import synthetic
 
 NOTHING = ["drop_modality", "drop_chunks", "mask_latents"]
@@ -25,7 +27,7 @@ def training_data(tmp_path: Path, *overrides: str, clips: int = 12, **options) -
 def tensors(batch: data.MicroBatch) -> list[torch.Tensor]:
     media = batch.media
     found = [*media.tubes, media.mel_BTZS, media.thumbnails, batch.text.tokens_BQL]
-    return found + [mask for mask in (media.flip_B, media.latent_masked_BT) if mask is not None]
+    return found + [mask for mask in (media.flip_B,) if mask is not None]
 
 
 def test_shares_make_up_the_global_batch(tmp_path: Path) -> None:
@@ -48,11 +50,8 @@ def test_epochs_differ_and_steps_repeat(tmp_path: Path) -> None:
     source = training_data(tmp_path, "train.augment.colour=1")
     first, again = source.micro_batches(1, range(4)), source.micro_batches(1, range(4))
     assert all(torch.equal(a, b) for a, b in zip(tensors(first[0]), tensors(again[0]), strict=True))
-    plans = [
-        data.plan_sample(data.sample_generator(0, Unit(0, epoch, 3, (1,))), AugmentRecipe(colour=1), synthetic.GEOMETRY, 1)
-        for epoch in (0, 1)
-    ]
-    assert plans[0].gain != plans[1].gain
+    draws = [Draw.of(data.sample_generator(0, Unit(0, epoch, 3, (1,))), AugmentRecipe(colour=1), synthetic.GEOMETRY, 1) for epoch in (0, 1)]
+    assert draws[0].gain != draws[1].gain
 
 
 def test_the_plan_does_not_depend_on_the_questions() -> None:
@@ -62,27 +61,27 @@ def test_the_plan_does_not_depend_on_the_questions() -> None:
 
 def test_frequencies_are_those_of_the_recipe() -> None:
     augment = AugmentRecipe(flip=0.3, drop_modality=0.2, drop_chunks=0.4, mask_latents=0.25, memory_alone=0.35, stretch=4)
-    plans = [data.plan_sample(data.sample_generator(0, Unit(0, 0, clip, ())), augment, synthetic.GEOMETRY, 3) for clip in range(3000)]
+    draws = [Draw.of(data.sample_generator(0, Unit(0, 0, clip, ())), augment, synthetic.GEOMETRY, 3) for clip in range(3000)]
 
     def share(found) -> float:  # type: ignore[no-untyped-def]
-        return sum(map(float, found)) / len(plans)
+        return sum(map(float, found)) / len(draws)
 
-    assert share(plan.flip for plan in plans) == pytest.approx(0.3, abs=0.03)
-    assert share(plan.drop_sound for plan in plans) == pytest.approx(0.2, abs=0.03)
-    assert share(plan.drop_picture for plan in plans) == pytest.approx(0.2, abs=0.03)
-    assert share(plan.memory_alone for plan in plans) == pytest.approx(0.35, abs=0.03)
-    assert [share(plan.stretch == times for plan in plans) for times in range(6)] == pytest.approx([0, *[0.25] * 4, 0], abs=0.03)
-    assert not any(plan.drop_sound and plan.drop_picture for plan in plans)
-    assert share(bool(plan.dropped_T.any()) for plan in plans) == pytest.approx(0.4 * 0.875, abs=0.05)
-    assert share(plan.masked_T.float().mean() for plan in plans) == pytest.approx(0.25, abs=0.03)
-    assert not any(plan.dropped_T.all() or plan.masked_T.all() for plan in plans)
-    assert {plan.view for plan in plans} == {0, 1, 2}
+    assert share(draw.flip for draw in draws) == pytest.approx(0.3, abs=0.03)
+    assert share(draw.drop_audio for draw in draws) == pytest.approx(0.2, abs=0.03)
+    assert share(draw.drop_video for draw in draws) == pytest.approx(0.2, abs=0.03)
+    assert share(draw.memory_alone for draw in draws) == pytest.approx(0.35, abs=0.03)
+    assert [share(draw.turns == times for draw in draws) for times in range(6)] == pytest.approx([0, *[0.25] * 4, 0], abs=0.03)
+    assert not any(draw.drop_audio and draw.drop_video for draw in draws)
+    assert share(bool(draw.dropped_T.any()) for draw in draws) == pytest.approx(0.4 * 0.875, abs=0.05)
+    assert share(draw.masked_T.float().mean() for draw in draws) == pytest.approx(0.25, abs=0.03)
+    assert not any(draw.dropped_T.all() or draw.masked_T.all() for draw in draws)
+    assert {draw.view for draw in draws} == {0, 1, 2}
 
 
 def test_switching_one_change_off_leaves_the_others() -> None:
     unit = Unit(0, 0, 7, ())
-    with_flip = data.plan_sample(data.sample_generator(0, unit), AugmentRecipe(flip=1, colour=0.5), synthetic.GEOMETRY, 1)
-    without = data.plan_sample(data.sample_generator(0, unit), AugmentRecipe(flip=0, colour=0.5), synthetic.GEOMETRY, 1)
+    with_flip = Draw.of(data.sample_generator(0, unit), AugmentRecipe(flip=1, colour=0.5), synthetic.GEOMETRY, 1)
+    without = Draw.of(data.sample_generator(0, unit), AugmentRecipe(flip=0, colour=0.5), synthetic.GEOMETRY, 1)
     assert with_flip.flip
     assert not without.flip
     assert with_flip.gain == without.gain
@@ -106,19 +105,20 @@ def test_only_clips_with_both_lose_one(tmp_path: Path) -> None:
 
 def test_without_changes_all_masks_are_none(tmp_path: Path) -> None:
     source = training_data(tmp_path, *(f"train.augment.{key}=0" for key in NOTHING))
-    media = source.micro_batches(0, range(4))[0].media
-    masks = (media.video_valid_BTN, media.audio_valid_BTN, media.thumbnail_valid_BT, media.latent_masked_BT, media.flip_B)
-    assert masks == (None,) * 5
-    assert media.latents_hidden_B is None
-    assert media.stretch_B is None
+    batch = source.micro_batches(0, range(4))[0]
+    media = batch.media
+    masks = (media.video_valid_BTN, media.audio_valid_BTN, media.thumbnail_valid_BT, media.flip_B)
+    assert masks == (None,) * 4
+    assert batch.extra == TrainingInputs()
 
 
 def test_the_latents_of_some_clips_are_hidden_and_some_clips_are_stretched(tmp_path: Path) -> None:
     source = training_data(tmp_path, "model.combiner.kind=ttm", "train.augment.memory_alone=0.5", "train.augment.stretch=3")
-    media = [source.micro_batches(step, range(4))[0].media for step in range(6)]
-    stretch = [one.stretch_B for one in media if one.stretch_B is not None]
-    assert set(torch.cat(stretch).tolist()) == {1, 2, 3}
-    hidden = [one.latents_hidden_B for one in media]
+    extra = [source.micro_batches(step, range(4))[0].extra for step in range(6)]
+    chunks = synthetic.GEOMETRY.chunks
+    turns = [(row >= 0).sum() / chunks for one in extra if one.turns_BR is not None for row in one.turns_BR]
+    assert {float(times) for times in turns} == {1, 2, 3}
+    hidden = [one.memory_alone_B for one in extra]
     found = torch.cat([torch.zeros(4, dtype=torch.bool) if one is None else one for one in hidden])
     assert 4 <= int(found.sum()) <= 20
 
@@ -163,25 +163,26 @@ def test_what_training_hides_of_the_sound_stays_to_be_rebuilt(tmp_path: Path) ->
     hiding = [f"train.augment.{word}" for word in HIDING]
     plain = training_data(tmp_path, *(f"train.augment.{key}=0" for key in NOTHING)).micro_batches(0, range(4))[0].media
     heard = training_data(tmp_path, *hiding).micro_batches(0, range(4))[0].media
-    rebuilt = training_data(tmp_path, *hiding, "loss.audio=1").micro_batches(0, range(4))[0].media
-    assert heard.target_mel_BTZS is heard.target_audio_valid_BTN is None
+    batch = training_data(tmp_path, *hiding, "loss.audio=1").micro_batches(0, range(4))[0]
+    rebuilt, extra = batch.media, batch.extra
+    assert training_data(tmp_path, *hiding).micro_batches(0, range(4))[0].extra == TrainingInputs()
     assert torch.equal(rebuilt.mel_BTZS, heard.mel_BTZS)
     assert not torch.equal(rebuilt.mel_BTZS, plain.mel_BTZS)
     assert rebuilt.audio_valid_BTN is not None
     assert not bool(rebuilt.audio_valid_BTN.all())
-    assert rebuilt.target_mel_BTZS is not None
-    assert torch.equal(rebuilt.target_mel_BTZS, plain.mel_BTZS)
-    assert rebuilt.target_audio_valid_BTN is not None
-    assert bool(rebuilt.target_audio_valid_BTN.all())
+    assert extra.whole_mel_BTZS is not None
+    assert torch.equal(extra.whole_mel_BTZS, plain.mel_BTZS)
+    assert extra.whole_audio_valid_BTN is not None
+    assert bool(extra.whole_audio_valid_BTN.all())
 
 
 def test_sound_that_a_clip_loses_as_a_whole_is_not_to_be_rebuilt(tmp_path: Path) -> None:
     source = training_data(tmp_path, "train.augment.drop_modality=0.5", "train.augment.drop_chunks=0", "loss.audio=1", silent_clips=(1,))
     for step in range(3):
-        media = source.micro_batches(step, range(4))[0].media
-        assert media.audio_valid_BTN is not None
-        assert media.target_audio_valid_BTN is not None
-        assert torch.equal(media.target_audio_valid_BTN, media.audio_valid_BTN)
+        batch = source.micro_batches(step, range(4))[0]
+        assert batch.media.audio_valid_BTN is not None
+        assert batch.extra.whole_audio_valid_BTN is not None
+        assert torch.equal(batch.extra.whole_audio_valid_BTN, batch.media.audio_valid_BTN)
 
 
 def test_a_picture_that_a_clip_loses_is_not_to_be_rebuilt(tmp_path: Path) -> None:

@@ -1,32 +1,22 @@
 """--dry-run: the fields of the contract, with and without data; the figures against a built model."""
 
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from mirasol_cli.errors import RecipeError, UsageError
-from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.training import dry_run as module
-from mirasol_cli.training import rehearsal
-from mirasol_cli.training.dry_run import Machine, dry_run
+from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
-from mirasol_cli.training.rehearsal import KeptForBackward, Rehearsal
-from mirasol_cli.training.start import loss_weights
 from tests import synthetic
-
-
-@pytest.fixture(autouse=True)
-def one_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "TIMED_S", 0.0)
 
 
 def test_without_shards_it_says_that_data_are_missing(tmp_path: Path) -> None:
     recipe, lines = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere"), list[str]()
     found = dry_run(recipe, stage="finetune", device="cpu", say=lines.append)
-    model = Mirasol(with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, 300)
+    model = Mirasol(recipe.model, recipe.clip, 300, recipe.loss.weights)
     assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert found["parameters"]["trainable"] == found["parameters"]["total"] == sum(found["parameters"]["by_part"].values())
     assert found["steps"] == 6
@@ -81,9 +71,8 @@ def test_a_micro_batch_larger_than_the_batch_is_the_batch(tmp_path: Path, there:
     assert sum("activations of 4 clips" in line for line in lines) == 2
 
 
-def test_several_processes_share_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_share_the_batch(tmp_path: Path) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(module, "matrix_speed", lambda *_: 1e9)
 
     def found(*words: str, processes: int = 1) -> dict:
         recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "train.batch_clips=16", *words)
@@ -96,20 +85,9 @@ def test_several_processes_share_the_batch(tmp_path: Path, monkeypatch: pytest.M
     assert any("activations of 2 clips" in line for line in lines)
     assert eight["memory_bytes"] < one["memory_bytes"]
     assert found("train.parallel=fsdp", processes=8)["memory_bytes"] < eight["memory_bytes"]  # weights and moments are shared out, too
-    assert eight["seconds"] == one["seconds"]  # on the same cores
     assert eight["flops_per_clip"] == one["flops_per_clip"]
     with pytest.raises(UsageError, match="16 does not divide into equal shares for 3 processes"):
         found(processes=3)
-
-
-def test_every_process_has_a_gpu_of_its_own() -> None:
-    one, eight = (module._time(10, share, 10**9, 1e12, None, Machine("cuda", n)) for share, n in ((16, 1), (2, 8)))
-    assert eight.seconds == pytest.approx(one.seconds / 8)
-    assert "8 cuda devices" in eight.words
-    assert "one cuda" in one.words
-    measured = Rehearsal(4, forward_backward_s=1.0, update_s=0.5, activation_bytes=None, program_bytes=0)
-    assert module._time(10, 2, 10**9, 1e12, measured, Machine("cuda", 8)).seconds == pytest.approx(10.0)
-    assert module._time(10, 2, 10**9, 1e12, measured, Machine("cpu", 8)).seconds == pytest.approx(45.0)
 
 
 def test_memory_falls_by_the_keys_that_the_message_names(tmp_path: Path) -> None:
@@ -134,25 +112,29 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_time_is_that_of_real_steps(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Mirasol.forward
-
-    def slow(*arguments, **named):  # type: ignore[no-untyped-def]
-        time.sleep(0.3)
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(Mirasol, "forward", slow)
-    lines: list[str] = []
-    found = dry_run(synthetic.recipe(tmp_path / "run", shards, "train.steps=100"), stage="finetune", device="cpu", say=lines.append)
-    assert found["measured"]
-    assert 30 <= found["seconds"] < 300  # far less than by a guess, however busy the machine
-    assert any("0.3" in line and "as measured on 4 clips of these data" in line for line in lines)
-    # A batch in two parts passes the model twice.
-    words = ["train.steps=100", "train.micro_batch_clips=2"]
-    assert (
-        60 <= dry_run(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", say=lines.append)["seconds"] < 600
-    )
+def test_a_step_is_timed_where_there_are_data(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, lines = torch.random.get_rng_state(), list[str]()
+    recipe = synthetic.recipe(tmp_path / "run", shards, "train.batch_clips=64")
+    found = dry_run(recipe, stage="finetune", device="cpu", processes=2, say=lines.append)
+    assert found["step_seconds"] > 0
+    assert any("a step on cpu, as timed on 32 clips of these data" in line for line in lines)
+    assert torch.equal(state, torch.random.get_rng_state())
     assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(module, "time_step", lambda *_, **__: 1.6)
+    for processes in (1, 2):  # each process does its share at the same time as the others
+        assert dry_run(recipe, stage="finetune", device="cpu", processes=processes)["step_seconds"] == pytest.approx(3.2 / processes)
+
+
+@pytest.mark.parametrize(("name", "value"), [("TIMED_FLOPS", {"cpu": 0.0}), ("memory_at_hand", lambda device: 1000)])
+def test_what_takes_too_long_or_too_much_is_not_timed(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "time_step", lambda *_, **__: pytest.fail("a step was made"))
+    lines: list[str] = []
+    found = dry_run(synthetic.recipe(tmp_path / "run", shards), stage="finetune", device="cpu", say=lines.append)
+    assert found["step_seconds"] is None
+    assert any("no step was timed" in line for line in lines)
 
 
 def test_flops_are_those_of_the_texts_that_are_there(tmp_path: Path, shards: Path) -> None:
@@ -162,48 +144,3 @@ def test_flops_are_those_of_the_texts_that_are_there(tmp_path: Path, shards: Pat
         )
 
     assert flops(shards) < flops(tmp_path / "nowhere")  # shorter than the length that is taken without any
-
-
-@pytest.mark.parametrize(("name", "value"), [("REHEARSED_S", 0.0), ("memory_at_hand", lambda device: 1000)])
-def test_what_takes_too_long_or_too_much_is_estimated_and_said_to_be(
-    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
-) -> None:
-    monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(module, "rehearse", lambda *_, **__: pytest.fail("a step was made"))
-    lines: list[str] = []
-    found = dry_run(synthetic.recipe(tmp_path / "run", shards), stage="finetune", device="cpu", say=lines.append)
-    assert not found["measured"]
-    assert found["seconds"] > 0
-    assert any("somewhere between" in line and "no step was measured" in line and "15% to 60%" in line for line in lines)
-    assert any("estimated, with texts at their longest" in line for line in lines)
-
-
-def test_a_large_batch_is_rehearsed_in_part(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_CLIPS", 2)
-    lines: list[str] = []
-    dry_run(synthetic.recipe(tmp_path / "run", shards, "train.batch_clips=64"), stage="finetune", device="cpu", say=lines.append)
-    assert any("as measured on 2 clips" in line for line in lines)
-
-
-def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights() -> None:
-    linear = torch.nn.Linear(8, 8)
-    kept = KeptForBackward(linear)
-    x = torch.randn(100, 8)
-    with kept:
-        y = linear(x)  # keeps x
-        z = y * y  # keeps y, twice the same
-    assert kept.bytes == 2 * 100 * 8 * 4
-    z.sum().backward()
-    assert linear.weight.grad is not None
-
-
-def test_memory_that_was_counted_grows_with_the_micro_batch(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "program_bytes", lambda: 0)  # a process that has held more before cannot be weighed
-
-    def memory(*overrides: str) -> int:
-        recipe = synthetic.recipe(tmp_path / "run", shards, *overrides)
-        return int(dry_run(recipe, stage="finetune", device="cpu", say=lambda line: None)["memory_bytes"])
-
-    small, large = memory("train.batch_clips=12", "train.micro_batch_clips=2"), memory("train.batch_clips=12")
-    assert small < large
-    assert memory("train.batch_clips=12", "train.ema=0.9") > large

@@ -5,19 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.sampler import Unit
-from mirasol_cli.training.counts import loss_counts, summed
 from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
 from mirasol_cli.training.distributed import World
 from mirasol_cli.training.loop import train_step
 from mirasol_cli.training.signals import SignalFlags
-from mirasol_cli.training.start import loss_weights, start_run
+from mirasol_cli.training.start import start_run
 from tests import synthetic
 
-ALL_LOSSES = ["loss.audio=1", "loss.contrastive=1", "train.augment.drop_modality=0.3"]
+ALL_LOSSES = ["loss.audio=1", "train.augment.drop_modality=0.3"]
 
 
 def prepared(tmp_path: Path, *overrides: str) -> tuple[Recipe, TrainingData, Mirasol]:
@@ -26,15 +25,19 @@ def prepared(tmp_path: Path, *overrides: str) -> tuple[Recipe, TrainingData, Mir
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *overrides)
     source = TrainingData(recipe, open_sources(recipe), synthetic.vocabulary())
     torch.manual_seed(0)
-    return recipe, source, Mirasol(with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, source.vocabulary.size)
+    return recipe, source, Mirasol(recipe.model, recipe.clip, source.vocabulary.size, recipe.loss.weights)
+
+
+def counted(batch: MicroBatch, recipe: Recipe) -> dict[str, int]:
+    return {name: int(OBJECTIVES[name].count(batch.media, batch.text, batch.extra, recipe.clip)) for name in recipe.loss.weights}
 
 
 def gradient(model: Mirasol, recipe: Recipe, batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
-    weights = loss_weights(recipe.loss)
-    counts = summed(loss_counts(batch.media, batch.text, weights, recipe.clip) for batch in batches)
+    weights = recipe.loss.weights
+    counts = {name: sum(counted(batch, recipe)[name] for batch in batches) for name in weights}
     model.zero_grad()
     for batch in batches:
-        model(batch.media, batch.text, weights).total(weights, counts).backward()
+        model(batch.media, batch.text, weights, batch.extra).total(weights, counts).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -48,10 +51,10 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def test_counts_before_the_forward_pass_are_those_of_the_model(tmp_path: Path, step: int) -> None:
     recipe, source, model = prepared(tmp_path, *ALL_LOSSES, "train.augment.drop_chunks=0.9", "train.augment.mask_columns=6")
     (batch,) = source.micro_batches(step, range(4))
-    weights = loss_weights(recipe.loss)
-    parts = model(batch.media, batch.text, weights).parts
-    assert loss_counts(batch.media, batch.text, weights, recipe.clip) == {name: int(part.count) for name, part in parts.items()}
-    assert set(parts) == {"text", "latent", "video", "audio", "contrastive"}
+    weights = recipe.loss.weights
+    parts = model(batch.media, batch.text, weights, batch.extra).parts
+    assert counted(batch, recipe) == {name: int(part.count) for name, part in parts.items()}
+    assert set(parts) == {"text", "latent", "video", "audio"}
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -8,7 +8,7 @@ import torch
 
 from mirasol_cli.errors import CheckpointError, UsageError
 from mirasol_cli.training import checkpoint as ck
-from mirasol_cli.training.distributed import blocks_of, prepare_blocks
+from mirasol_cli.training.distributed import prepare_blocks
 from mirasol_cli.training.loop import train
 from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 from tests import synthetic
@@ -154,8 +154,8 @@ def test_a_sharded_model_validates_on_the_first_process(tmp_path: Path, shards: 
 
 
 def test_init_checkpoint_takes_over_what_fits_and_its_vocabulary(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=2", "loss.audio=1"), stage="pretrain", device="cpu")
-    words = [f"init.checkpoint={tmp_path}/pre", "train.steps=1", "train.lr=1e-12", "loss.contrastive=1", "train.weight_decay=0"]
+    train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=2", "loss.audio=1", "loss.latent=0"), stage="pretrain", device="cpu")
+    words = [f"init.checkpoint={tmp_path}/pre", "train.steps=1", "train.lr=1e-12", "loss.latent=0.1", "train.weight_decay=0"]
     train(synthetic.recipe(tmp_path / "fine", shards, *words), stage="finetune", device="cpu")
     paths = [ck.resolve_checkpoint("latest", tmp_path / name) for name in ("pre", "fine")]
     before, after = (ck.read_tensors(path, "model") for path in paths)
@@ -165,8 +165,8 @@ def test_init_checkpoint_takes_over_what_fits_and_its_vocabulary(tmp_path: Path,
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-9)
     assert paths[0].joinpath("tokenizer.model").read_bytes() == paths[1].joinpath("tokenizer.model").read_bytes()
     said = capsys.readouterr().err
-    assert "new here: contrastive." in said
-    assert "not used: reconstruction.audio." in said
+    assert "new here: objectives.latent." in said
+    assert "not used: objectives.audio." in said
 
 
 def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
@@ -230,11 +230,11 @@ def test_activation_checkpointing_reaches_every_block(tmp_path: Path) -> None:
     from mirasol_cli.model.mirasol import Mirasol
 
     model = Mirasol(synthetic.recipe(tmp_path / "run", tmp_path).model, synthetic.GEOMETRY, 300)
-    names = [type(block).__name__ for block in blocks_of(model)]
+    names = [type(block).__name__ for block in model.blocks()]
     assert {"Block", "ChunkBlock", "DecoderLayer", "CrossAttention"} <= set(names)
-    before = [block.forward for block in blocks_of(model)]
+    before = [block.forward for block in model.blocks()]
     prepare_blocks(model, checkpoint_activations=True, compile=False)
-    assert all(block.forward != old for block, old in zip(blocks_of(model), before, strict=True))
+    assert all(block.forward != old for block, old in zip(model.blocks(), before, strict=True))
 
 
 def test_bf16_on_the_cpu_is_finite_and_keeps_float32_weights(tmp_path: Path, shards: Path) -> None:

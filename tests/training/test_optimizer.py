@@ -6,17 +6,15 @@ import math
 import pytest
 import torch
 
-from mirasol_cli.model.losses import with_heads
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.recipe_schema import RatesRecipe, TrainRecipe
 from mirasol_cli.training import optimizer as opt
-from mirasol_cli.training.start import loss_weights
 from tests import synthetic
 
 
 def small_model(tmp_path, *overrides: str) -> Mirasol:  # type: ignore[no-untyped-def]
-    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "loss.audio=1", "loss.contrastive=1", *overrides)
-    return Mirasol(with_heads(recipe.model, loss_weights(recipe.loss)), recipe.clip, 300)
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "loss.audio=1", *overrides)
+    return Mirasol(recipe.model, recipe.clip, 300, recipe.loss.weights)
 
 
 @pytest.mark.parametrize("kind", ["transformer", "ttm", "perceiver", "cls"])
@@ -51,7 +49,7 @@ def test_rates_per_part_and_layer() -> None:
     expected = {
         "encoder.blocks.2.mlp.up.weight": 0.1, "encoder.blocks.0.mlp.up.weight": 0.1 * 0.25, "encoder.norm.weight": 0.1,
         "video_tokens.maps.0.weight": 0.1 * 0.125, "audio_tokens.map.weight": 0.1 * 0.125, "combiner.blocks.0.x": 0.2,
-        "latent.slot": 0.3, "reconstruction.video.queries": 0.3, "contrastive.log_scale": 0.3, "text.layers.0.x": 0.4,
+        "latent.slot": 0.3, "objectives.video.queries": 0.3, "text.layers.0.x": 0.4,
     }  # fmt: skip
     for name, factor in expected.items():
         assert opt.rate_factor(name, rates, 0.5, depths) == pytest.approx(factor), name

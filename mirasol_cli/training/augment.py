@@ -1,0 +1,164 @@
+"""Augmentation: what a batch becomes between the shards and the model, in training only.
+
+A clip's changes are drawn at once from its own generator (`Draw`), then made to the batch (`augmented`). What changes the
+input is done to it: mirrored and recoloured pixels, masked spectrograms, dropped modalities and chunks. What is hidden
+from a part of the model, and what the losses still compare with, goes beside it (`TrainingInputs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.model.inputs import MediaBatch, TrainingInputs
+from mirasol_cli.recipe_schema import AugmentRecipe
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What happens to one training sample."""
+
+    view: int
+    flip: bool
+    gain: float  # contrast factor around mid-grey
+    offset: float  # brightness, in units of the full range
+    drop_audio: bool
+    drop_video: bool
+    dropped_T: Tensor  # bool: chunks that lose audio and video
+    masked_T: Tensor  # bool: chunks replaced by the mask token before the latent model
+    mel_bins: tuple[int, int]  # first masked bin, number of masked bins
+    mel_columns: tuple[tuple[int, int], ...]  # the same for the columns of each chunk
+    turns: int  # how many times in a row the Combiner takes each chunk
+    memory_alone: bool  # the text sees the Combiner's memory and no latent
+
+    @staticmethod
+    def of(generator: torch.Generator, augment: AugmentRecipe, geometry: ClipGeometry, views: int) -> Draw:
+        """Everything at once and in a fixed order, so that switching one change off leaves the others as they were."""
+        chunks, bins, columns = geometry.chunks, geometry.audio.bins, geometry.audio.columns
+        u_view, u_flip, u_gain, u_offset, u_modality, u_drop = torch.rand(6, generator=generator).tolist()
+        drop_T, masked_T = torch.rand(chunks, generator=generator), torch.rand(chunks, generator=generator) < augment.mask_latents
+        u_mel = torch.rand(2 + 2 * chunks, generator=generator).tolist()
+        u_memory, u_turns = torch.rand(2, generator=generator).tolist()
+        # Half of the chunks on average, never all of them: one chunk always stays to be seen.
+        dropped_T = (drop_T < 0.5) & (drop_T < drop_T.max()) if u_drop < augment.drop_chunks else torch.zeros(chunks, dtype=torch.bool)
+        if chunks == 1 or bool(masked_T.all()):
+            masked_T = masked_T & (torch.arange(chunks) > 0)
+        return Draw(
+            view=int(u_view * views),
+            flip=u_flip < augment.flip,
+            gain=1 + augment.colour * (u_gain - 0.5),
+            offset=augment.colour * (u_offset - 0.5) * 0.5,
+            drop_audio=u_modality < augment.drop_modality,
+            drop_video=augment.drop_modality <= u_modality < 2 * augment.drop_modality,
+            dropped_T=dropped_T,
+            masked_T=masked_T,
+            mel_bins=_span(u_mel[0], u_mel[1], augment.mask_bins, bins),
+            mel_columns=tuple(_span(u_mel[2 + 2 * t], u_mel[3 + 2 * t], augment.mask_columns, columns) for t in range(chunks)),
+            turns=1 + int(u_turns * augment.stretch),
+            memory_alone=u_memory < augment.memory_alone,
+        )
+
+
+def _span(u_length: float, u_start: float, longest: int, total: int) -> tuple[int, int]:
+    length = int(u_length * (min(longest, total) + 1))
+    return int(u_start * (total - length + 1)), length
+
+
+def augmented(
+    media: MediaBatch, draws: Sequence[Draw], geometry: ClipGeometry, *, keep_audio: bool = False
+) -> tuple[MediaBatch, TrainingInputs]:
+    """The batch as the draws change it. A modality is only dropped from clips that also have the other one.
+
+    `keep_audio` keeps the spectrogram as it was, for its reconstruction.
+    """
+    clips, chunks = len(draws), geometry.chunks
+    video_BTN = _or_all(media.video_valid_BTN, (clips, chunks, geometry.video_tokens))
+    audio_BTN = _or_all(media.audio_valid_BTN, (clips, chunks, geometry.audio_tokens))
+    both_B = video_BTN.flatten(1).any(1) & audio_BTN.flatten(1).any(1)
+    drop_audio_B = torch.tensor([draw.drop_audio for draw in draws]) & both_B
+    drop_video_B = torch.tensor([draw.drop_video for draw in draws]) & both_B
+    kept_BT1 = ~torch.stack([draw.dropped_T for draw in draws])[:, :, None]
+    # A dropped modality is an absent one, so there is no target either; a dropped chunk is there to be predicted.
+    whole_audio_BTN = audio_BTN & ~drop_audio_B[:, None, None]
+    audio_BTN = whole_audio_BTN & kept_BT1
+    video_BTN = video_BTN & kept_BT1 & ~drop_video_B[:, None, None]
+    mel_BTZS = mask_spectrogram(media.mel_BTZS, draws)
+    thumbnails_BT = _or_all(media.thumbnail_valid_BT, (clips, chunks)) & ~drop_video_B[:, None]
+    flip_B = torch.tensor([draw.flip for draw in draws])
+    changed = replace(
+        media,
+        tubes=tuple(recolour(tube, draws) for tube in media.tubes),
+        thumbnails=_mirror(recolour(media.thumbnails, draws), flip_B),
+        mel_BTZS=mel_BTZS,
+        video_valid_BTN=_unless_all(video_BTN),
+        audio_valid_BTN=_unless_all(audio_BTN),
+        thumbnail_valid_BT=_unless_all(thumbnails_BT),
+        flip_B=_if_any(flip_B),
+    )
+    extra = TrainingInputs(
+        masked_BT=_if_any(torch.stack([draw.masked_T for draw in draws])),
+        memory_alone_B=_if_any(torch.tensor([draw.memory_alone for draw in draws])),
+        turns_BR=repeated_chunks([draw.turns for draw in draws], chunks),
+        whole_mel_BTZS=media.mel_BTZS if keep_audio and mel_BTZS is not media.mel_BTZS else None,
+        whole_audio_valid_BTN=whole_audio_BTN if keep_audio else None,
+    )
+    return changed, extra
+
+
+def repeated_chunks(turns: Sequence[int], chunks: int) -> Tensor | None:
+    """int64 [B, R]: chunk 0 so many times in a row, then chunk 1 ..., and -1 behind; None where all are taken once.
+
+    A Combiner with a memory then writes as often as it would on a longer video, while the encoder runs once per chunk.
+    """
+    if max(turns) == 1:
+        return None
+    turns_BR = torch.full((len(turns), chunks * max(turns)), -1)
+    for row, times in zip(turns_BR, turns, strict=True):
+        row[: chunks * times] = torch.arange(chunks).repeat_interleave(times)
+    return turns_BR
+
+
+def _or_all(valid: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool) if valid is None else valid
+
+
+def _unless_all(valid: Tensor) -> Tensor | None:
+    return None if bool(valid.all()) else valid
+
+
+def _if_any(chosen: Tensor) -> Tensor | None:
+    return chosen if bool(chosen.any()) else None
+
+
+def _mirror(thumbnails: Tensor, flip_B: Tensor) -> Tensor:
+    """Left and right exchanged (the model does the same to the tubes, whose pixels it knows the order of)."""
+    return torch.where(flip_B[:, None, None, None, None, None], thumbnails.flip(4), thumbnails) if bool(flip_B.any()) else thumbnails
+
+
+def recolour(pixels: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Contrast around mid-grey, then brightness; uint8 in, uint8 out."""
+    if all(draw.gain == 1 and draw.offset == 0 for draw in draws):
+        return pixels
+    values = torch.arange(256, dtype=torch.float32)
+    changed = []
+    for draw, sample in zip(draws, pixels, strict=True):
+        table = ((values - 127.5) * draw.gain + 127.5 + 255 * draw.offset).round().clamp(0, 255).to(torch.uint8)
+        changed.append(torch.from_numpy(table.numpy()[sample.numpy()]))  # numpy looks up by uint8; torch would need eight bytes a pixel
+    return torch.stack(changed)
+
+
+def mask_spectrogram(mel_BTZS: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """SpecAugment (arXiv 1904.08779, frequency and time masking); 0 is the mean of the normalised spectrogram."""
+    if all(draw.mel_bins[1] == 0 and not any(length for _, length in draw.mel_columns) for draw in draws):
+        return mel_BTZS
+    mel_BTZS = mel_BTZS.clone()
+    for mel_TZS, draw in zip(mel_BTZS, draws, strict=True):
+        first, length = draw.mel_bins
+        mel_TZS[:, first : first + length] = 0
+        for mel_ZS, (start, columns) in zip(mel_TZS, draw.mel_columns, strict=True):
+            mel_ZS[:, start : start + columns] = 0
+    return mel_BTZS
