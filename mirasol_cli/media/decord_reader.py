@@ -3,6 +3,9 @@
 Elsewhere decord returns other frames than asked, and says nothing: it makes one table of packets sorted by time, seeks by number and
 counts the pictures that come out, which is wrong wherever packets and pictures are not one to one. Hence a whitelist, and all else is
 PyAV's.
+
+What it gains is little: over twelve real clips that it may read (32 frames each, one thread) 2.21 s of CPU against PyAV's 2.25 s, and
+from 0.78 to 1.2 of PyAV's speed by clip.
 """
 
 from __future__ import annotations
