@@ -129,7 +129,7 @@ def prepare(
     manifest = manifest_path(dataset)
     if manifest is None:
         open_dataset(dataset)  # a misspelt name is told before anything else
-    check_overrides(overrides, dataset, manifest)
+    check_overrides(overrides, dataset)
     root = root or (manifest.parent if manifest else data_root(dataset))
     by_default = out is None
     out = out or default_out(chosen, dataset, manifest)
@@ -149,7 +149,7 @@ def prepare(
             source, found, videos = planned(open_dataset(dataset), root, chosen, limit, task)
         else:
             source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
-            videos = VideoIndex(root)
+            videos = VideoIndex(root, audio=allow_audio_only)
         check_texts(out, found, source.NAME, origin, repair=verify)
         plans = [
             plan_split(out / name, limited(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
@@ -209,10 +209,9 @@ def check_together(given: Mapping[str, bool]) -> None:
             raise UsageError(f"{option} {does}: it goes without {' and '.join(clashing)}", f"leave out {option} or {clashing[0]}")
 
 
-def check_overrides(overrides: Sequence[str], dataset: str, manifest: Path | None) -> None:
+def check_overrides(overrides: Sequence[str], dataset: str) -> None:
     """Raises UsageError if a recipe key is set that preparing does not read."""
-    reads = ["clip", "data.shards"]
-    reads += ["data.dataset"] if manifest else []
+    reads = ["clip", "data.dataset", "data.shards"]
     reads += ["data.seed", "data.clips"] if dataset in RENDERED else []
     keys = {override.partition("=")[0].strip() for override in overrides}
     unread = [key for key in keys if not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in reads)]
@@ -289,7 +288,7 @@ def read_dataset(
     if manifest is not None:
         from mirasol_cli.datasets import manifest as reader
 
-        return reader, [split for split in reader.read_manifest(manifest) if task in (None, split.task)]
+        return reader, [split for split in reader.read_manifest(manifest, root) if task in (None, split.task)]
     source = open_dataset(dataset)
     if task is not None and task not in source.TASKS:
         raise UsageError(f"{dataset} has no task '{task}'", f"its tasks are {', '.join(source.TASKS)}")
@@ -340,11 +339,16 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
     if not clips:
         raise DataError(f"the annotations of {source.NAME} below '{videos.root}' name no clip")
     names = [getattr(name, "name", name) for name in source.candidates(clips[0])][:3]
+    sound = (
+        f"{videos.audio_files} files of sound alone lie there: --allow-audio-only takes them"
+        if videos.audio_files and not len(videos)
+        else ""
+    )
     hint = f"put the videos anywhere below that folder, or give their folder with --root; published: {source.SOURCE}"
     raise DataError(
         f"none of the {len(clips)} videos of {source.NAME} is below '{videos.root}', where {len(videos)} videos lie; "
         f"looked for {', '.join(repr(name) for name in names)} and so on",
-        "; ".join([*passed_over(videos), hint]),
+        "; ".join([*passed_over(videos), *filter(None, [sound]), hint]),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Generator, Sequence
@@ -114,7 +115,7 @@ def seconds_per_clip(works: Sequence[ShardWork]) -> float | None:
     None: there is no file to try (videos inside of tars are not unpacked for it, those of the demo world may not be rendered yet).
     """
     some = works[:: max(1, len(works) // PROBED_FILES)]
-    jobs = [job for work in some for job in jobs_of(open_shard_work(work)) if job.source.member is None and job.path.exists()]
+    jobs = [job for work in some for job in jobs_of(open_shard_work(work)) if job.source.member is None and os.path.exists(job.path)]
     chosen = jobs[:: max(1, len(jobs) // PROBED_FILES)][:PROBED_FILES]
     if not chosen:
         return None

@@ -4,7 +4,8 @@
 
 `start` and `end` are seconds or `HH:MM:SS.mmm`. A line with both a caption and a question gives two texts. `choices` is a
 JSON list, or in CSV a cell with `|` between them; the answer is one of them, or (a number in JSON) the place of one. Without
-`split` a line belongs to train; without `id` its line number is its id. Other keys are ignored. All faults are reported at once.
+`split` a line belongs to train ("Train", "validation" and the like are read as train, val and test); without `id` its line
+number is its id. Other keys are ignored. All faults are reported at once.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mirasol_cli.datasets.example import CAPTION_PROMPT, Candidate, ClipSpan, Split, Text
-from mirasol_cli.datasets.resolver import is_hostile
-from mirasol_cli.datasets.splits import build_split
-from mirasol_cli.datasets.tables import LONGEST_CELL, as_text, read_text, seconds
+from mirasol_cli.datasets.resolver import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_hostile
+from mirasol_cli.datasets.splits import SPLIT_WORDS, build_split
+from mirasol_cli.datasets.tables import LONGEST_CELL, as_text, csv_fault, read_text, seconds
 from mirasol_cli.errors import DataError
 
 NAME, TITLE = "manifest", "a manifest"
@@ -28,6 +30,7 @@ SOURCE = "your own file"
 TASKS = ("qa",)
 FAULTS_SHOWN = 20
 SUFFIXES = (".jsonl", ".json", ".csv")
+COLUMNS = ("video", "start", "end", "context", "caption", "question", "answer", "choices", "type", "split", "id")
 
 
 class Fault(Exception):
@@ -35,12 +38,16 @@ class Fault(Exception):
 
 
 def candidates(clip: ClipSpan) -> list[Candidate]:
-    """The file as named; a span is a span of that file."""
-    return [Candidate(clip.video, whole=clip.start_s is None)]
+    """The file as named, then without blanks around the name, then with `\\` between folders as on Windows; a span is one of that file."""
+    names = dict.fromkeys([clip.video, clip.video.strip(), clip.video.strip().replace("\\", "/")])
+    return [Candidate(name, whole=clip.start_s is None) for name in names]
 
 
-def read_manifest(path: Path) -> list[Split]:
+def read_manifest(path: Path, root: Path | None = None) -> list[Split]:
     """The splits of a manifest, in the order in which they first appear; the task is always `qa`.
+
+    Args:
+        root: the folder of the videos, so that absolute paths into it are told from those that lead out.
 
     Raises:
         DataError: the file is missing, empty, of another kind, or has faulty lines (at most 20 of them are shown).
@@ -48,9 +55,13 @@ def read_manifest(path: Path) -> list[Split]:
     faults: list[str] = []
     texts: dict[str, list[Text]] = {}
     line_of: dict[str, int] = {}
+    renamed: dict[str, str] = {}
     for number, row in _rows(path, faults):
         try:
-            split, found = _texts(row, number)
+            word, found = _texts(row, number, root)
+            split = SPLIT_WORDS.get(word.lower(), word)
+            if split != word:
+                renamed[word] = split
             for text in found:
                 if text.id in line_of:
                     raise Fault(f"id '{text.id}' is that of line {line_of[text.id]} already")
@@ -64,7 +75,8 @@ def read_manifest(path: Path) -> list[Split]:
         raise DataError(f"'{path}' has {many}:\n  " + "\n  ".join(shown), "mend them and run the command again")
     if not texts:
         raise DataError(f"'{path}' holds no lines", 'a line is, for example, {"video": "a.mp4", "caption": "a dog barks"}')
-    return [build_split(split, "qa", rows) for split, rows in texts.items()]
+    notes = {split: [f"split '{word}' is read as '{split}'" for word, its in renamed.items() if its == split] for split in texts}
+    return [build_split(split, "qa", rows, notes=notes[split]) for split, rows in texts.items()]
 
 
 def _rows(path: Path, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -77,14 +89,38 @@ def _rows(path: Path, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any
     elif text.lstrip().startswith("["):
         yield from _json_list(path, text, faults)
     else:
+        _check_one_a_line(path, text)
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield from _json_row(number, line, faults)
 
 
+def _check_one_a_line(path: Path, text: str) -> None:
+    """Raises DataError if the whole file is one object around a list of lines."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    lists = [key for key, value in whole.items() if isinstance(value, list)] if isinstance(whole, dict) and "video" not in whole else []
+    if lists:
+        raise DataError(
+            f"'{path}' is one JSON object around a list: a manifest is that list alone, or one object a line",
+            f"save only what is under '{lists[0]}'",
+        )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' is there twice")
+    return row
+
+
 def _json_row(number: int, line: str, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         faults.append(f"line {number}: not valid JSON: {error}")
         return
@@ -110,27 +146,55 @@ def _json_list(path: Path, text: str, faults: list[str]) -> Iterator[tuple[int, 
 
 def _csv_rows(path: Path, text: str, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
+    begins, ends = 1, 0
     try:
         for cells in reader:
+            begins, ends = ends + 1, reader.line_num
             if not any(cell.strip() for cell in cells):
                 continue
             if not header:
                 header = [cell.strip().lower() for cell in cells]
-                if "video" not in header:
-                    raise DataError(f"'{path}' line 1: there is no column 'video'; the columns are {', '.join(header)}")
+                _check_header(path, header)
+            elif swallowed := _swallowed_row(cells, header):
+                faults.append(
+                    f"line {begins}: a quoted cell runs on over '{swallowed}', which reads like a line of its own: close its quote"
+                )
             elif len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
                 faults.append(f"line {reader.line_num}: {len(cells)} cells, the header has {len(header)} (quote cells that hold commas)")
             else:
                 yield reader.line_num, {key: cell for key, cell in zip(header, cells, strict=False) if cell.strip()}
     except csv.Error as error:
-        faults.append(f"line {reader.line_num}: not valid CSV: {error}")
+        faults.append(f"line {ends + 1}: not valid CSV: {csv_fault(error)}")
 
 
-def _texts(row: Mapping[str, Any], number: int) -> tuple[str, list[Text]]:
+def _check_header(path: Path, header: list[str]) -> None:
+    """Raises DataError unless the columns can be those of a manifest."""
+    if "video" not in header:
+        separator = next((words for mark, words in ((";", "';'"), ("\t", "tabs")) if mark in header[0] and len(header) == 1), None)
+        if separator:
+            raise DataError(f"'{path}' line 1: the columns are separated by {separator}", "save it as CSV with commas, or as JSON lines")
+        raise DataError(f"'{path}' line 1: there is no column 'video'; the columns are {', '.join(header)}")
+    doubled = [column for column in COLUMNS if header.count(column) > 1]
+    if doubled:
+        raise DataError(f"'{path}' line 1: column '{doubled[0]}' is there twice", "keep one of them")
+
+
+def _swallowed_row(cells: list[str], header: list[str]) -> str | None:
+    """A line inside a cell that has as many cells as the header, the name of a video or sound file where it belongs; else None."""
+    for cell in cells:
+        for line in cell.splitlines()[1:]:
+            parts = line.split(",")
+            name = parts[header.index("video")].strip() if len(parts) >= len(header) > 1 else ""
+            if os.path.splitext(name)[1].lower() in (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES):
+                return line if len(line) <= 60 else line[:60] + "..."
+    return None
+
+
+def _texts(row: Mapping[str, Any], number: int, root: Path | None) -> tuple[str, list[Text]]:
     """The split and the one or two texts of a line."""
-    clip = _clip(row)
+    clip = _clip(row, root)
     name = _text(row, "id") or str(number)
     context, kind = _text(row, "context") or "", _text(row, "type") or ""
     caption, question, answer = _text(row, "caption"), _text(row, "question"), _text(row, "answer")
@@ -170,13 +234,17 @@ def _text(row: Mapping[str, Any], key: str) -> str | None:
     return text or None
 
 
-def _clip(row: Mapping[str, Any]) -> ClipSpan:
+def _clip(row: Mapping[str, Any], root: Path | None) -> ClipSpan:
     video = _text(row, "video")
     if not video:
         raise Fault("'video' is missing")
     if not isinstance(row["video"], str):
         raise Fault(f"'video' is not text: {video}")
-    if is_hostile(video):
+    if root is not None and os.path.isabs(video):
+        video = _below(root, video)
+    elif not is_hostile(video):
+        video = row["video"]  # a file's name may begin with a blank
+    if is_hostile(video) or is_hostile(video.strip()):
         raise Fault(f"'{video}' leads out of the video folder; give a path inside it")
     start_s, end_s = (_seconds(row, key) for key in ("start", "end"))
     if end_s is not None and end_s <= (start_s or 0.0):
@@ -184,6 +252,14 @@ def _clip(row: Mapping[str, Any]) -> ClipSpan:
     if start_s is None and end_s is not None:
         start_s = 0.0
     return ClipSpan(video=video, start_s=start_s, end_s=end_s)
+
+
+def _below(root: Path, video: str) -> str:
+    """An absolute path relative to `root` if it lies there, else as it is."""
+    for base, path in ((os.path.abspath(root), os.path.normpath(video)), (os.path.realpath(root), os.path.realpath(video))):
+        if "\0" not in video and path.startswith(base.rstrip(os.sep) + os.sep):
+            return Path(path).relative_to(base).as_posix()
+    return video
 
 
 def _seconds(row: Mapping[str, Any], key: str) -> float | None:

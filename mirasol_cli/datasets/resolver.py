@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,8 +27,13 @@ from mirasol_cli.datasets.folder import FolderWalk
 from mirasol_cli.errors import DataError
 from mirasol_cli.files import inside
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".wmv", ".3gp", ".ogv")
+VIDEO_SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".wmv", ".3gp", ".ogv",
+    ".m2ts", ".mts", ".vob", ".mxf", ".asf", ".f4v", ".3g2", ".divx", ".rmvb", ".ogm", ".dv", ".nut", ".y4m",
+)  # fmt: skip
 """In order of preference, where one folder holds the same stem twice."""
+AUDIO_SUFFIXES = (".wav", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".aac", ".oga", ".wma", ".aiff", ".aif", ".mka", ".ac3", ".weba")
+"""Of sound alone; used where there is no video of the same name, and only if asked for."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +51,32 @@ class Found:
 class VideoIndex:
     """All videos below `root`.
 
+    Names are compared in Unicode's form NFC: a Mac may have written `é` as two characters.
+
     Args:
         root: the folder.
         names: paths of the videos, relative to `root`; default: what a walk through the folder finds.
+        audio: files of sound alone count as well.
 
     Attributes:
         duplicates: name looked up -> all relative paths it fits, the one taken first.
         outside, unreadable: links and folders that the walk passed over, relative to the root.
+        audio_files: files of sound alone, whether they count or not.
 
     Raises:
         DataError: `root` is to be walked through, and is not a folder.
     """
 
-    def __init__(self, root: Path, names: Iterable[str] | None = None):
+    def __init__(self, root: Path, names: Iterable[str] | None = None, *, audio: bool = False):
         self.root = root
+        self.suffixes = VIDEO_SUFFIXES + AUDIO_SUFFIXES if audio else VIDEO_SUFFIXES
+        self.audio_files = 0
         self.outside: list[str] = []
         self.unreadable: list[str] = []
         self.duplicates: dict[str, tuple[str, ...]] = {}
         self.files = 0
         self._by_stem: dict[str, list[str]] = {}
+        self._without_suffix: dict[str, str] = {}
         self._tars: dict[str, dict[str, tuple[int, int]]] = {}
         if names is None:
             if not root.is_dir():
@@ -71,10 +84,14 @@ class VideoIndex:
             names = walk = FolderWalk(root)
             self.outside, self.unreadable = walk.outside, walk.unreadable  # both are filled while it is walked through
         for name in names:
-            stem, suffix = split_suffix(name.rpartition("/")[2])
+            last = name.rpartition("/")[2]
+            stem, suffix = split_suffix(last, self.suffixes)
+            self.audio_files += os.path.splitext(last)[1].lower() in AUDIO_SUFFIXES
             if suffix:
-                self._by_stem.setdefault(stem, []).append(name)
+                self._by_stem.setdefault(_nfc(stem), []).append(name)
                 self.files += 1
+            elif "." not in last:
+                self._without_suffix.setdefault(_nfc(name), name)
 
     def __len__(self) -> int:
         return self.files
@@ -98,7 +115,7 @@ class VideoIndex:
                 member = self._member(candidate)
                 if member:
                     return member
-            elif "." in candidate.name and (path := self._plain_file(candidate.name)):
+            elif path := self._plain_file(candidate.name):
                 return Found(path, candidate.whole)
         return None
 
@@ -106,24 +123,35 @@ class VideoIndex:
         """The relative paths that a name fits (one alone if it is named in full), best first: nearest to the root, then by suffix."""
         name = str(PurePosixPath(name))
         folders, _, last = name.rpartition("/")
-        stem, suffix = split_suffix(last)
-        fits = []
-        for path in self._by_stem.get(stem, ()):
-            if path == name:
-                return (path,)
-            its_folders, _, its_last = path.rpartition("/")
-            its_suffix = split_suffix(its_last)[1]
+        stem, suffix = split_suffix(last, self.suffixes)
+        paths = self._by_stem.get(_nfc(stem), ())
+        if name in paths:
+            return (name,)
+        folders, fits = _nfc(folders), []
+        for path in paths:
+            its_folders, _, its_last = _nfc(path).rpartition("/")
+            its_suffix = split_suffix(its_last, self.suffixes)[1]
             if suffix and suffix.lower() not in (its_suffix.lower(), os.path.splitext(its_last)[1].lower()):
                 continue
             if folders and its_folders != folders and not its_folders.endswith("/" + folders):
                 continue
-            fits.append((its_suffix != suffix, path.count("/"), VIDEO_SUFFIXES.index(os.path.splitext(its_last)[1].lower()), path))
-        return tuple(path for *_, path in sorted(fits))
+            preference = self.suffixes.index(os.path.splitext(its_last)[1].lower())
+            fits.append((its_suffix != suffix, path.count("/"), preference, path))
+        with_picture = [fit for fit in fits if fit[2] < len(VIDEO_SUFFIXES)]
+        return tuple(path for *_, path in sorted(with_picture or fits))
 
     def _plain_file(self, name: str) -> Path | None:
-        """A file named in full whose suffix is not a known video suffix (a manifest may name any file)."""
-        path = inside(self.root, name)
-        return path if path is not None and path.is_file() else None
+        """A file named in full that has no known video suffix, or none at all (a manifest may name any file)."""
+        if "." not in name.rpartition("/")[2]:
+            known = self._without_suffix.get(_nfc(str(PurePosixPath(name))))
+            return None if known is None else self.root / known
+        try:
+            path = inside(self.root, name)
+            return path if path is not None and path.is_file() else None
+        except PermissionError:  # of a folder on the way; the decoder says so, of this clip alone
+            return self.root / name
+        except OSError:  # longer than any name, a circle of links
+            return None
 
     def _member(self, candidate: Candidate) -> Found | None:
         archive, _, member = candidate.name.partition(".tar/")
@@ -137,13 +165,17 @@ class VideoIndex:
         return Found(self.root / archive, candidate.whole, member=member, offset=place[0], size=place[1])
 
 
-def split_suffix(name: str) -> tuple[str, str]:
+def _nfc(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def split_suffix(name: str, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> tuple[str, str]:
     """(stem, video suffix as written); the suffix is empty where it is no video's: `abc_30.000` is all stem.
 
     Downloaders that were told `abc.mp4` and got another container write `abc.mp4.webm`: stem `abc`, suffix `.mp4.webm`.
     """
     stem = name
-    while (parts := os.path.splitext(stem))[1].lower() in VIDEO_SUFFIXES:
+    while (parts := os.path.splitext(stem))[1].lower() in suffixes:
         stem = parts[0]
     return stem, name[len(stem) :]
 

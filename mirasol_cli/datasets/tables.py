@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,28 @@ LONGEST_CELL = 1 << 27
 """Panda-70M keeps all captions of a video in one cell; the csv module's own limit is 128 KiB."""
 
 
+CLOCK = re.compile(r"\d+(?::\d+){0,2}(?:\.\d*)?|\.\d+|\d+(?:\.\d*)?[eE][+-]?\d+", re.ASCII)
+"""Seconds, MM:SS or HH:MM:SS, with a fraction or without."""
+
+
 def read_text(path: Path) -> str:
     """The whole file as text, without BOM, newlines as they are."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        check_utf8(path, content)
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"'{path}' is missing") from None
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 text (byte {error.start})", "save it again as UTF-8") from None
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+def check_utf8(path: Path, head: bytes) -> None:
+    """Raises DataError if a file that begins with these bytes is UTF-16 text, with a byte order mark or without."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:100]:
+        raise DataError(f"'{path}' is not UTF-8 text: it looks like UTF-16", "save it again as UTF-8")
 
 
 def read_head(path: Path, size: int = 1 << 16) -> str:
@@ -48,16 +61,23 @@ def csv_rows(path: Path, *, comments: bool = False, spaces: bool = False) -> Ite
     """
     csv.field_size_limit(LONGEST_CELL)
     try:
+        with open(path, "rb") as file:
+            head = file.read(100)
+        if not head:
+            raise DataError(f"'{path}' is empty", "fetch it again")
+        check_utf8(path, head)
         with open(path, encoding="utf-8-sig", newline="") as file:
             # a comment may hold a lone quote, so it must not reach the csv module; a blank line in its place keeps the count
             lines = ("\n" if line.lstrip().startswith("#") else line for line in file) if comments else file
-            reader = csv.reader(lines, skipinitialspace=spaces)
+            reader = csv.reader(lines, skipinitialspace=spaces, strict=True)
+            begins = 1
             try:
                 for cells in reader:
+                    begins = reader.line_num + 1
                     if any(cell.strip() for cell in cells):
                         yield reader.line_num, cells
             except csv.Error as error:
-                raise DataError(f"'{path}' line {reader.line_num} is not valid CSV: {error}") from None
+                raise DataError(f"'{path}' line {begins} is not valid CSV: {csv_fault(error)}") from None
     except FileNotFoundError:
         raise DataError(f"'{path}' is missing") from None
     except UnicodeDecodeError as error:
@@ -66,8 +86,20 @@ def csv_rows(path: Path, *, comments: bool = False, spaces: bool = False) -> Ite
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
+def csv_fault(error: csv.Error) -> str:
+    """What the csv module found, in words that say what to mend."""
+    words = str(error)
+    if "unexpected end of data" in words:
+        return "a quote is opened and never closed"
+    if "expected after" in words:
+        return "a quoted cell goes on after its closing quote (a quote inside a quoted cell is written twice)"
+    return words
+
+
 def csv_header(path: Path) -> list[str]:
     """The cells of the first row, stripped; empty for an empty file."""
+    if path.is_file() and not path.stat().st_size:
+        return []
     for _, cells in csv_rows(path):
         return [cell.strip() for cell in cells]
     return []
@@ -82,6 +114,9 @@ def csv_records(path: Path, needs: tuple[str, ...]) -> Iterator[tuple[int, dict[
     rows = csv_rows(path)
     _, header = next(rows, (0, []))
     columns = [cell.strip() for cell in header]
+    doubled = [column for column in needs if columns.count(column) > 1]
+    if doubled:
+        raise DataError(f"'{path}' line 1: column '{doubled[0]}' is there twice")
     absent = [column for column in needs if column not in columns]
     if absent:
         raise DataError(f"'{path}' line 1: column '{absent[0]}' is missing; the header is: {', '.join(columns) or 'empty'}")
@@ -106,6 +141,8 @@ def json_value(path: Path) -> Any:
 def json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) for each object of a JSON list (number: 1-based entry) or of JSON lines (number: line)."""
     text = read_text(path)
+    if not text.strip():
+        raise DataError(f"'{path}' is empty", "fetch it again")
     if text.lstrip().startswith("["):
         yield from _checked(path, "entry", enumerate(json_value(path), 1))
     else:
@@ -167,11 +204,15 @@ def seconds(value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{value!r} is not a time")
+    if isinstance(value, str) and not CLOCK.fullmatch(value.strip().lstrip("+-")):
+        raise ValueError(f"{value!r} is not a time")
     parts = str(value).strip().split(":")
     try:
         numbers = [float(part) for part in parts]
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{value!r} is not a time") from None
+    if any(number >= 60 for number in numbers[1:]):
+        raise ValueError(f"{value!r} is not a time: minutes and seconds after a colon go up to 59")
     total = 0.0
     for number in numbers:
         total = total * 60 + number

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mirasol_cli.datasets.example import CAPTION_PROMPT, ClipSpan, Text
 from mirasol_cli.datasets.manifest import candidates, read_manifest
+from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError
 from tests.excerpts import write
 from tests.paths import SHARED
@@ -50,7 +51,8 @@ def test_ids_spans_splits_and_unknown_keys(tmp_path: Path) -> None:
         {"video": "a.mp4", "end": "4", "caption": "y", "transcript": ["ignored"]},
     )
     first, second = read_manifest(path)
-    assert (first.name, first.texts[0].id, first.clips) == ("validation", "mine", (ClipSpan(video="a.mp4", start_s=62.5, end_s=70.0),))
+    assert first.notes == ("split 'validation' is read as 'val'",)
+    assert (first.name, first.texts[0].id, first.clips) == ("val", "mine", (ClipSpan(video="a.mp4", start_s=62.5, end_s=70.0),))
     assert (second.name, second.texts[0].id, second.clips) == ("train", "3", (ClipSpan(video="a.mp4", start_s=0.0, end_s=4.0),))
     assert [c.whole for c in candidates(first.clips[0])] == [False]
     assert [c.whole for c in candidates(ClipSpan(video="a.mp4"))] == [True]
@@ -110,6 +112,12 @@ FAULTY = [
     ({"video": "a.mp4", "caption": "x", "split": "../x"}, "'../x' cannot be the name of a split"),
     ('{"video": "a.mp4", "caption": "\\ud800"}', "'caption' is not valid Unicode"),
     ("[1]", "not a JSON object"),
+    ('{"video": "a.mp4", "caption": "x", "caption": "y"}', "not valid JSON: key 'caption' is there twice"),
+    ({"video": "a.mp4", "caption": "x", "start": "1_0"}, "'start': '1_0' is not a time"),
+    (
+        {"video": "a.mp4", "caption": "x", "start": "0:99:99"},
+        "'start': '0:99:99' is not a time: minutes and seconds after a colon go up to 59",
+    ),
 ]
 
 
@@ -131,6 +139,58 @@ def test_repeated_ids_name_both_lines(tmp_path: Path) -> None:
     assert faults(jsonl(tmp_path, row, {"video": "b.mp4", "caption": "y"}, row)) == ["line 3: id 'a' is that of line 1 already"]
 
 
+UNCLOSED = 'video,caption\na.mp4,"a 12"" nail\nb.mp4,"a cat\nb.mp4,a dog\n'
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        (UNCLOSED, "line 2: not valid CSV: a quoted cell goes on after its closing quote (a quote inside a quoted cell is written twice)"),
+        ('video,caption\na.mp4,x\nb.mp4,"a cat\nc.mp4,a dog\n', "line 3: not valid CSV: a quote is opened and never closed"),
+        (
+            'video,caption\na.mp4,"one\nb.mp4,two\nc.mp4,three"\n',
+            "line 2: a quoted cell runs on over 'b.mp4,two', which reads like a line of its own: close its quote",
+        ),
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_line(tmp_path: Path, table: str, fault: str) -> None:
+    write(tmp_path, {"q.csv": table})
+    assert faults(tmp_path / "q.csv") == [fault]
+
+
+def test_a_line_break_in_a_caption_is_kept(tmp_path: Path) -> None:
+    write(tmp_path, {"m.csv": 'video,caption\na.mp4,"first, then\nsecond, then\nlast"\n'})
+    assert read_manifest(tmp_path / "m.csv")[0].texts[0].answer == "first, then\nsecond, then\nlast"
+
+
+@pytest.mark.parametrize("name", [" blank.mp4", "sub\\a.mp4", "noext", "back\\slash.mp4"])
+def test_odd_names_are_found(tmp_path: Path, name: str) -> None:
+    write(tmp_path, dict.fromkeys([" blank.mp4", "blank.mp4", "sub/a.mp4", "noext", "back\\slash.mp4"], "x"))
+    (split,) = read_manifest(jsonl(tmp_path, {"video": name, "caption": "x"}))
+    found = VideoIndex(tmp_path).locate(candidates(split.clips[0]))
+    assert found is not None
+    assert found.path == tmp_path / ("sub/a.mp4" if "sub" in name else name)
+
+
+def test_an_absolute_path_into_the_root_is_taken(tmp_path: Path) -> None:
+    root = tmp_path / "videos"
+    path = jsonl(tmp_path, {"video": f"{root}/sub/a.mp4", "caption": "x"})
+    assert read_manifest(path, root)[0].clips == (ClipSpan(video="sub/a.mp4"),)
+    (tmp_path / "link").symlink_to(root)
+    assert read_manifest(path, tmp_path / "link")[0].clips == (ClipSpan(video="sub/a.mp4"),)
+    for outside in (f"{root}/../b.mp4", f"{root}x/b.mp4", "/etc/passwd"):
+        with pytest.raises(DataError, match="leads out of the video folder"):
+            read_manifest(jsonl(tmp_path, {"video": outside, "caption": "x"}), root)
+
+
+def test_splits_by_other_words_are_read_as_train_val_and_test(tmp_path: Path) -> None:
+    rows = [{"video": "a.mp4", "caption": "x", "split": word} for word in ("Train", "validation", "TEST", "mine")]
+    splits = read_manifest(jsonl(tmp_path, *rows))
+    assert [split.name for split in splits] == ["train", "val", "test", "mine"]
+    assert splits[1].notes == ("split 'validation' is read as 'val'",)
+    assert not splits[3].notes
+
+
 def test_csv_faults_have_line_numbers(tmp_path: Path) -> None:
     write(tmp_path, {"m.csv": 'video,caption\na.mp4,"two\nlines"\nb.mp4,x,y,z\n,x\n'})
     assert faults(tmp_path / "m.csv") == ["line 4: 4 cells, the header has 2 (quote cells that hold commas)", "line 5: 'video' is missing"]
@@ -143,6 +203,11 @@ def test_csv_faults_have_line_numbers(tmp_path: Path) -> None:
         ("m.txt", "x", "is no manifest"),
         ("m.csv", "clip,caption\na,b\n", "line 1: there is no column 'video'"),
         ("m.json", "[{]", "line 1 is not valid JSON"),
+        ("m.json", '{"data": [\n{"video": "a.mp4", "caption": "x"}\n]}', "is one JSON object around a list"),
+        ("m.csv", "video;caption\na.mp4;x\n", "line 1: the columns are separated by ';'"),
+        ("m.csv", "video\tcaption\na.mp4\tx\n", "line 1: the columns are separated by tabs"),
+        ("m.csv", "video,caption,Caption\na.mp4,x,y\n", "line 1: column 'caption' is there twice"),
+        ("m.csv", "video,caption\n".encode("utf-16-le"), "is not UTF-8 text: it looks like UTF-16"),
         ("m.jsonl", b"\xff\xfe\x00", "is not UTF-8 text"),
         ("gone.jsonl", None, "is missing"),
     ],

@@ -1,7 +1,10 @@
 import io
 import os
 import tarfile
+import unicodedata
 from pathlib import Path
+from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -68,11 +71,59 @@ def test_a_name_with_a_suffix_must_have_it(tmp_path: Path) -> None:
 
 
 def test_a_file_with_an_unknown_suffix_is_found_by_its_full_name_only(tmp_path: Path) -> None:
-    videos = index(tmp_path, "sub/a.y4m", "b.m4a")
+    videos = index(tmp_path, "sub/a.abc", "b.m4a")
     assert len(videos) == 0
-    assert videos.find(["sub/a.y4m"]) == tmp_path / "sub/a.y4m"
-    assert videos.find(["a", "sub/a", "a.y4m"]) is None
+    assert videos.find(["sub/a.abc"]) == tmp_path / "sub/a.abc"
+    assert videos.find(["a", "sub/a", "a.abc"]) is None
     assert videos.find(["b.m4a"]) == tmp_path / "b.m4a"
+
+
+def test_a_file_without_a_suffix_is_found_by_its_full_name_only(tmp_path: Path) -> None:
+    videos = index(tmp_path, "sub/noext", "other")
+    assert videos.find(["sub/noext"]) == tmp_path / "sub/noext"
+    assert videos.find(["./other"]) == tmp_path / "other"
+    assert videos.find(["noext", "sub", "sub/oth"]) is None
+
+
+@pytest.mark.parametrize("suffix", [".m2ts", ".MTS", ".vob", ".mxf", ".asf", ".f4v", ".y4m"])
+def test_rarer_videos_are_found_by_their_stem(tmp_path: Path, suffix: str) -> None:
+    assert index(tmp_path, f"sub/a{suffix}").find(["a"]) == tmp_path / f"sub/a{suffix}"
+
+
+@pytest.mark.parametrize(("on_disk", "named"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_in_the_other_unicode_form_are_found(tmp_path: Path, on_disk: Literal["NFC", "NFD"], named: Literal["NFC", "NFD"]) -> None:
+    there, wanted = (unicodedata.normalize(form, "é/café.mp4") for form in (on_disk, named))
+    bare, wanted_bare = (unicodedata.normalize(form, "é/naïf") for form in (on_disk, named))
+    videos = index(tmp_path, there, bare)
+    for name in (wanted, wanted.removesuffix(".mp4"), wanted.rpartition("/")[2]):
+        assert videos.find([name]) == tmp_path / there
+    assert videos.find([wanted_bare]) == tmp_path / bare
+    assert not videos.duplicates
+
+
+def test_each_unicode_form_is_its_own_file_where_both_are_there(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "café.mp4") for form in ("NFC", "NFD")]
+    videos = index(tmp_path, *names)
+    assert [videos.find([name]) for name in names] == [tmp_path / name for name in names]
+    assert not videos.duplicates
+
+
+def test_sound_alone_counts_where_asked_for_and_gives_way_to_video(tmp_path: Path) -> None:
+    write(tmp_path, dict.fromkeys(["as/a.wav", "as/b.flac", "as/b.mp4"], "x"))
+    without, audio = VideoIndex(tmp_path), VideoIndex(tmp_path, audio=True)
+    assert (len(without), without.audio_files, len(audio)) == (1, 2, 3)
+    assert without.find(["a"]) is None
+    assert audio.find(["a"]) == tmp_path / "as/a.wav"
+    assert audio.find(["b"]) == without.find(["b"]) == tmp_path / "as/b.mp4"
+    assert not audio.duplicates
+
+
+def test_a_folder_without_permission_is_told_from_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = index(tmp_path, "a.mp4")
+    for error, found in ((PermissionError(13, "Permission denied"), tmp_path / "locked/c.mp4"), (OSError(36, "File name too long"), None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "is_file", Mock(side_effect=error))
+            assert videos.find(["locked/c.mp4"]) == found
 
 
 def test_duplicates_are_recorded_and_the_choice_does_not_depend_on_the_disk(tmp_path: Path) -> None:

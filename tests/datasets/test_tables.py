@@ -27,8 +27,14 @@ def test_spaces_after_separators_and_comments(tmp_path: Path) -> None:
     [
         ("t.csv", "a,b\n1,2\n3\n", "'{}' line 3 has 1 cells, the header has 2"),
         ("t.csv", "a,c\n1,2\n", "'{}' line 1: column 'b' is missing; the header is: a, c"),
-        ("t.csv", "", "'{}' line 1: column 'a' is missing; the header is: empty"),
+        ("t.csv", "", "'{}' is empty"),
         ("t.csv", b"a,b\n1,\xff\n", "'{}' is not UTF-8 text"),
+        ("t.csv", "a,b\n".encode("utf-16-le"), "'{}' is not UTF-8 text: it looks like UTF-16"),
+        ("t.json", "[]".encode("utf-16"), "'{}' is not UTF-8 text: it looks like UTF-16"),
+        ("t.csv", 'a,b\n1,"2\n3,4\n', "'{}' line 2 is not valid CSV: a quote is opened and never closed"),
+        ("t.csv", 'a,b\n1,"2"3\n', "'{}' line 2 is not valid CSV: a quoted cell goes on after its closing quote"),
+        ("t.csv", "a,b,a\n1,2,3\n", "'{}' line 1: column 'a' is there twice"),
+        ("t.json", "", "'{}' is empty"),
         ("t.json", '[{"a": 1,\n"b"}]', "'{}' line 2 is not valid JSON"),
         ("t.json", '[{"a": 1}]', "'{}' entry 1: key 'b' is missing"),
         ("t.json", "[3]", "'{}' entry 1 is not a JSON object"),
@@ -50,13 +56,14 @@ def test_json_lists_and_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("00:07:33.689", 453.689), ("0:00:08.341", 8.341), ("1:02", 62.0), (" 30.000", 30.0), (3, 3.0)]
+    ("value", "expected"),
+    [("00:07:33.689", 453.689), ("0:00:08.341", 8.341), ("1:02", 62.0), (" 30.000", 30.0), (3, 3.0), ("90:00", 5400.0), ("1e2", 100.0)],
 )
 def test_times(value: object, expected: float) -> None:
     assert seconds(value) == expected
 
 
-@pytest.mark.parametrize("value", ["", "x", "1:2:3:4", "-1", "1:-2", "inf", "nan", None, True, [1], 1e9])
+@pytest.mark.parametrize("value", ["", "x", "1:2:3:4", "-1", "1:-2", "1_0", "0:99:99", "1:60", "١", "inf", "nan", None, True, [1], 1e9])
 def test_no_times(value: object) -> None:
     with pytest.raises(ValueError):
         seconds(value)

@@ -56,7 +56,7 @@ def test_another_task_on_the_same_videos_decodes_nothing(world: World, monkeypat
 
     world.prepare(max_failed=20)
     read = manifest.read_manifest
-    monkeypatch.setattr(manifest, "read_manifest", lambda path: [replace(split, task="caption") for split in read(path)])
+    monkeypatch.setattr(manifest, "read_manifest", lambda path, root: [replace(split, task="caption") for split in read(path)])
     world.prepare(max_failed=20)
     assert FakePool.submitted == []
     split = ShardFolder(world.out).split("train")

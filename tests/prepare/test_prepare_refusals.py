@@ -14,7 +14,7 @@ import pytest
 
 from mirasol_cli import files, prepare_plan
 from mirasol_cli.datasets import folder
-from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
+from mirasol_cli.errors import DataError, EnvironmentProblem, MediaError, ShardError, TooManyFailures, UsageError
 from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.prepare import prepare
 from mirasol_cli.recipe import load_recipe
@@ -78,6 +78,39 @@ def test_what_was_not_looked_into_is_said_and_listed(world: World, monkeypatch: 
     assert (lists["links_outside"], lists["unreadable_folders"]) == (["away"], ["locked/"])
 
 
+def test_a_folder_without_permission_costs_its_clips_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if "locked" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    outcome = FakePool._outcome
+    monkeypatch.setattr(FakePool, "_outcome", lambda pool, path, requests: refused(path) or outcome(pool, path, requests))
+
+    def refused(path: Path) -> list[MediaError] | None:
+        return [MediaError("permission denied", "check the file's permissions", stage="open")] if "locked" in path.parts else None
+
+    with world.manifest.open("a") as manifest:
+        manifest.write(json.dumps({"video": "locked/c.mp4", "caption": "out of reach"}) + "\n")
+    train = world.prepare(max_failed=30)["splits"]["train"]
+    assert (train["expected"], train["kept"], train["failed"], train["missing"]) == (11, 7, 2, 2)
+    failures = [json.loads(line) for line in (world.out / "train" / "failures.jsonl").read_text().splitlines()]
+    assert (failures[-1]["video"], failures[-1]["reason"]) == ("locked/c.mp4", "permission denied")
+
+
+def test_sound_alone_needs_its_option(world: World) -> None:
+    for path in world.root.glob("*.mp4"):
+        path.rename(path.with_suffix(".wav"))
+    world.manifest.write_text(world.manifest.read_text().replace(".mp4", ""))
+    with pytest.raises(DataError, match="none of the 13 videos") as caught:
+        world.prepare()
+    assert "11 files of sound alone lie there: --allow-audio-only takes them" in (caught.value.hint or "")
+    assert world.prepare(allow_audio_only=True, max_failed=30)["splits"]["train"]["kept"] == 7
+
+
 def test_disk_too_small(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1000
@@ -135,7 +168,7 @@ def test_a_dry_run_of_a_part_reports_its_part(world: World) -> None:
 def test_an_override_that_would_change_nothing_is_refused(world: World, override: str) -> None:
     with pytest.raises(UsageError, match=rf"`prepare` does not read {override.partition('=')[0]}") as caught:
         world.prepare(overrides=[override, "clip.size=64"])
-    assert "clip.*, data.shards, data.dataset" in (caught.value.hint or "")
+    assert "clip.*, data.dataset, data.shards" in (caught.value.hint or "")
     assert not world.out.exists()
 
 
