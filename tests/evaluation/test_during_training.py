@@ -10,7 +10,6 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.evaluation import during_training
 from mirasol_cli.evaluation.generate import Plan
 from mirasol_cli.evaluation.setting import Options, Setting
-from mirasol_cli.model.losses import LossWeights
 from mirasol_cli.prompts import encode_prompt, encode_target
 from mirasol_cli.recipe import load_recipe
 from mirasol_cli.recipe_schema import TrainRecipe
@@ -77,6 +76,6 @@ def test_the_loss_is_that_of_training_on_the_same_texts(tmp_path: Path) -> None:
         if text["answer"] is not None:
             ids = (encode_prompt(vocabulary, "what is it", "", limits).ids, encode_target(vocabulary, text["answer"], limits).ids)
             media = media_batch([split.media(text["clip"])], model.geometry, sound=recipe.data.sound)
-            part = model(media, text_batch([[ids]]), LossWeights(text=1, latent=0, video=0)).parts["text"]
+            part = model(media, text_batch([[ids]]), {"text": 1.0}).parts["text"]
             total, tokens = total + float(part.sum.detach()), tokens + int(part.count)
     assert found[0] == pytest.approx(total / tokens, rel=1e-5)
