@@ -581,7 +581,7 @@ def test_nproc_passes_sigterm_on_and_a_kill_shows_as_128_plus_signal(tmp_path: P
 
 def test_nproc_hands_the_command_line_on(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(launcher, "launch", lambda arguments, processes: seen.append((arguments, processes)) or 6)
+    monkeypatch.setattr(launcher, "launch", lambda arguments, processes, **_: seen.append((arguments, processes)) or 6)
     code, _, _ = run(capsys, "finetune", "demo", "--nproc", "2", "--resume", "--limit", "3", "train.lr=1", "--json")
     assert code == 6
     assert seen == [(["finetune", "--limit", "3", "--device", "auto", "--resume", "--json", "--", "demo", "train.lr=1"], 2)]
@@ -619,14 +619,29 @@ def test_a_rank_left_in_the_environment_silences_no_command_of_one_process(
 
 def test_what_all_processes_meet_alike_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for error, told in ((errors.UsageError("u"), False), (errors.Interrupted("saved", 143), False), (errors.ShardError("s"), True)):
         fake(monkeypatch, "mirasol_cli.training.loop.train", error)
         code, _, err = run(capsys, "finetune", "demo")
         assert (code, bool(err)) == (error.exit_code, told)
 
 
+def test_a_rank_without_a_world_means_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setenv("RANK", "1")  # as a cluster may leave it in every container
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    console.say("talk")
+    assert capsys.readouterr() == ("", "talk\n")
+
+
+def test_accept_data_goes_with_resume(capsys: Output) -> None:
+    code, _, err = run(capsys, "finetune", "demo", "--accept-data")
+    assert code == 2
+    assert "--accept-data goes with --resume" in err
+
+
 def test_further_processes_keep_quiet(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     console.say("talk")
     console.print_json({})
     assert capsys.readouterr() == ("", "")

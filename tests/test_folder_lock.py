@@ -93,6 +93,14 @@ def test_the_heart_beats_while_it_is_held(tmp_path: Path) -> None:
         assert (tmp_path / LOCK).stat().st_mtime_ns > first
 
 
+def test_the_lock_of_one_who_was_quicker_is_left_alone(tmp_path: Path) -> None:
+    stale = Writer.read(left_behind(tmp_path))
+    (tmp_path / LOCK).write_text(json.dumps(asdict(Writer("elsewhere", 8, "2026-01-01 00:00:09", "y"))))
+    fl._remove(tmp_path / LOCK, stale)
+    assert Writer.read(tmp_path / LOCK) != stale
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
 def test_of_many_that_follow_one_at_a_time_writes(tmp_path: Path) -> None:
     left_behind(tmp_path, platform.node(), 2**22 + 5)  # no such process
     inside, most, refused = [], [], []

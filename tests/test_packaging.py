@@ -72,7 +72,7 @@ def test_the_command_works_from_the_wheel(site: Path) -> None:
     listed = mirasol(site, "recipes", "ls")
     assert len(listed.splitlines()) == len(list((ROOT / "recipes").glob("*.yaml")))
     assert mirasol(site, "recipes", "show", "demo").startswith("# The demo world")
-    assert "is right" in mirasol(site, "recipes", "validate", "msrvtt", "model.preset=small")
+    assert "is valid" in mirasol(site, "recipes", "validate", "msrvtt", "model.preset=small")
 
 
 def test_every_imported_library_is_declared() -> None:

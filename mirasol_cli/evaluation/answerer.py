@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mirasol_cli.batches import media_batch
+from mirasol_cli.batches import media_batch, text_batch
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model import decoding
-from mirasol_cli.prompts import Encoded, encode_prompt
+from mirasol_cli.prompts import Encoded, encode_prompt, encode_target
 from mirasol_cli.recipe_schema import EvalRecipe
 from mirasol_cli.training.distributed import computes_in_bf16
 from mirasol_cli.vocabulary import Vocabulary
@@ -127,6 +127,19 @@ class Answerer:
                 for rows in zip(scores, tokens, strict=True)
             ]
         return scores
+
+    @torch.inference_mode()
+    def loss(self, memory: CrossMemory | None, texts: Sequence[Sequence[tuple[Question, str]]]) -> tuple[float, int]:
+        """Cross-entropy of the given answers, `texts[b]` being (question, answer) about clip b, with teacher forcing as in training:
+        (sum in nats, tokens)."""
+        limits = self.model.config.text
+        rows = [
+            [(self.prompt(question).ids, encode_target(self.vocabulary, answer, limits).ids) for question, answer in row] for row in texts
+        ]
+        batch = text_batch(rows).to(self.device)
+        with self.precision():
+            total, count = self.model.text.target_loss(batch.tokens_BQL, batch.valid_BQL, batch.target_BQL & batch.valid_BQL, memory)
+        return float(total), int(count)
 
     def prompt(self, question: Question) -> Encoded:
         """Token ids of context and question, and how many tokens had to be left out."""

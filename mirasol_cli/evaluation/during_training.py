@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mirasol_cli.errors import DataError
-from mirasol_cli.evaluation.answerer import Answerer
+from mirasol_cli.evaluation.answerer import Answerer, Question
 from mirasol_cli.evaluation.generate import Plan, predict
 from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.recipe_schema import Recipe
@@ -20,7 +20,7 @@ VALIDATION_SPLIT = "val"
 
 
 def validator(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Mirasol, Vocabulary], Mapping[str, float]] | None:
-    """Exact match on `train.evaluate_limit` clips of `val`, or None where nothing is to be validated on.
+    """Loss and exact match on `train.evaluate_limit` clips of `val`, or None where nothing is to be validated on.
 
     They are always the same clips, drawn as those of `minival` are. The test split never chooses a checkpoint: without a
     `val` split there is no validation, and one line says so. Only a recipe that is evaluated on its own training split
@@ -47,8 +47,8 @@ def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recip
     Answers are decoded greedily. Class names are only generated: ranking hundreds of them takes too long while training waits.
 
     Returns:
-        n, the number of labelled questions about clips that are present, and the fractions `exact_match` and
-        `exact_match_normalised` of them.
+        n, the number of labelled questions about clips that are present, the fractions `exact_match` and `exact_match_normalised` of
+        them, and `loss`, the cross-entropy of their answers in nats a token, with teacher forcing (absent if there is no answer).
     """
     was_training = model.training
     settings, device = replace(recipe.eval, decode="greedy"), next(model.parameters()).device
@@ -56,11 +56,30 @@ def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recip
     try:
         batches = predict(replace(plan, labels=()), answerer)
         rows = [row for batch in batches for row in batch if row["correct"] is not None and not row.get("missing")]
+        loss = _loss(plan, answerer)
     finally:
         model.train(was_training)
     n = len(rows)
     return {
+        **loss,
         "n": n,
         "exact_match": sum(row["correct"] for row in rows) / n if n else 0.0,
         "exact_match_normalised": sum(row["correct_normalised"] for row in rows) / n if n else 0.0,
     }
+
+
+def _loss(plan: Plan, answerer: Answerer) -> dict[str, float]:
+    kept, size = set(plan.split.kept), answerer.settings.batch_clips
+    texts = {
+        clip: [(Question(row["question"], row["context"]), row["answer"]) for row in rows if row["answer"] is not None]
+        for clip, rows in plan.clips
+        if clip in kept
+    }
+    clips = [clip for clip, rows in texts.items() if rows]
+    total, tokens = 0.0, 0
+    for start in range(0, len(clips), size):
+        batch = clips[start : start + size]
+        memory = answerer.encode([plan.split.media(clip) for clip in batch])
+        part, count = answerer.loss(memory, [texts[clip] for clip in batch])
+        total, tokens = total + part, tokens + count
+    return {"loss": total / tokens} if tokens else {}

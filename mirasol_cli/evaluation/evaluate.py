@@ -65,10 +65,11 @@ def _run(setting: Setting, options: Options, say: Say, progress: Progress | None
     setting = replace(setting, folder=evaluation_folder(setting, options, path, _best_of_run(recipe)))
     with ExitStack() as stack:
         with joined_world(resolve_device(options.device), recipe.run.process_group_timeout_s) as world:
-            world.on_main(lambda: stack.enter_context(folder_lock(setting.folder, say)))
+            lock = world.on_main(lambda: stack.enter_context(folder_lock(setting.folder, say)))
             loaded, answers = _answer_all(setting, split, path, options, world, say, progress)
-        if not world.is_main:
+        if lock is None:  # the first process has it, and scores
             return {}
+        lock.check()
         return _score(setting, split, loaded, answers, options, say)
 
 
@@ -98,30 +99,36 @@ def _answer_all(
     notes = world.on_main(lambda: cut_notes(plan, answerer)) or []
     for note in notes:
         say(note)
-    origin = _origin(setting, split, path, plan, options)
+    origin = _origin(setting, split, path, options)
     world.on_main(lambda: clear_other_results(setting.folder, origin, say))
 
     show = progress if world.is_main else None
     rows = _answered(plan, answerer, origin, setting.folder, world, show)
     controls = {}
-    for control in CONTROLS if "all" in options.controls else options.controls:
-        say(f"control {control}")
-        altered = _plan(setting, split, options, control)
-        origin = _origin(setting, split, path, altered, options)
-        controls[control] = _answered(altered, answerer, origin, setting.folder / control, world, show)
+    for control in CONTROLS:
+        altered, own, folder = replace(plan, control=control), {**origin, "control": control}, setting.folder / control
+        asked = control in options.controls or "all" in options.controls
+        if asked or _is_finished(folder, own, world):  # what was answered before stays in the results
+            say(f"control {control}" if asked else f"control {control}, as answered before")
+            controls[control] = _answered(altered, answerer, own, folder, world, show)
     return loaded, Answers(plan, rows, controls, notes)
 
 
 def _answered(plan: Plan, answerer: Answerer, origin: dict, folder: Path, world: World, progress: Progress | None) -> list[dict]:
     """The rows of one plan, each process answering its share; what was finished before is read."""
     batch = answerer.settings.batch_clips
-    world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
-    finished = world.on_main(lambda: is_finished(folder, origin))
-    if not world.sum([bool(finished)])[0]:
+    if not _is_finished(folder, origin, world):
+        world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         write_predictions(folder, plan, answerer, origin, rank=world.rank, size=world.size, progress=progress)
         world.barrier()
         world.on_main(lambda: finish_predictions(folder, plan, batch, world.size, origin))
     return read_finished(folder, plan)
+
+
+def _is_finished(folder: Path, origin: dict, world: World) -> bool:
+    """`is_finished`, as the first process finds it."""
+    finished = world.on_main(lambda: is_finished(folder, origin))
+    return world.sum([bool(finished)])[0] > 0
 
 
 def _score(setting: Setting, split: ShardSplit, loaded: LoadedModel, answers: Answers, options: Options, say: Say) -> dict[str, Any]:
@@ -151,10 +158,10 @@ def _best_of_run(recipe: Recipe) -> Path | None:
         return None
 
 
-def _plan(setting: Setting, split: ShardSplit, options: Options, control: str | None = None) -> Plan:
+def _plan(setting: Setting, split: ShardSplit, options: Options) -> Plan:
     sample = setting.subset.clips if setting.subset else None
     seed = setting.recipe.eval.seed
-    return Plan.of(split, setting.task, setting.protocol, sample=sample, limit=options.limit, control=control, seed=seed)
+    return Plan.of(split, setting.task, setting.protocol, sample=sample, limit=options.limit, seed=seed)
 
 
 def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
@@ -188,12 +195,12 @@ def checkpoint_folder(recipe: Recipe, which: str) -> Path:
     return resolve_checkpoint(which, Path(recipe.run_dir))
 
 
-def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, plan: Plan, options: Options) -> dict[str, Any]:
+def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, options: Options) -> dict[str, Any]:
     """What the predictions depend on: a changed entry makes them anew."""
     return {
         "checkpoint": sha256_of(checkpoint / "manifest.json"), "split": sha256_of(split.path / "index.json"), "task": setting.task,
         "eval": dataclasses.asdict(setting.recipe.eval), "clip": setting.recipe.clip.to_plain(), "sound": setting.recipe.data.sound,
-        "precision": setting.recipe.train.precision, "device": options.device, "control": plan.control, "limit": options.limit,
+        "precision": setting.recipe.train.precision, "device": options.device, "control": None, "limit": options.limit,
         "subset": dataclasses.asdict(setting.subset) if setting.subset else None,
     }  # fmt: skip
 

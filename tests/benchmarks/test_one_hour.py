@@ -60,7 +60,7 @@ def test_a_checkpoint_without_a_ttm_is_refused(tmp_path: Path, monkeypatch: pyte
     ttm = write_tiny_checkpoint(tmp_path / "ttm", recipe, combiner="ttm")
     other = write_tiny_checkpoint(tmp_path / "other" / "checkpoints", recipe)
     assert one_hour.problem_of(ttm) is None
-    for checkpoint, words in ((other.parent.parent, "is 'transformer', not 'ttm'"), (tmp_path / "none", "there is no checkpoint folder")):
+    for checkpoint, words in ((other.parent.parent, "is 'transformer', not 'ttm'"), (tmp_path / "none", "no run or checkpoint folder")):
         monkeypatch.setattr(sys, "argv", ["one_hour.py", "--checkpoint", str(checkpoint), "--folder", str(tmp_path / "videos")])
         with pytest.raises(SystemExit) as left:
             one_hour.main()

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mirasol_cli.batches import media_batch, text_batch
 from mirasol_cli.errors import ShardError
 from mirasol_cli.evaluation import during_training
 from mirasol_cli.evaluation.generate import Plan
-from mirasol_cli.evaluation.setting import Setting
+from mirasol_cli.evaluation.setting import Options, Setting
+from mirasol_cli.prompts import encode_prompt, encode_target
 from mirasol_cli.recipe import load_recipe
 from mirasol_cli.recipe_schema import TrainRecipe
 from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_texts_split
@@ -52,3 +54,28 @@ def test_without_a_val_split_one_line_says_so(monkeypatch: pytest.MonkeyPatch, t
     assert said == ["no validation during training: 'here' has no split 'val'"]
     assert during_training.validator(load_recipe("msrvtt", ["train.evaluate_every=0"]), said.append) is None
     assert len(said) == 1
+
+
+def test_the_loss_is_that_of_training_on_the_same_texts(tmp_path: Path) -> None:
+    """Token mean over all questions, whatever the batch, clips that are missing left out."""
+    recipe = replace(tiny_recipe(tmp_path), train=TrainRecipe(evaluate_every=1, evaluate_limit=10))
+    answers = ["yes", "no it is a dog", None, "a cat"]
+    texts = [{"id": f"{n}", "clip": n // 2, "question": "what is it", "answer": answer} for n, answer in enumerate(answers)]
+    write_texts_split(tmp_path / "shards" / "val", texts, ["v0", "v1"])
+    model, vocabulary = tiny_model(), tiny_vocabulary()
+    found = []
+    for size in (1, 2):
+        validate = during_training.validator(replace(recipe, eval=replace(recipe.eval, batch_clips=size)), print)
+        assert validate is not None
+        found.append(validate(model, vocabulary)["loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+    split = Setting.of(recipe, Options(split="val")).open_split()
+    limits, total, tokens = model.config.text, 0.0, 0
+    for text in texts:
+        if text["answer"] is not None:
+            ids = (encode_prompt(vocabulary, "what is it", "", limits).ids, encode_target(vocabulary, text["answer"], limits).ids)
+            media = media_batch([split.media(text["clip"])], model.geometry, sound=recipe.data.sound)
+            part = model(media, text_batch([[ids]]), {"text": 1.0}).parts["text"]
+            total, tokens = total + float(part.sum.detach()), tokens + int(part.count)
+    assert found[0] == pytest.approx(total / tokens, rel=1e-5)

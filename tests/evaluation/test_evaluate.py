@@ -16,6 +16,7 @@ from mirasol_cli.batches import media_batch
 from mirasol_cli.console import metrics_table
 from mirasol_cli.errors import CheckpointError, DataError, ShardError, UsageError
 from mirasol_cli.evaluation import generate
+from mirasol_cli.evaluation.answerer import Answerer, Question
 from mirasol_cli.evaluation.during_training import validation_figures
 from mirasol_cli.evaluation.evaluate import checkpoint_folder, evaluate
 from mirasol_cli.evaluation.generate import Plan, write_predictions
@@ -27,6 +28,7 @@ from mirasol_cli.files import read_jsonl, write_jsonl
 from mirasol_cli.folder_lock import folder_lock
 from mirasol_cli.prompts import encode_prompt
 from mirasol_cli.recipe import dump_recipe
+from mirasol_cli.recipe_schema import EvalRecipe
 from mirasol_cli.shards.reader import ShardFolder
 from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_texts_split, write_tiny_checkpoint
 
@@ -154,8 +156,6 @@ def test_several_processes_make_the_file_of_one(world, tmp_path):
     whole = (run_folder(world) / "predictions.jsonl").read_bytes()
     split = ShardFolder(tmp_path / "shards").split("test")
     plan = Plan.of(split, "qa", protocol_of("manifest", "qa"))
-    from mirasol_cli.evaluation.answerer import Answerer
-
     answerer = Answerer(tiny_model(), tiny_vocabulary(), world.eval)
     folder = tmp_path / "parts"
     folder.mkdir()
@@ -273,8 +273,9 @@ def test_results_of_another_checkpoint_are_replaced_with_their_controls_and_that
     evaluate(world, Options(controls=("no-sound",)))
     assert (run_folder(world) / "no-sound" / "results.json").is_file()
     said = []
-    evaluate(world, Options(report=False), say=said.append)  # the same again: what is finished stays
-    assert (run_folder(world) / "no-sound" / "results.json").is_file()
+    again = evaluate(world, Options(report=False), say=said.append)  # the same again: what is finished stays
+    assert again["controls"].keys() == {"none", "no-sound"}
+    assert "control no-sound, as answered before" in said
     assert not [line for line in said if "replaced" in line]
 
     write_tiny_checkpoint(tmp_path / "run" / "checkpoints", world, seed=3)  # training went on
@@ -299,7 +300,7 @@ def test_two_files_of_predictions_have_folders_of_their_own(world, tmp_path):
 
 
 def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
-    recipe = tiny_recipe(tmp_path)
+    recipe = tiny_recipe(tmp_path, max_tokens=8)
     long = " ".join(["drum"] * 200)
     rows = [{"id": f"{c}", "clip": c, "question": "what is it", "answer": "yes"} for c in range(8)]
     rows[0] |= {"question": long}
@@ -307,6 +308,7 @@ def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
     rows[2] |= {"answer": "a red drum a blue bell"}
     rows[3] |= {"answer": long, "references": ["no"]}
     rows[4] |= {"answer": long}
+    rows[5] |= {"answer": "a red drum"}  # 8 tokens, just as many as may be given
     write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS[:8])
     write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
     said = []
@@ -314,7 +316,7 @@ def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
     assert "1 of 8 questions are cut: they are longer than the model reads (model.text.max_question=128)" in notes
     assert "1 of 8 contexts are cut: they are longer than the model reads (model.text.max_context=24)" in notes
     (never,) = [note for note in notes if "can never be given" in note]
-    assert never.startswith("2 of 8 answers can never be given: they are longer than eval.max_tokens=6 (the first is that to '2')")
+    assert never.startswith("2 of 8 answers can never be given: they are longer than eval.max_tokens=8 (the first is that to '2')")
     assert [said.count(note) for note in notes] == [1] * len(notes)
 
 
@@ -339,6 +341,12 @@ def test_a_choice_is_scored_by_its_likelihood_per_token(tmp_path):
         assert row["prediction"] == choices[expected.index(max(expected))]
         summed_would_differ += summed.index(max(summed)) != expected.index(max(expected))
     assert summed_would_differ
+
+
+def test_a_candidate_is_scored_as_answers_are_trained_without_outer_blanks():
+    answerer = Answerer(tiny_model(), tiny_vocabulary(), EvalRecipe())
+    ((plain, spaced),) = answerer.likelihoods(None, [[Question("what is it")]], [[["yes", " yes "]]])[0]
+    assert plain == spaced
 
 
 def teacher_forced(model, vocabulary, sample, question, answer):
@@ -590,4 +598,5 @@ def test_validation_leaves_the_model_in_training_and_equals_the_evaluation_of_wh
     figures = validation_figures(model, tiny_vocabulary(), plan, replace(world, eval=replace(world.eval, decode="sample")))
     assert model.training
     right = sum(text["clip"] % 3 > 0 for text in texts() if text["clip"] not in MISSING)
+    assert figures.pop("loss") > 0
     assert figures == {"n": 25, "exact_match": right / 25, "exact_match_normalised": right / 25}

@@ -3,17 +3,21 @@
 import errno
 import json
 import os
+import platform
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from mirasol_cli.errors import Diverged, EnvironmentProblem
+from mirasol_cli.errors import Diverged, EnvironmentProblem, UsageError
+from mirasol_cli.recipe import dump_recipe
 from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.loop import train
+from mirasol_cli.training.signals import SignalFlags
 from tests import synthetic
 from tests.training.processes import finish, forked, start
 from tests.training.test_resume import assert_equal_runs
@@ -109,6 +113,85 @@ def test_sigusr1_saves_and_goes_on_and_a_second_ctrl_c_leaves_at_once(tmp_path: 
     processes[0].send_signal(signal.SIGTERM)
     assert finish(processes)[0] == [143]
     assert newest_step(tmp_path / "run") > saved
+
+
+def test_sighup_saves_unless_it_was_ignored_at_the_start(tmp_path: Path) -> None:
+    synthetic.write_split(tmp_path / "shards" / "train", 8)
+    processes = start(1, tmp_path / "run", tmp_path / "shards", MANY)
+    wait_for_step(tmp_path / "run", 2, processes)
+    processes[0].send_signal(signal.SIGHUP)
+    assert finish(processes)[0] == [129]
+    assert status(tmp_path / "run") == ("interrupted", 129)
+    assert newest_step(tmp_path / "run") >= 2
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with SignalFlags() as flags:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert flags.stop == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_that_is_being_written_is_refused_and_one_whose_process_was_killed_goes_on(tmp_path: Path) -> None:
+    synthetic.write_split(tmp_path / "shards" / "train", 8)
+    words = [MANY, "train.checkpoint_every=1", "train.keep=1"]
+    processes = start(1, tmp_path / "run", tmp_path / "shards", *words)
+    wait_for_step(tmp_path / "run", 3, processes)
+    for resume in (True, False):
+        with pytest.raises(UsageError, match=f"is being written by process {processes[0].pid} on"):
+            train(synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words), stage="finetune", device="cpu", resume=resume)
+    assert processes[0].poll() is None
+    processes[0].kill()
+    finish(processes)
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words)
+    stop_after(recipe, newest_step(tmp_path / "run") + 1, resume=True)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_that_was_taken_over_saves_nothing_more(tmp_path: Path) -> None:
+    synthetic.write_split(tmp_path / "shards" / "train", 8)
+
+    def taken_over(*_: object) -> dict[str, float]:
+        writer = {"host": "elsewhere", "pid": 7, "started": "2026-01-01 00:00:00", "token": "x"}
+        (tmp_path / "run" / ".lock").write_text(json.dumps(writer))
+        return {"loss": 1.0}
+
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.evaluate_every=1")
+    with pytest.raises(EnvironmentProblem, match="taken over by process 7"):
+        train(recipe, stage="finetune", device="cpu", validate=taken_over)
+    assert ck.checkpoints_in(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_end_the_run(tmp_path: Path) -> None:
+    """By the command itself, both streams in one pipe that is closed after the first line."""
+    synthetic.write_split(tmp_path / "shards" / "train", 8)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.steps=30")))
+    command = [sys.executable, "-m", "mirasol_cli", "finetune", str(tmp_path / "recipe.yaml"), "--threads", "1", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert status(tmp_path / "run") == ("finished", 0)
+    assert newest_step(tmp_path / "run") == 30
+
+
+def test_the_launcher_writes_the_exit_code_of_all_processes(tmp_path: Path) -> None:
+    from mirasol_cli.training.run_log import correct_exit_code
+
+    state = {"host": platform.node(), "pid": 11, "status": "failed", "exit_code": 5, "ended": "then", "error": "no answer"}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(state))
+    correct_exit_code(tmp_path, 12, 137)  # another run's
+    assert json.loads(path.read_text()) == state
+    correct_exit_code(tmp_path, 11, 137)
+    assert json.loads(path.read_text()) == {**state, "exit_code": 137}
+    path.write_text(json.dumps({**state, "status": "running", "exit_code": None, "ended": None, "error": None}))
+    correct_exit_code(tmp_path, 11, 137)
+    assert status(tmp_path) == ("failed", 137)
+    assert "signal 9" in json.loads(path.read_text())["error"]
+    correct_exit_code(tmp_path / "nowhere", 11, 137)
 
 
 def test_the_second_ctrl_c_raises_but_a_forwarded_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

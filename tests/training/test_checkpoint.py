@@ -173,3 +173,17 @@ def test_weights_that_do_not_fit_are_listed() -> None:
     model = torch.nn.Linear(2, 3)
     with pytest.raises(CheckpointError, match=r"bias is missing; extra is unknown to the model; weight has shape \[3, 5\]"):
         ck.load_weights(model, {"weight": torch.zeros(3, 5), "extra": torch.zeros(1)}, "somewhere")
+
+
+def test_a_model_is_loaded_without_memory_for_numbers_that_are_replaced() -> None:
+    loaded = ck.load_model(ck.DEMO_CHECKPOINT)
+    tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
+    assert not any(tensor.is_meta for tensor in tensors)
+    stored = ck.read_tensors(ck.DEMO_CHECKPOINT, "model")
+    assert stored is not None
+    for name, tensor in ck.model_tensors(loaded.model).items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, stored[name].float())
+    made = type(loaded.model)(loaded.model.config, loaded.geometry, loaded.vocabulary.size)
+    tables = dict(made.named_buffers())
+    assert all(torch.equal(table, tables[name]) for name, table in loaded.model.named_buffers())

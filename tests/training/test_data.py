@@ -185,6 +185,23 @@ def test_sound_that_a_clip_loses_as_a_whole_is_not_to_be_rebuilt(tmp_path: Path)
         assert torch.equal(batch.extra.whole_audio_valid_BTN, batch.media.audio_valid_BTN)
 
 
+def test_a_picture_that_a_clip_loses_is_not_to_be_rebuilt(tmp_path: Path) -> None:
+    """Else the model would be taught to draw what it may not see; what only single chunks lose stays a target."""
+    source = training_data(tmp_path, "train.augment.drop_modality=0.5", "train.augment.drop_chunks=0.9")
+    lost = kept = 0
+    for step in range(3):
+        (batch,) = source.micro_batches(step, range(4))
+        media = batch.media
+        for b, unit in enumerate(batch.units):
+            generator = data.sample_generator(source.recipe.train.seed, unit)
+            draw = Draw.of(generator, source.recipe.train.augment, source.recipe.clip, 1)
+            target_T = torch.ones(3, dtype=torch.bool) if media.thumbnail_valid_BT is None else media.thumbnail_valid_BT[b]
+            assert bool(target_T.any()) == bool(target_T.all()) == (not draw.drop_video)
+            lost, kept = lost + draw.drop_video, kept + (not draw.drop_video)
+    assert lost
+    assert kept
+
+
 def test_a_source_without_answers_and_a_missing_folder_are_named(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 2, questions=0)
     with pytest.raises(ShardError, match="no text with an answer"):

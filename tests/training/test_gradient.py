@@ -10,6 +10,10 @@ from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.recipe_schema import Recipe
 from mirasol_cli.shards.sampler import Unit
 from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
+from mirasol_cli.training.distributed import World
+from mirasol_cli.training.loop import train_step
+from mirasol_cli.training.signals import SignalFlags
+from mirasol_cli.training.start import start_run
 from tests import synthetic
 
 ALL_LOSSES = ["loss.audio=1", "train.augment.drop_modality=0.3"]
@@ -66,6 +70,39 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path, size
         assert len(whole) == 1
         assert len(pieces) == {1: 4, 3: 2}[size]
         assert_same(gradient(model, recipe, whole), gradient(model, recipe, pieces))
+
+
+def gradient_of_a_step(tmp_path: Path, name: str, *words: str) -> dict[str, torch.Tensor]:
+    """What the optimizer is given in the first step of a run, by `train_step` itself."""
+    found: dict[str, torch.Tensor] = {}
+    recipe = synthetic.recipe(tmp_path / name, tmp_path / "shards", *words)
+    run = start_run(recipe, "finetune", World(0, 1, torch.device("cpu")), resume=False)
+    run.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None})
+    run.model.train()
+    train_step(run, run.data.micro_batches(0, range(4)), SignalFlags())
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_step_in_micro_batches_is_the_step_on_the_whole_batch(tmp_path: Path, size: int) -> None:
+    """Clips differ in the length of their answers and in having sound, so that a mean of means would be another gradient."""
+    synthetic.write_split(tmp_path / "shards" / "train", 12, silent_clips=(1, 4, 6), questions=4)
+    words = ["loss.latent=0", "loss.audio=1", "train.augment.drop_modality=0.3", "train.clip_norm=0"]
+    whole = gradient_of_a_step(tmp_path, "whole", *words)
+    assert_same(whole, gradient_of_a_step(tmp_path, "pieces", *words, f"train.micro_batch_clips={size}"))
+
+
+def test_every_step_drops_other_units(tmp_path: Path) -> None:
+    """The same batch and weights twice: with dropout the losses differ from step to step, without it they do not."""
+    synthetic.write_split(tmp_path / "shards" / "train", 4)
+    for dropout in (0.0, 0.4):
+        words = ["train.lr=1e-12", "train.weight_decay=0", f"model.encoder.dropout={dropout}", f"model.text.dropout={dropout}"]
+        recipe = synthetic.recipe(tmp_path / f"run{dropout}", tmp_path / "shards", *words)
+        run = start_run(recipe, "finetune", World(0, 1, torch.device("cpu")), resume=False)
+        run.model.train()
+        batches = run.data.micro_batches(0, range(4))
+        first, second = (train_step(run, batches, SignalFlags()).means["text"] for _ in range(2))
+        assert (abs(first - second) > 1e-3) == (dropout > 0)
 
 
 def test_grouped_questions_give_the_gradient_of_ungrouped_ones(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run of 2N steps against the same run interrupted at N and resumed: equal to the last bit."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,8 +8,13 @@ import pytest
 import torch
 
 from mirasol_cli.errors import CheckpointError, RecipeError, UsageError
+from mirasol_cli.files import sha256_of
+from mirasol_cli.shards.format import SplitIndex
 from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.training.checks import changed_data
+from mirasol_cli.training.data import TrainingData, open_sources
 from mirasol_cli.training.loop import train
+from mirasol_cli.training.optimizer import rate_at
 from mirasol_cli.training.resume import CHANGEABLE, changed_keys, check_resumable
 from tests import synthetic
 
@@ -62,8 +68,6 @@ def interrupt_after(recipe, step: int) -> None:  # type: ignore[no-untyped-def]
 
     def lose(*_: object) -> dict[str, float]:
         raise Lost
-
-    import dataclasses
 
     broken = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, evaluate_every=step + 1))
     with pytest.raises(Lost):
@@ -160,6 +164,67 @@ def test_other_data_are_refused(finished: Path) -> None:
     recipe = synthetic.recipe(finished / "run", finished / "other", "train.steps=2")
     with pytest.raises(CheckpointError, match="clips or texts"):
         train(recipe, stage="finetune", device="cpu", resume=True)
+
+
+def mended(split: Path) -> None:
+    """Another answer to the same question, honestly prepared: the index says so."""
+    path = split / "qa.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"black"', b'"white"', 1))
+    index = SplitIndex.read(split / "index.json")
+    index.tasks["qa"] = dataclasses.replace(index.tasks["qa"], sha256=sha256_of(path))
+    index.write(split / "index.json")
+
+
+def test_a_mended_answer_is_other_data(finished: Path) -> None:
+    mended(finished / "shards" / "train")
+    recipe = synthetic.recipe(finished / "run", finished / "shards", "train.steps=2")
+    with pytest.raises(CheckpointError, match="synthetic/train: other questions, answers or contexts") as caught:
+        train(recipe, stage="finetune", device="cpu", resume=True)
+    assert caught.value.exit_code == 4
+    assert "--accept-data" in (caught.value.hint or "")
+
+
+def test_other_clips_of_the_same_number_are_other_data(finished: Path) -> None:
+    synthetic.write_split(finished / "other" / "train", 4, first=50)
+    recipe = synthetic.recipe(finished / "run", finished / "other", "train.steps=2")
+    with pytest.raises(CheckpointError, match="other names of the clips; other questions, answers or contexts; other pictures or sound"):
+        train(recipe, stage="finetune", device="cpu", resume=True)
+
+
+def test_other_media_of_the_same_clips_are_other_data(finished: Path) -> None:
+    synthetic.write_split(finished / "other" / "train", 4, silent_clips=(2,))
+    changes = changed_data(*(_fingerprint(finished, folder) for folder in ("shards", "other")))
+    assert len(changes) == 1
+    assert "other pictures or sound" in changes[0]
+    assert "names" not in changes[0]
+
+
+def _fingerprint(folder: Path, shards: str) -> list[dict]:
+    recipe = synthetic.recipe(folder / "run", folder / shards)
+    return TrainingData(recipe, open_sources(recipe), synthetic.vocabulary()).fingerprint
+
+
+def test_other_data_may_be_accepted_and_run_json_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mended(finished / "shards" / "train")
+    recipe = synthetic.recipe(finished / "run", finished / "shards", "train.steps=3")
+    assert train(recipe, stage="finetune", device="cpu", resume=True, accept_data=True)["step"] == 3
+    assert "as --accept-data allows" in capsys.readouterr().err
+    for _ in range(2):  # the new checkpoint knows the new data
+        (accepted,) = json.loads((finished / "run" / "run.json").read_text())["accepted_data"]
+        assert accepted["after_step"] == 2
+        assert accepted["changes"] == ["synthetic/train: other questions, answers or contexts"]
+        train(recipe, stage="finetune", device="cpu", resume=True)
+
+
+def test_a_finished_run_goes_on_to_more_steps_and_says_by_which_schedule(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = synthetic.recipe(finished / "run", finished / "shards", "train.steps=4")
+    assert train(recipe, stage="finetune", device="cpu", resume=True)["step"] == 4
+    said = capsys.readouterr().err
+    assert "train.steps is 4 now, 2 before: from step 3 on, the learning rate is that of a run of 4 steps (0.0005 there" in said
+    assert [row["lr"] for row in metrics(finished / "run")] == pytest.approx([1e-3, 5e-4, 5e-4, 1e-3 * rate_at(3, recipe.train)])
+    with pytest.raises(RecipeError, match=r"train\.steps: the run has 4, the recipe now says 3"):
+        fewer = synthetic.recipe(finished / "run", finished / "shards", "train.steps=3")
+        train(fewer, stage="finetune", device="cpu", resume=True)
 
 
 def test_moved_data_are_accepted(finished: Path) -> None:
