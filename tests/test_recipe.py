@@ -274,9 +274,7 @@ def test_what_training_sets_by_itself_is_no_key() -> None:
     """Checkpoints of earlier versions hold it."""
     old = HEAD + "model:\n  preset: demo\n  heads: [latent, audio]\n"
     (problem,) = problems(old)
-    assert problem == (
-        "r.yaml:5: `model.heads` is no key of a recipe: training gives the model the heads that the weights in `loss` need; remove this key"
-    )
+    assert problem == ("r.yaml:5: `model.heads` is no key of a recipe: a loss brings the parameters that it needs; remove this key")
     assert "is no key of a recipe" in problems(HEAD, "model.heads=[audio]")[0]
     assert parse_recipe(old, "f", of_checkpoint=True) == parse_recipe(HEAD + "model: {preset: demo}\n", "f")
     assert "model.heads" not in known_keys()

@@ -1,7 +1,8 @@
 """Transformer over chunks of tokens, causal in chunks: every token sees its own chunk and the chunks before, whole.
 
 Used twice: as the latent model (M tokens per chunk) and as the Combiner that sees history (N tokens per chunk).
-Positions are rotary and count chunks (paper.md A13); inside a chunk the tokens carry what tells them apart.
+OURS: positions are rotary and count chunks; inside a chunk the tokens carry what tells them apart.
+Shapes: C chunks that are looked at, the cached ones included.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mirasol_cli.model.layers import Block, join_heads, norm, rotary_table, rotate, split_heads
 
-KeyValue = tuple[Tensor, Tensor]  # each [B, heads, S, N, D / heads]
+KeyValue = tuple[Tensor, Tensor]  # each [B, heads, C, N, D / heads]
 
 BLOCK_TOKENS = 256
 """Queries that share one attention call. Measured on CPU, forward and backward, 8 or 32 tokens a chunk: one call per chunk
@@ -27,7 +28,7 @@ class ChunkCache:
     """What later chunks need of the earlier ones: keys and values per layer, and which of their tokens are valid."""
 
     layers: tuple[KeyValue, ...]
-    valid_BSN: Tensor
+    valid_BCN: Tensor
     chunks: int  # seen so far, including those that a window has dropped
 
 
@@ -95,7 +96,7 @@ class ChunkTransformer(nn.Module):
         x, layers = self._run(x_BTND, valid_BTN, cache, keep, window)
         valid = torch.ones(x_BTND.shape[:3], dtype=torch.bool, device=x.device) if valid_BTN is None else valid_BTN
         if cache is not None:
-            valid = torch.cat([cache.valid_BSN, valid], dim=1)
+            valid = torch.cat([cache.valid_BCN, valid], dim=1)
         chunks = x_BTND.shape[1] + (cache.chunks if cache is not None else 0)
         start = max(0, valid.shape[1] - (window - 1)) if window else 0
         kept = tuple((key[:, :, start:], value[:, :, start:]) for key, value in layers)
@@ -104,10 +105,10 @@ class ChunkTransformer(nn.Module):
     def _run(
         self, x: Tensor, valid_BTN: Tensor | None, cache: ChunkCache | None, keep: Callable[[Tensor], Tensor] | None, window: int
     ) -> tuple[Tensor, list[KeyValue]]:
-        seen, past = (cache.chunks, cache.valid_BSN.shape[1]) if cache is not None else (0, 0)
+        seen, past = (cache.chunks, cache.valid_BCN.shape[1]) if cache is not None else (0, 0)
         if cache is not None:
             own = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device) if valid_BTN is None else valid_BTN
-            valid_BTN = torch.cat([cache.valid_BSN, own], dim=1)
+            valid_BTN = torch.cat([cache.valid_BCN, own], dim=1)
         spans = Spans(valid_BTN, past, x.shape[1], x.shape[2], window, x.device)
         blocks = spans.blocks(x.shape[2])
         cosines, sines = rotary_table(torch.arange(seen, seen + x.shape[1], device=x.device), self.head_width)
@@ -128,7 +129,7 @@ class Spans:
     """Who sees whom: a chunk sees the valid tokens of the chunks in its window, itself included. A chunk without any
     valid token sees all of its own, so that its outputs stay finite; whoever uses them masks them."""
 
-    valid_BSN: Tensor | None  # of all keys, the cached ones included; None: all
+    valid_BCN: Tensor | None  # of all keys, the cached ones included; None: all
     past: int  # cached chunks
     chunks: int  # T, query chunks
     tokens: int  # N, keys of a chunk
@@ -144,31 +145,31 @@ class Spans:
     def _block(self, start: int, end: int, queries: int) -> QueryBlock:
         first = max(0, self.past + start + 1 - self.window) if self.window else 0
         keys = slice(first, self.past + end)
-        if end - start == 1 and self.valid_BSN is None:
+        if end - start == 1 and self.valid_BCN is None:
             return QueryBlock(slice(start, end), keys, None)
         query = torch.arange(self.past + start, self.past + end, device=self.device)[:, None]
         key = torch.arange(first, self.past + end, device=self.device)
-        seen_TS = key <= query
+        seen_TC = key <= query
         if self.window:
-            seen_TS = seen_TS & (key > query - self.window)
-        if self.valid_BSN is None:
-            mask = seen_TS[None, :, :, None].expand(-1, -1, -1, self.tokens)
+            seen_TC = seen_TC & (key > query - self.window)
+        if self.valid_BCN is None:
+            mask = seen_TC[None, :, :, None].expand(-1, -1, -1, self.tokens)
         else:
-            valid = self.valid_BSN[:, None, keys]  # [B, 1, S, N]
+            valid = self.valid_BCN[:, None, keys]  # [B, 1, C, N]
             own_and_empty = (key == query)[None, :, :, None] & ~valid.any(-1, keepdim=True)
-            mask = seen_TS[None, :, :, None] & (valid | own_and_empty)
+            mask = seen_TC[None, :, :, None] & (valid | own_and_empty)
         mask = mask.flatten(2)  # [1 or B, query chunks, key tokens]
         if end - start > 1:
             mask = mask.repeat_interleave(queries, dim=1)
         return QueryBlock(slice(start, end), keys, mask[:, None])
 
 
-def chunk_causal_attention(query_BhTLd: Tensor, key_BhSNd: Tensor, value_BhSNd: Tensor, blocks: list[QueryBlock]) -> Tensor:
+def chunk_causal_attention(query_BhTLd: Tensor, key_BhCNd: Tensor, value_BhCNd: Tensor, blocks: list[QueryBlock]) -> Tensor:
     """[B, h, T, L, d]: one attention per block of query chunks, over just the keys that the block sees."""
     outputs = []
     for block in blocks:
         query = query_BhTLd[:, :, block.queries]
-        key, value = key_BhSNd[:, :, block.keys].flatten(2, 3), value_BhSNd[:, :, block.keys].flatten(2, 3)
+        key, value = key_BhCNd[:, :, block.keys].flatten(2, 3), value_BhCNd[:, :, block.keys].flatten(2, 3)
         attended = F.scaled_dot_product_attention(query.flatten(2, 3), key, value, attn_mask=block.mask)
         outputs.append(attended.unflatten(2, query.shape[2:4]))
     return torch.cat(outputs, dim=2)

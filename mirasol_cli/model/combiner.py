@@ -1,6 +1,6 @@
-"""Combiners: all sound and picture tokens of a chunk in, M tokens out (paper, section on the Combiner).
+"""Combiners: all sound and picture tokens of a chunk in, M tokens out (Mirasol3B, arXiv 2311.05698, section 3.3).
 
-All six have one interface: `forward(tokens_BTND, valid_BTN, state) -> (combined_BTMD, state)`. The state is what
+All have one interface: `forward(tokens_BTND, valid_BTN, state) -> (combined_BTMD, state)`. The state is what
 later chunks need: TTM's memory, the history Transformer's keys and values, None for the others; feeding a clip
 chunk by chunk with the state handed on equals feeding it at once.
 """
@@ -138,7 +138,7 @@ class Turing(Combiner):
 
 
 class Perceiver(Combiner):
-    """OURS (paper.md A21): M learned queries; each block asks the chunk's tokens and the queries themselves."""
+    """OURS: M learned queries; each block asks the chunk's tokens and the queries themselves."""
 
     kind = "perceiver"
 
@@ -162,7 +162,7 @@ class Perceiver(Combiner):
 
 
 class ClassTokens(Combiner):
-    """OURS (paper.md A21): M learned tokens are appended to the chunk's tokens; their outputs are kept."""
+    """OURS: M learned tokens are appended to the chunk's tokens; their outputs are kept."""
 
     kind = "cls"
 
@@ -186,7 +186,7 @@ class ClassTokens(Combiner):
 
 
 class Mean(Combiner):
-    """OURS (paper.md A21): the means of M groups of neighbouring tokens; a group without a valid token is filled up."""
+    """OURS: the means of M groups of neighbouring tokens; a group without a valid token is filled up."""
 
     kind = "mean"
 

@@ -1,4 +1,11 @@
-"""Sizes of the model: frozen dataclasses, presets, and nothing else (no torch here, so that the CLI starts fast)."""
+"""Sizes of the model: frozen dataclasses, presets, and nothing else (no torch here, so that the CLI starts fast).
+
+Sources, cited by section in this folder: Mirasol3B (arXiv 2311.05698), TubeViT (2212.03229), Token Turing Machines (2211.09119).
+OURS marks a choice of this project where they are silent: it is no claim about the paper, and may be changed.
+
+Shapes, as suffixes of names: B clips, T chunks, N tokens of a chunk, M outputs of the Combiner for a chunk, D width, Z mel bins,
+S spectrogram columns, Q questions of a clip, L length of a sequence, K keys that it attends to, V vocabulary, R rows (texts) or turns.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +34,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CombinerConfig:
-    """What turns a chunk's tokens into M (paper, section on the Combiner; TTM: Token Turing Machines)."""
+    """What turns a chunk's tokens into M (Mirasol3B section 3.3; TTM: Token Turing Machines)."""
 
     kind: str = setting("transformer", choices=("transformer", "ttm", "perceiver", "cls", "mean", "none"))
     context: str = setting("chunk", "transformer only: see this chunk, or all chunks so far", choices=("chunk", "history"))
@@ -162,7 +169,7 @@ PRESETS: dict[str, dict[str, dict]] = {
         "text": {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "mlp": 1408},
     },
     "base": {},
-    # paper.md A23: ViT-H encoder, text part in TinyLlama's shape so that those weights fit.
+    # ViT-H encoder (TubeViT Table 11), text part in TinyLlama's shape so that those weights fit.
     "mirasol3b": {
         "encoder": {"width": 1280, "layers": 32, "heads": 16, "mlp": 5120},
         "combiner": {"width": 2048, "layers": 8, "heads": 16, "mlp": 8192},

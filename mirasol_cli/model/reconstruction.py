@@ -1,7 +1,7 @@
 """Reconstruction of the next chunk from the latents of this one: thumbnails, and on request the spectrogram.
 
-A small Transformer with one learned query per patch asks the M latents of chunk t for chunk t + 1 (paper.md 1.7; the
-target, small pixels, is A10). Tubes are sparse, so that the target can't be their own pixels.
+A small Transformer with one learned query per patch asks the M latents of chunk t for chunk t + 1 (Mirasol3B
+section 3.2). Tubes are sparse, so that the target can't be their own pixels: OURS are small pictures.
 """
 
 from __future__ import annotations

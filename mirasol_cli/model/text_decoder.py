@@ -4,7 +4,7 @@ Text rows are the Q questions of B clips, padded on the right. Self-attention se
 folds a clip's questions into the query axis, [B, Q*L] queries against [B, K] keys, so that keys and values are projected
 once per clip and never copied.
 
-The paper gives no details of this model (paper.md 1.8); size, placing of the cross-attention and gates are OURS.
+Mirasol3B (section 3.4) gives no details of this model; size, placing of the cross-attention and gates are OURS.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ CHANGEABLE = (
 )  # fmt: skip
 """Keys that may differ on resume. The last three change how the same step is computed (equal to rounding, no longer to the bit).
 `train.micro_batch_clips` changes the step itself, but for text and reconstruction: the latent loss takes variance and spread from
-the clips that are in memory at once, and the contrastive loss its negatives."""
+the clips that are in memory at once."""
 
 _PATTERNS = [re.compile(re.escape(key).replace(r"\*", r"[^:]*")) for key in CHANGEABLE]
 

@@ -88,7 +88,8 @@ def made_up_run(folder: Path, preset: str, overrides: list[str], clips: int, que
     )  # fmt: skip
     torch.manual_seed(0)
     model = Mirasol(config, geometry, vocabulary.size)
-    plain = {"schema": 1, "clip": geometry.to_plain(), "model": to_plain(config), "vocab_size": vocabulary.size}
+    plain = {"schema": 1, "clip": geometry.to_plain(), "model": to_plain(config), "losses": ["text", "latent", "video"]}
+    plain["vocab_size"] = vocabulary.size
     files = {
         "config.json": json.dumps(plain).encode(), "recipe.yaml": dump_recipe(recipe).encode(),
         "state.json": json.dumps({"step": 0}).encode(), "tokenizer.model": vocabulary.model_bytes,

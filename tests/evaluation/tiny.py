@@ -59,7 +59,8 @@ def tiny_recipe(folder: Path, dataset: str = "manifest", task: str = "qa", **eva
 def write_tiny_checkpoint(folder: Path, recipe: Recipe, seed: int = 0, combiner: str = "transformer") -> Path:
     """`<folder>/step-00000007`, complete."""
     vocabulary, model = tiny_vocabulary(), tiny_model(seed, recipe.clip, combiner)
-    config = {"schema": 1, "clip": recipe.clip.to_plain(), "model": tiny_plain(combiner), "vocab_size": vocabulary.size}
+    config = {"schema": 1, "clip": recipe.clip.to_plain(), "model": tiny_plain(combiner), "losses": ["text", "latent", "video"]}
+    config["vocab_size"] = vocabulary.size
     files = {
         "config.json": json.dumps(config).encode(),
         "recipe.yaml": dump_recipe(recipe).encode(),

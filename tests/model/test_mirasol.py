@@ -212,7 +212,7 @@ def test_a_windowed_ttm_stream_keeps_a_state_of_constant_size() -> None:
 
     def size(state: StreamState) -> int:
         assert isinstance(state.combiner, Tensor)
-        return state.combiner.numel() + sum(k.numel() + v.numel() for k, v in state.latent.layers) + state.latent.valid_BSN.numel()
+        return state.combiner.numel() + sum(k.numel() + v.numel() for k, v in state.latent.layers) + state.latent.valid_BCN.numel()
 
     state, sizes = None, []
     with torch.no_grad():

@@ -194,10 +194,10 @@ def test_a_picture_that_a_clip_loses_is_not_to_be_rebuilt(tmp_path: Path) -> Non
         media = batch.media
         for b, unit in enumerate(batch.units):
             generator = data.sample_generator(source.recipe.train.seed, unit)
-            plan = data.plan_sample(generator, source.recipe.train.augment, source.recipe.clip, 1)
+            draw = Draw.of(generator, source.recipe.train.augment, source.recipe.clip, 1)
             target_T = torch.ones(3, dtype=torch.bool) if media.thumbnail_valid_BT is None else media.thumbnail_valid_BT[b]
-            assert bool(target_T.any()) == bool(target_T.all()) == (not plan.drop_picture)
-            lost, kept = lost + plan.drop_picture, kept + (not plan.drop_picture)
+            assert bool(target_T.any()) == bool(target_T.all()) == (not draw.drop_video)
+            lost, kept = lost + draw.drop_video, kept + (not draw.drop_video)
     assert lost
     assert kept
 

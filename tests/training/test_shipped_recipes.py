@@ -125,7 +125,7 @@ def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch:
     assert moments is not None
     reached = {key.removeprefix("exp_avg/") for key, value in moments.items() if key.startswith("exp_avg/") and bool(value.any())}
     parts = {parameter.split(".")[0] for parameter in reached}
-    assert {"video_tokens", "encoder", "combiner", "latent", "reconstruction", "text"} <= parts
+    assert {"video_tokens", "encoder", "combiner", "latent", "objectives", "text"} <= parts
     assert ("audio_tokens" in {p.split(".")[0] for p in reached if p != "audio_tokens.absent"}) == shipped.data.sound
 
 
