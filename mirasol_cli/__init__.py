@@ -16,7 +16,7 @@ __all__ = ["__version__", "load"]
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mirasol_cli.ask import Model
+    from mirasol_cli.inference.session import Model
 
 
 def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
@@ -29,6 +29,6 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
         mirasol_cli.errors.CheckpointError: it is missing, incomplete or damaged.
         mirasol_cli.errors.EnvironmentProblem: the device is not there.
     """
-    from mirasol_cli.ask import load as load_checkpoint  # torch is imported here, not with the package
+    from mirasol_cli.inference.session import load as load_checkpoint  # torch is imported here, not with the package
 
     return load_checkpoint(checkpoint, device=device)

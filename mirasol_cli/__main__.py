@@ -1,6 +1,6 @@
 """`python -m mirasol_cli`, the form that torchrun starts."""
 
-from mirasol_cli.cli import main
+from mirasol_cli.cli.app import main
 
 if __name__ == "__main__":
     main()

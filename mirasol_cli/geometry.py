@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from mirasol_cli.settings import SettingError, check_settings, setting, to_plain
+from mirasol_cli.fields import SettingError, check_settings, setting, to_plain
 
 Triple = tuple[int, int, int]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
+from mirasol_cli.model.batch import MediaBatch, TextBatch
 from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
-from mirasol_cli.model.inputs import MediaBatch, TextBatch
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.text_decoder import CrossMemory

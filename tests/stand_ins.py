@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-from mirasol_cli.prepare import prepare
+from mirasol_cli.prepare.command import prepare
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
 from tests.media.made_clips import barcode, read_barcode
 

@@ -45,7 +45,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path, *, at_module_level: bool = False) -> Iterator[str]:
-    """Names of the imported modules; `from mirasol_cli import console` counts as mirasol_cli.console."""
+    """Names of the imported modules; `from mirasol_cli.runtime import console` counts as mirasol_cli.runtime.console."""
     nodes = _run_at_import(tree(path)) if at_module_level else ast.walk(tree(path))
     for node in nodes:
         if isinstance(node, ast.Import):

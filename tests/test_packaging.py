@@ -27,7 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mirasol(site: Path, *arguments: str) -> str:
     """Output of the command, run from the unpacked wheel and away from the source tree."""
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = 'mirasol'; from mirasol_cli.cli import main; main()"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = 'mirasol'; from mirasol_cli.cli.app import main; main()"
     command = [sys.executable, "-P", "-c", code, str(site), *arguments]
     return subprocess.run(command, cwd=site.parent, check=True, capture_output=True, text=True, timeout=60).stdout
 
@@ -55,7 +55,7 @@ def test_every_module_and_asset_is_packed(site: Path) -> None:
 
 def test_metadata_names_command_licence_and_dependencies(site: Path) -> None:
     (info,) = site.glob("mirasol-*.dist-info")
-    assert "mirasol = mirasol_cli.cli:main" in (info / "entry_points.txt").read_text()
+    assert "mirasol = mirasol_cli.cli.app:main" in (info / "entry_points.txt").read_text()
     metadata = (info / "METADATA").read_text()
     assert "License-Expression: Apache-2.0" in metadata
     assert (info / "licenses" / "LICENSE").is_file()

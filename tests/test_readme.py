@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import typer
 
-from mirasol_cli import cli
-from mirasol_cli.datasets.catalogue import open_dataset
+from mirasol_cli.cli import app
+from mirasol_cli.config.paths import shipped_recipes
+from mirasol_cli.config.reader import load_recipe
+from mirasol_cli.datasets.registry import open_dataset
 from mirasol_cli.errors import UsageError
-from mirasol_cli.prepare import recipe_of
-from mirasol_cli.recipe import load_recipe, shipped_recipes
+from mirasol_cli.prepare.command import recipe_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.mark.parametrize("command", QUICK)
 def test_quick_commands_run(command: str, tmp_path: Path) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli import main; main()"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli.app import main; main()"
     arguments = [sys.executable, "-c", code, str(ROOT), *shlex.split(command)[1:]]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -55,7 +56,7 @@ def recipe_meant(given: dict[str, Any]) -> str:
 @pytest.mark.parametrize("command", [*MIRASOL, *(line.partition("mirasol_cli ")[2] for line in LINES if "torchrun" in line)])
 def test_every_command_parses_and_its_recipe_loads(command: str) -> None:
     words = shlex.split(command.removeprefix("mirasol "))
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(app.app)
     if words[0].startswith("-"):
         return
     name, rest = words[0], words[1:]
@@ -110,12 +111,12 @@ def test_exit_codes_are_those_of_the_program() -> None:
 
 def test_the_first_line_gives_the_right_answer(tmp_path: Path) -> None:
     """The one line from a fresh machine to an answer, but for `pip install`; the README of the assets names the clip."""
-    from mirasol_cli.datasets.demo_world import scenes
+    from mirasol_cli.demo.world import scenes
 
     assert "`demo.mp4` is clip `demo0-test-00041`" in (ROOT / "mirasol_cli" / "assets" / "README.md").read_text()
     (heard,) = scenes(0, "test", 42)[41].heard
     words = shlex.split(LINES[0].split("&&")[1])[1:]
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli import main; main()"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli.app import main; main()"
     done = subprocess.run([sys.executable, "-c", code, str(ROOT), *words], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == heard
@@ -129,7 +130,7 @@ def test_the_demo_world_in_the_readme_runs(tmp_path: Path) -> None:
     short = {"prepare": ["data.clips=72"], "finetune": ["train.steps=60", "train.evaluate_every=0"], "eval": ["--limit", "8"]}
     for line in block.strip().splitlines():
         name, *words = shlex.split(line)[1:]
-        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli import main; main()"
+        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli.app import main; main()"
         command = [sys.executable, "-c", code, str(ROOT), name, *words, *short.get(name, [])]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{line}: {done.stderr}"

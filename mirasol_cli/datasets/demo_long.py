@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mirasol_cli.datasets.demo_long_world import questions, scenes
 from mirasol_cli.datasets.rendered import LICENCE, TASKS, World, candidates
+from mirasol_cli.demo.long_world import questions, scenes
 
 __all__ = ["LICENCE", "NAME", "SOURCE", "TASKS", "TITLE", "WORLD", "candidates", "read"]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from mirasol_cli.datasets.demo_world import Question, Scene
 from mirasol_cli.datasets.example import Candidate, ClipSpan, DatasetOptions, Split
 from mirasol_cli.datasets.manifest import read_manifest
 from mirasol_cli.datasets.resolver import Found, VideoIndex
 from mirasol_cli.datasets.splits import finish
+from mirasol_cli.demo.world import Question, Scene
 from mirasol_cli.errors import DataError
 from mirasol_cli.files import write_jsonl
 
@@ -143,7 +143,7 @@ def _leave_with_parent(parent: int) -> None:
 
 
 def _render_one(scene: Scene, videos: Path) -> None:
-    from mirasol_cli.datasets.demo_render import render as render_scene
+    from mirasol_cli.demo.render import render as render_scene
 
     render_scene(scene, videos / f"{scene.name}.mp4")
 

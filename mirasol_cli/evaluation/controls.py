@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from mirasol_cli.batches.masking import without_picture, without_sound
 from mirasol_cli.errors import UsageError
 
 CONTROLS = ("no-sound", "no-picture", "text-only", "shuffle-chunks", "swap-media")
@@ -23,19 +24,6 @@ def altered(sample: dict[str, Any], control: str | None, clip: int, seed: int) -
     if control == "shuffle-chunks":
         return _reordered(sample, chunk_order(len(sample["mel"]), clip, seed))
     return sample
-
-
-def without_sound(sample: dict[str, Any], chunks: Sequence[int] | None = None) -> dict[str, Any]:
-    """Sound masked as where there is none, in all chunks or in some. The state stays unless all of it is gone."""
-    changed = _cleared(sample, ("mel", "mel_valid"), chunks)
-    if chunks is None:
-        changed["audio_state"] = sample["audio_state"] * 0
-    return changed
-
-
-def without_picture(sample: dict[str, Any], chunks: Sequence[int] | None = None) -> dict[str, Any]:
-    """Picture masked as where there is no frame, in all chunks or in some."""
-    return _cleared(sample, ("frame_valid", "thumbnails", *_tube_fields(sample)), chunks)
 
 
 def chunk_order(chunks: int, clip: int, seed: int) -> list[int]:
@@ -56,20 +44,6 @@ def derangement(clips: Sequence[int], seed: int) -> dict[int, int]:
     ring = list(clips)
     random.Random(f"swap-media/{seed}").shuffle(ring)
     return dict(zip(ring, ring[1:] + ring[:1], strict=True))
-
-
-def _tube_fields(sample: dict[str, Any]) -> list[str]:
-    return [name for name in sample if name.startswith("tubes.")]
-
-
-def _cleared(sample: dict[str, Any], names: Sequence[str], chunks: Sequence[int] | None) -> dict[str, Any]:
-    changed = dict(sample)
-    for name in names:
-        value = sample[name] * 0 if chunks is None else sample[name] + 0  # a copy, array or tensor alike
-        if chunks is not None:
-            value[list(chunks)] = 0
-        changed[name] = value
-    return changed
 
 
 def _reordered(sample: dict[str, Any], order: list[int]) -> dict[str, Any]:

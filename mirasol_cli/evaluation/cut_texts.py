@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mirasol_cli.evaluation.generate import Plan
+from mirasol_cli.evaluation.predict import Plan
 from mirasol_cli.evaluation.protocols import accepted
-from mirasol_cli.prompts import cut_tokens
+from mirasol_cli.text.prompt import cut_tokens
 
 if TYPE_CHECKING:
-    from mirasol_cli.evaluation.answerer import Answerer
+    from mirasol_cli.inference.answerer import Answerer
 
 
 def cut_notes(plan: Plan, answerer: Answerer) -> list[str]:

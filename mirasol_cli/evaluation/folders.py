@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mirasol_cli.checkpoints.runs import DEMO_CHECKPOINT
+from mirasol_cli.config.paths import source_shards
+from mirasol_cli.config.reader import parse_recipe
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import DataError, MirasolError
 from mirasol_cli.evaluation.controls import CONTROLS
-from mirasol_cli.evaluation.generate import ORIGIN, PREDICTIONS, read_origin
-from mirasol_cli.evaluation.setting import Options, Setting
+from mirasol_cli.evaluation.job import Options, Setting
+from mirasol_cli.evaluation.predict import ORIGIN, PREDICTIONS, read_origin
 from mirasol_cli.files import read_json
-from mirasol_cli.recipe import parse_recipe, source_shards
-from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.training.checkpoint import DEMO_CHECKPOINT
 
 RESULTS, REPORT, SUBMISSION = "results.json", "report.html", "submission.json"
 DECODING_KEYS = {"greedy": (), "beam": ("beams",), "sample": ("temperature", "top_p", "seed")}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import DataError
-from mirasol_cli.evaluation.intervals import compare
+from mirasol_cli.evaluation.bootstrap import compare
+from mirasol_cli.evaluation.job import Options, Setting
 from mirasol_cli.evaluation.metrics import exact
 from mirasol_cli.evaluation.protocols import Protocol, accepted, judge
 from mirasol_cli.evaluation.scoring import score
-from mirasol_cli.evaluation.setting import Options, Setting
 from mirasol_cli.evaluation.submissions import read_predictions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mirasol_cli.datasets.audioset import JOINT
 from mirasol_cli.evaluation import metrics
-from mirasol_cli.evaluation.intervals import METHOD, bootstrap
+from mirasol_cli.evaluation.bootstrap import METHOD, bootstrap
 from mirasol_cli.evaluation.protocols import (
     ACTIVITYNET_TYPES,
     CAPTION,

@@ -9,9 +9,9 @@ import numpy as np
 
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media.audio import Window
 from mirasol_cli.media.decode import DecodedClip, decode_clips
 from mirasol_cli.media.sampling import ClipRequest
-from mirasol_cli.media.sound import Window
 from mirasol_cli.media.spectrogram import log_mel
 from mirasol_cli.media.tubes import cut_tubes, thumbnails
 

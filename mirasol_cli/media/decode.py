@@ -11,11 +11,11 @@ import numpy as np
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import decord_reader, pyav_reader
+from mirasol_cli.media.audio import Window, sound_windows
 from mirasol_cli.media.container import decoded_frames, open_media
 from mirasol_cli.media.probe import MediaInfo, probe
 from mirasol_cli.media.pyav_reader import TOLERANCE_S, Picked
 from mirasol_cli.media.sampling import ClipRequest, Framing, clip_span, framing, sample_times
-from mirasol_cli.media.sound import Window, sound_windows
 
 __all__ = ["DecodedClip", "MediaInfo", "decode_clips", "probe"]
 

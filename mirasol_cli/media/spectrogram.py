@@ -19,7 +19,7 @@ from torch import Tensor
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry
 
 if TYPE_CHECKING:  # training reads masks from here, and must import without a decoder
-    from mirasol_cli.media.sound import Window
+    from mirasol_cli.media.audio import Window
 
 MEL_FLOOR = 1e-5
 """Power below which a mel bin counts as silent."""

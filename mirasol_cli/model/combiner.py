@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mirasol_cli.fields import SettingError
 from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
 from mirasol_cli.model.config import CombinerConfig
 from mirasol_cli.model.layers import BRANCH, Block, key_mask, learned, norm, resize, touch
 from mirasol_cli.model.token_turing import TokenTuringMachine
-from mirasol_cli.settings import SettingError
 
 SHARPNESS = 4.0  # see `start_sharp`
 

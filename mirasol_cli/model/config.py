@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mirasol_cli.fields import SettingError, check_settings, setting
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.settings import SettingError, check_settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)

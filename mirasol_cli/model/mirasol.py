@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mirasol_cli.fields import SettingError
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.chunk_causal import ChunkCache
 from mirasol_cli.model.combiner import CombinerState, build_combiner
 from mirasol_cli.model.config import ModelConfig
-from mirasol_cli.model.encoders import Encoder, SpectrogramTokens, TubeTokens
-from mirasol_cli.model.inputs import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.latent import LatentModel
 from mirasol_cli.model.layers import Block
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.text_decoder import CrossAttention, CrossMemory, DecoderLayer, TextDecoder
-from mirasol_cli.settings import SettingError
+from mirasol_cli.model.tokens import Encoder, SpectrogramTokens, TubeTokens
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mirasol_cli.geometry import ClipGeometry
+    from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
     from mirasol_cli.model.config import ModelConfig
-    from mirasol_cli.model.inputs import MediaBatch, TextBatch, TrainingInputs
     from mirasol_cli.model.losses import LossPart
     from mirasol_cli.model.mirasol import Encoded, Mirasol
 
@@ -124,8 +124,8 @@ class Audio(Objective):
         return self._patches(media, extra, geometry.audio_tokens).sum()
 
     def forward(self, model: Mirasol, encoded: Encoded, media: MediaBatch, text: TextBatch | None, extra: TrainingInputs) -> LossPart:
-        from mirasol_cli.model.encoders import spectrogram_patches
         from mirasol_cli.model.losses import masked_error
+        from mirasol_cli.model.tokens import spectrogram_patches
 
         mel_BTZS = media.mel_BTZS if extra.whole_mel_BTZS is None else extra.whole_mel_BTZS
         predicted = model.objectives[self.name](encoded.latents_BTMD[:, :-1])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirasol_cli.model.config import TextConfig
+from mirasol_cli.model.kv_cache import CacheSlot, TextCache
 from mirasol_cli.model.layers import join_heads, resize, rotary_table, rotate, split_heads
-from mirasol_cli.model.text_cache import CacheSlot, TextCache
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines [1 or R, 1, L, d / 2], the same for all heads
 

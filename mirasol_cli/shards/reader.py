@@ -17,7 +17,7 @@ from torch import Tensor
 from mirasol_cli.errors import ShardError
 from mirasol_cli.files import sha256_of
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.shards.format import (
+from mirasol_cli.shards.index import (
     CLIPS,
     INDEX,
     METADATA_KEY,

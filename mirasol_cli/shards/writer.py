@@ -19,7 +19,7 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.files import write_atomic
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import READER_VERSION, valid_share
-from mirasol_cli.shards.format import (
+from mirasol_cli.shards.index import (
     METADATA_KEY,
     SCHEMA,
     ClipFailure,

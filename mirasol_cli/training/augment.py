@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mirasol_cli.config.schema import AugmentRecipe
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.model.inputs import MediaBatch, TrainingInputs
-from mirasol_cli.recipe_schema import AugmentRecipe
+from mirasol_cli.model.batch import MediaBatch, TrainingInputs
 
 
 @dataclass(frozen=True)

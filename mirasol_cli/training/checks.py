@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from mirasol_cli.batches.sources import OpenSource
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import DataError
-from mirasol_cli.prompts import cut_tokens, encode_target
-from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.training.data import OpenSource, TrainingData
+from mirasol_cli.text.prompt import cut_tokens, encode_target
+from mirasol_cli.training.data import TrainingData
 
 MOST_TEXTS = 50_000
 """Texts that are looked at for what is cut; of more, every n-th."""

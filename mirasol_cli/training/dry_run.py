@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 
+from mirasol_cli.batches.sources import open_sources, training_lines
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import ShardError
 from mirasol_cli.model.objectives import OBJECTIVES
-from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources, training_lines
-from mirasol_cli.training.distributed import World, computes_in_bf16, prepare_blocks, resolve_device
+from mirasol_cli.runtime.device import computes_in_bf16, resolve_device
+from mirasol_cli.runtime.distributed import World, prepare_blocks
+from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
+from mirasol_cli.training.data import MicroBatch, TrainingData
+from mirasol_cli.training.display import clock
 from mirasol_cli.training.flops import forward_flops
 from mirasol_cli.training.memory import activation_bytes, clips_at_once, fixed_bytes, gib, memory_at_hand
 from mirasol_cli.training.optimizer import build_optimizer, clip_gradients
-from mirasol_cli.training.run_log import clock
-from mirasol_cli.training.start import build_model, freeze_parts, given_tokenizer
-from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+from mirasol_cli.training.setup import build_model, freeze_parts, given_tokenizer
 
 TEXT_TOKENS, TARGET_TOKENS = 64, 8
 """Length of a question with its answer, and of the answer, that FLOPs are counted for where there are no texts to look at."""

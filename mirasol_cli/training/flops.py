@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE
-from mirasol_cli.model.inputs import MediaBatch
+from mirasol_cli.model.batch import MediaBatch
 from mirasol_cli.model.mirasol import Mirasol
 
 Result = TypeVar("Result")

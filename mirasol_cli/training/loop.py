@@ -23,22 +23,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirasol_cli.batches.read_ahead import ReadAhead
+from mirasol_cli.checkpoints.folder import checkpoints_in, is_complete, score_of_validation
+from mirasol_cli.checkpoints.load import load_weights, model_tensors
+from mirasol_cli.checkpoints.runs import status_of
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import DataError, Diverged, Interrupted, MirasolError
 from mirasol_cli.files import write_json
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
-from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.training import checkpoint as ck
-from mirasol_cli.training.data import MicroBatch, ReadAhead
-from mirasol_cli.training.distributed import World, gradient_sync, is_sharded, joined_world, resolve_device, whole
+from mirasol_cli.runtime.device import resolve_device
+from mirasol_cli.runtime.distributed import World, gradient_sync, is_sharded, joined_world, whole
+from mirasol_cli.runtime.signals import STOPS, SignalFlags
+from mirasol_cli.text.tokenizer import Vocabulary
+from mirasol_cli.training.data import MicroBatch
+from mirasol_cli.training.display import Display, Extras
 from mirasol_cli.training.flops import forward_flops
 from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_per_s
 from mirasol_cli.training.optimizer import clip_gradients, set_rate
-from mirasol_cli.training.run_log import Display, Extras, status_of
-from mirasol_cli.training.signals import STOPS, SignalFlags
-from mirasol_cli.training.start import Run, save_run, started_run
-from mirasol_cli.vocabulary import Vocabulary
+from mirasol_cli.training.setup import Run, save_run, started_run
 
 Validate = Callable[[Mirasol, Vocabulary], Mapping[str, float]]
 """Metrics of the model on held-out clips. The best checkpoint is the one with the highest `exact_match`, of equals that with the lowest
@@ -106,7 +110,7 @@ def _outcome_written(run: Run) -> Iterator[None]:
                 raise
             raise problem from error
         except KeyboardInterrupt:
-            newest = ck.checkpoints_in(run.folder.checkpoints)
+            newest = checkpoints_in(run.folder.checkpoints)
             raise Interrupted(
                 f"stopped by a second Ctrl-C in step {run.step + 1}, without a save",
                 Interrupted.CTRL_C,
@@ -151,7 +155,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
             validation, improved = None, False
             if validate is not None and train.evaluate_every and (run.step % train.evaluate_every == 0 or run.step == train.steps):
                 validation = _validate(run, validate)
-                score = ck.score_of_validation(validation)
+                score = score_of_validation(validation)
                 improved = score is not None and (run.best is None or score >= run.best)  # of equals the latest
                 run.best = score if improved else run.best
                 metrics["validation"] = validation
@@ -303,7 +307,7 @@ def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
             f"{what} is not finite in step {run.step + 1}; no weight was changed by it. The clips of the batch are in '{path}'",
             f"go on with --resume and skipped steps allowed (train.bad_steps=3), or start another run (run.dir=...) from its weights "
             f"(init.checkpoint={run.folder.path}) with a lower train.lr"
-            if any(ck.is_complete(path) for path in ck.checkpoints_in(run.folder.checkpoints))
+            if any(is_complete(path) for path in checkpoints_in(run.folder.checkpoints))
             else "no checkpoint was saved yet: start another run (run.dir=...) with a lower train.lr",
         )
 
@@ -329,13 +333,13 @@ def _validated_model(run: Run) -> Iterator[Mirasol]:
     communication different from the others', and the next backward pass would hang.
     """
     if is_sharded(run.model):
-        weights = whole(ck.model_tensors(run.model), run.world)
+        weights = whole(model_tensors(run.model), run.world)
         weights |= whole(run.averages.values, run.world) if run.averages is not None else {}
         model = run.model
         if run.world.is_main:
             with torch.device(run.world.device), torch.random.fork_rng():
                 model = Mirasol(run.recipe.model, run.recipe.clip, run.vocabulary.size, run.model.losses)
-            ck.load_weights(model, weights, "the run itself")
+            load_weights(model, weights, "the run itself")
         yield model.eval()
         run.model.train()
         return

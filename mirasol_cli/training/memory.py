@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import EnvironmentProblem
-from mirasol_cli.recipe_schema import Recipe
 
 if TYPE_CHECKING:
-    from mirasol_cli.training.start import Run
+    from mirasol_cli.training.setup import Run
 
 _PEAK_TFLOPS = {
     r"H200": 989.0, r"H200 NVL": 836.0, r"H100( SXM5)? \d+GB HBM3": 989.0, r"H100 PCIe": 756.0, r"H100 NVL": 836.0,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mirasol_cli.config.schema import RatesRecipe, TrainRecipe
 from mirasol_cli.errors import CheckpointError
-from mirasol_cli.recipe_schema import RatesRecipe, TrainRecipe
-from mirasol_cli.training.distributed import is_sharded_tensor, like
+from mirasol_cli.runtime.distributed import is_sharded_tensor, like
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _ENCODER_PARTS = ("video_tokens", "audio_tokens", "encoder", "video_encoder", "audio_encoder")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import RecipeError
-from mirasol_cli.recipe_schema import Recipe
 
 CHANGEABLE = (
     "eval.*", "run.*", "data.shards", "data.sources.*.shards",

@@ -54,7 +54,7 @@ class Runner:
 
     def settings(self, job: Job) -> list[str]:
         """What is this run's own in its recipe, but for paths."""
-        from mirasol_cli.recipe import load_recipe
+        from mirasol_cli.config.reader import load_recipe
 
         words = [f"train.seed={job.seed}", "train.keep=1"]
         steps = self.steps[job.condition.series]
@@ -65,7 +65,7 @@ class Runner:
 
     def paths(self, job: Job) -> list[str]:
         """Its folder, and what it starts from."""
-        from mirasol_cli.training.checkpoint import resolve_checkpoint
+        from mirasol_cli.checkpoints.runs import resolve_checkpoint
 
         words = [f"run.dir={self.run_dir(job.condition.name, job.seed)}"]
         if job.condition.after:
@@ -78,7 +78,7 @@ class Runner:
 
     def fingerprint(self, job: Job) -> str:
         """Of the recipe as it is run, so that results of another one are not taken for its own."""
-        from mirasol_cli.recipe import load_recipe
+        from mirasol_cli.config.reader import load_recipe
 
         recipe = load_recipe(str(ROOT / job.condition.recipe), self.settings(job))
         return hashlib.sha256(json.dumps(recipe.to_plain(), sort_keys=True).encode()).hexdigest()[:16]
@@ -170,10 +170,10 @@ def costs(run: Path) -> dict[str, Any]:
     """Steps, parameters, and FLOPs of a forward pass for one clip with the recipe's number of questions, as `--dry-run` counts."""
     import torch
 
+    from mirasol_cli.checkpoints.runs import resolve_checkpoint
+    from mirasol_cli.config.reader import load_recipe
     from mirasol_cli.files import read_json
     from mirasol_cli.model.mirasol import Mirasol
-    from mirasol_cli.recipe import load_recipe
-    from mirasol_cli.training.checkpoint import resolve_checkpoint
     from mirasol_cli.training.dry_run import TARGET_TOKENS, TEXT_TOKENS
     from mirasol_cli.training.flops import forward_flops
 
@@ -238,7 +238,8 @@ def check_rows(runner: Runner, jobs: list[Job], rows: list[dict[str, Any]]) -> N
 
 def check_shards(jobs: list[Job]) -> None:
     """Every shard folder that is needed, before any run."""
-    from mirasol_cli.recipe import default_shards, load_recipe
+    from mirasol_cli.config.paths import default_shards
+    from mirasol_cli.config.reader import load_recipe
 
     missing = {}
     for job in jobs:

@@ -238,7 +238,7 @@ def arguments(description: str | None, *, rounds: int = 5) -> argparse.ArgumentP
 
 def resolved_model(preset: str, *overrides: str) -> Any:
     """(ModelConfig, ClipGeometry) of a preset with recipe overrides, at the default geometry."""
-    from mirasol_cli.recipe import parse_recipe
+    from mirasol_cli.config.reader import parse_recipe
 
     text = f"schema: 1\nname: benchmark\ndata: {{dataset: synthetic}}\nmodel: {{preset: {preset}}}\n"
     recipe = parse_recipe(text, "benchmark.yaml", list(overrides))
@@ -249,7 +249,7 @@ def random_media(geometry: Any, clips: int, device: str = "cpu") -> Any:
     """A `MediaBatch` of noise in which all is valid."""
     import torch
 
-    from mirasol_cli.model.inputs import MediaBatch
+    from mirasol_cli.model.batch import MediaBatch
 
     def pixels(*shape: int) -> Any:
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -266,7 +266,7 @@ def random_text(clips: int, questions: int, vocabulary: int, *, length: int = 32
     """Texts of `length` tokens, the last `target` of which carry loss."""
     import torch
 
-    from mirasol_cli.model.inputs import TextBatch
+    from mirasol_cli.model.batch import TextBatch
 
     tokens = torch.randint(3, vocabulary, (clips, questions, length), device=device)
     carries = (torch.arange(length, device=device) >= length - target).expand(clips, questions, -1)

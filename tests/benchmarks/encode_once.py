@@ -20,9 +20,9 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from mirasol_cli.model.decoding import greedy
+    from mirasol_cli.config.schema import TrainRecipe
+    from mirasol_cli.inference.decoding import greedy
     from mirasol_cli.model.mirasol import Mirasol
-    from mirasol_cli.recipe_schema import TrainRecipe
     from mirasol_cli.training.optimizer import build_optimizer
 
     torch.set_num_threads(args.threads)

@@ -49,8 +49,8 @@ def main() -> None:
 
 
 def cpu_seconds(recipe) -> float:  # type: ignore[no-untyped-def]
-    from mirasol_cli.evaluation.evaluate import evaluate
-    from mirasol_cli.evaluation.setting import Options
+    from mirasol_cli.evaluation.command import evaluate
+    from mirasol_cli.evaluation.job import Options
 
     (Path(recipe.run_dir) / "eval" / "test" / "predictions.jsonl").unlink(missing_ok=True)
     start = time.process_time()
@@ -64,12 +64,13 @@ def made_up_run(folder: Path, preset: str, overrides: list[str], clips: int, que
 
     import torch
 
+    from mirasol_cli.checkpoints.folder import Contents, write_checkpoint
+    from mirasol_cli.checkpoints.load import model_tensors
+    from mirasol_cli.config.reader import dump_recipe
+    from mirasol_cli.config.schema import DataRecipe, EvalRecipe, Recipe, RunRecipe
+    from mirasol_cli.fields import to_plain
     from mirasol_cli.model.mirasol import Mirasol
-    from mirasol_cli.recipe import dump_recipe
-    from mirasol_cli.recipe_schema import DataRecipe, EvalRecipe, Recipe, RunRecipe
-    from mirasol_cli.settings import to_plain
-    from mirasol_cli.training.checkpoint import Contents, model_tensors, write_checkpoint
-    from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+    from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
     from tests.evaluation.tiny import write_texts_split
 
     config, geometry = resolved_model(preset, *overrides)

@@ -31,9 +31,9 @@ def step(case: str, checkpoint: bool, threads: int, smoke: bool) -> dict:
     """One forward, backward and optimizer step."""
     import torch
 
+    from mirasol_cli.config.schema import TrainRecipe
     from mirasol_cli.model.mirasol import Mirasol
-    from mirasol_cli.recipe_schema import TrainRecipe
-    from mirasol_cli.training.distributed import prepare_blocks
+    from mirasol_cli.runtime.distributed import prepare_blocks
     from mirasol_cli.training.optimizer import build_optimizer, clip_gradients
 
     torch.set_num_threads(threads)

@@ -45,9 +45,9 @@ class Trial:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        from mirasol_cli.config.schema import TrainRecipe
         from mirasol_cli.model.mirasol import Mirasol
-        from mirasol_cli.recipe_schema import TrainRecipe
-        from mirasol_cli.training.distributed import prepare_blocks
+        from mirasol_cli.runtime.distributed import prepare_blocks
         from mirasol_cli.training.flops import forward_flops
         from mirasol_cli.training.optimizer import build_optimizer
 
@@ -138,7 +138,7 @@ def decoding(trial: Trial, tokens: int) -> dict[str, Any]:
     """Greedy decoding of `tokens` tokens for QUESTIONS questions to each clip, from the clips' memory on; encoding apart."""
     import torch
 
-    from mirasol_cli.model.decoding import greedy
+    from mirasol_cli.inference.decoding import greedy
 
     trial.model.eval()
     media, text = trial.batch(1)

@@ -54,8 +54,8 @@ class Step:
 def worker(args: Any) -> None:
     import torch
 
+    from mirasol_cli.config.schema import TrainRecipe
     from mirasol_cli.model.mirasol import Mirasol
-    from mirasol_cli.recipe_schema import TrainRecipe
     from mirasol_cli.training.optimizer import build_optimizer
 
     torch.set_num_threads(args.threads)

@@ -40,7 +40,7 @@ QUESTIONS = ("can you hear a bell?", "is there a bell in the picture?", "what co
 
 def event_scene() -> Any:
     """The minute of the event: a blue bell, seen and heard at the same time."""
-    from mirasol_cli.datasets.demo_world import Scene, Sight, Sound
+    from mirasol_cli.demo.world import Scene, Sight, Sound
 
     start, end = EVENT_AT_S / SEGMENT_S, (EVENT_AT_S + EVENT_S) / SEGMENT_S
     return Scene(
@@ -63,7 +63,7 @@ def background(hour: str, minute: int) -> str:
 
 def background_scenes() -> dict[str, Any]:
     """Nothing; others seen and heard; nothing again, noisier; another that is only heard."""
-    from mirasol_cli.datasets.demo_world import Sight, Sound
+    from mirasol_cli.demo.world import Sight, Sound
 
     nothing = replace(event_scene(), name="nothing", sights=(), sounds=())
     others = replace(
@@ -93,7 +93,7 @@ def make_videos(folder: Path, minutes: int, event_minute: int) -> dict[str, Path
 
 def segment(folder: Path, name: str, scene: Any) -> Path:
     """One minute at 640x360. The rendered square fills the height, so that the centre crop shows what training clips show."""
-    from mirasol_cli.datasets.demo_render import render
+    from mirasol_cli.demo.render import render
 
     path = folder / f"{name}.mp4"
     if not path.exists():
@@ -171,7 +171,7 @@ def tree_mb(process: int) -> float:
 
 def smoke_checkpoint(folder: Path) -> Path:
     """An untrained one: what it answers means nothing."""
-    from mirasol_cli.recipe import load_recipe
+    from mirasol_cli.config.reader import load_recipe
     from startup import made_checkpoint
 
     return made_checkpoint(folder, load_recipe("demo-long", ["clip.frames=32", "clip.chunks=4"]))
@@ -179,9 +179,9 @@ def smoke_checkpoint(folder: Path) -> Path:
 
 def problem_of(checkpoint: Path) -> str | None:
     """One sentence on why a run or checkpoint folder cannot be measured here, or None."""
+    from mirasol_cli.checkpoints.runs import resolve_checkpoint
     from mirasol_cli.errors import MirasolError
     from mirasol_cli.files import read_json
-    from mirasol_cli.training.checkpoint import resolve_checkpoint
 
     try:
         kind = read_json(resolve_checkpoint(checkpoint) / "config.json")["model"]["combiner"]["kind"]

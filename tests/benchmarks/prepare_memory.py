@@ -39,20 +39,20 @@ def main() -> None:
 
 
 def run(folder: Path, clips: int, workers: int) -> None:
-    from mirasol_cli import prepare_engines
-    from mirasol_cli.prepare import prepare
+    from mirasol_cli.prepare import engines
+    from mirasol_cli.prepare.command import prepare
 
     manifest = write_world(folder, clips)
-    open_pool, pools = prepare_engines.open_pool, []
+    open_pool, pools = engines.open_pool, []
 
     def watched(options, geometry):  # type: ignore[no-untyped-def]
         pools.append(open_pool(options, geometry))
         return pools[-1]
 
-    prepare_engines.open_pool = watched  # type: ignore[assignment]
+    engines.open_pool = watched  # type: ignore[assignment]
     start, rows, highest = time.monotonic(), [], [0.0, 0.0]
     done, every = 0, max(1, clips // 4)
-    write_shards = prepare_engines.write_shards
+    write_shards = engines.write_shards
 
     def counted(works, pool, watch):  # type: ignore[no-untyped-def]
         def step(number: int, seconds: float) -> None:
@@ -69,7 +69,7 @@ def run(folder: Path, clips: int, workers: int) -> None:
 
         return write_shards(works, pool, step)
 
-    prepare_engines.write_shards = counted  # type: ignore[assignment]
+    engines.write_shards = counted  # type: ignore[assignment]
     summary = prepare(str(manifest), root=folder / "videos", out=folder / "out", overrides=OVERRIDES, workers=workers, max_failed=10)
     counts = summary["splits"]["train"]
     print(json.dumps({key: counts[key] for key in ("expected", "kept", "failed", "bytes", "audio")}))

@@ -54,7 +54,7 @@ class Case:
         self.tokens = torch.cat([start, tokens], dim=2)
 
     def _optimizer(self):  # type: ignore[no-untyped-def]
-        from mirasol_cli.recipe_schema import TrainRecipe
+        from mirasol_cli.config.schema import TrainRecipe
         from mirasol_cli.training.optimizer import build_optimizer
 
         return build_optimizer(self.model, TrainRecipe(lr=self.shape["learning_rate"]))
@@ -74,7 +74,7 @@ class Case:
         import torch
 
         from mirasol_cli.media.tubes import cut_tubes
-        from mirasol_cli.model.inputs import MediaBatch
+        from mirasol_cli.model.batch import MediaBatch
 
         frames, mel, thumbnails = inputs
         clips = [cut_tubes(clip, self.geometry) for clip in frames]
@@ -84,7 +84,7 @@ class Case:
     def train_step(self) -> float:
         import torch
 
-        from mirasol_cli.model.inputs import TextBatch
+        from mirasol_cli.model.batch import TextBatch
 
         self.model.train()
         valid = torch.ones_like(self.tokens, dtype=torch.bool)
@@ -101,7 +101,7 @@ class Case:
         """Greedy, without an end token, so that exactly `tokens` tokens come."""
         import torch
 
-        from mirasol_cli.model.decoding import greedy
+        from mirasol_cli.inference.decoding import greedy
 
         self.model.eval()
         with torch.inference_mode():

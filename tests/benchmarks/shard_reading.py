@@ -110,7 +110,7 @@ def readers(folder: Path, split, order: list[int]):  # type: ignore[no-untyped-d
 
 def data_wait(folder: Path, steps: int, threads: int) -> dict[str, float]:
     """Of a training run from synthetic shards; the second half of its log lines."""
-    from mirasol_cli.recipe import parse_recipe
+    from mirasol_cli.config.reader import parse_recipe
     from mirasol_cli.training.loop import train
 
     text = f"""

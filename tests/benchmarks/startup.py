@@ -29,9 +29,9 @@ except decord.DECORDError:
 
 def checkpoint_and_clip(folder: Path) -> tuple[list[str], Path, int]:
     """Words of `ask` that choose the checkpoint, the clip, and how many frames of it are looked at."""
-    from mirasol_cli.ask_clip import SAMPLE_CLIP
-    from mirasol_cli.recipe import load_recipe
-    from mirasol_cli.training.checkpoint import DEMO_CHECKPOINT
+    from mirasol_cli.checkpoints.runs import DEMO_CHECKPOINT
+    from mirasol_cli.config.reader import load_recipe
+    from mirasol_cli.inference.video import SAMPLE_CLIP
 
     recipe = load_recipe("demo")
     clip = SAMPLE_CLIP
@@ -48,15 +48,16 @@ def checkpoint_and_clip(folder: Path) -> tuple[list[str], Path, int]:
 def made_checkpoint(folder: Path, recipe) -> Path:  # type: ignore[no-untyped-def]
     import json
 
+    from mirasol_cli.checkpoints import folder as checkpoints_folder
+    from mirasol_cli.checkpoints import load
+    from mirasol_cli.config.reader import dump_recipe
     from mirasol_cli.model.mirasol import Mirasol
-    from mirasol_cli.recipe import dump_recipe
-    from mirasol_cli.training import checkpoint as ck
-    from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+    from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
 
     lines = [f"context: question: answer: what plays {word}?" for word in ("first", "last", "drum", "flute", "bell", "horn")]
     vocabulary = Vocabulary(train_vocabulary(lines, 300))
     model, plain = Mirasol(recipe.model, recipe.clip, vocabulary.size, recipe.loss.weights), recipe.to_plain()
-    about = {"schema": ck.SCHEMA, "clip": plain["clip"], "model": plain["model"], "losses": list(model.losses)}
+    about = {"schema": checkpoints_folder.SCHEMA, "clip": plain["clip"], "model": plain["model"], "losses": list(model.losses)}
     about |= {"vocab_size": vocabulary.size, "usual_clip_s": 10.0}
     files = {
         "config.json": json.dumps(about).encode(),
@@ -64,7 +65,9 @@ def made_checkpoint(folder: Path, recipe) -> Path:  # type: ignore[no-untyped-de
         "tokenizer.model": vocabulary.model_bytes,
         "state.json": json.dumps({"schema": 1, "step": 0, "score": None}).encode(),
     }
-    return ck.write_checkpoint(folder / "checkpoints", 0, ck.Contents(files, {"model": ck.model_tensors(model)}))
+    return checkpoints_folder.write_checkpoint(
+        folder / "checkpoints", 0, checkpoints_folder.Contents(files, {"model": load.model_tensors(model)})
+    )
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from mirasol_cli.datasets.activitynet import candidates, read
 from mirasol_cli.datasets.example import DatasetOptions
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 
 OPTIONS = DatasetOptions()
 

@@ -6,7 +6,7 @@ from mirasol_cli.datasets.audioset import candidates, read
 from mirasol_cli.datasets.example import ClipSpan, DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 
 OPTIONS = DatasetOptions()
 INDEX = 'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n2,/t/dd00088,"Gush"\n'

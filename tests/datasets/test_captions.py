@@ -9,7 +9,7 @@ from mirasol_cli.datasets.captions import candidates, read
 from mirasol_cli.datasets.example import CAPTION_PROMPT, Candidate, ClipSpan, DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex, unpack
 from mirasol_cli.errors import DataError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 
 OPTIONS = DatasetOptions()
 

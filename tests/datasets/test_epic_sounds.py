@@ -7,7 +7,7 @@ from mirasol_cli.datasets.epic_sounds import candidates, read
 from mirasol_cli.datasets.example import ClipSpan, DatasetOptions
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 
 OPTIONS = DatasetOptions()
 PLAIN = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample"

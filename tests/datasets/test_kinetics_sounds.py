@@ -7,7 +7,7 @@ from mirasol_cli.datasets.example import ClipSpan, DatasetOptions
 from mirasol_cli.datasets.kinetics_sounds import CLASS_LISTS, candidates, read
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError, UsageError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 from tests.paths import SHARED
 
 OPTIONS = DatasetOptions()

@@ -9,7 +9,7 @@ from mirasol_cli.datasets.example import CAPTION_PROMPT, ClipSpan, Text
 from mirasol_cli.datasets.manifest import candidates, read_manifest
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError
-from tests.excerpts import write
+from tests.datasets.excerpts import write
 from tests.paths import SHARED
 
 

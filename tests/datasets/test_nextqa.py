@@ -8,7 +8,7 @@ from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.nextqa import candidates, read
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 
 OPTIONS = DatasetOptions()
 MC = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"

@@ -12,7 +12,7 @@ import pytest
 
 from mirasol_cli.datasets.example import LABEL_PROMPT
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 from tests.stand_ins import prepared, shown, stand_in
 
 VGG_ROWS = [

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mirasol_cli.datasets import demo, rendered
-from mirasol_cli.datasets.demo_world import Scene
 from mirasol_cli.datasets.example import Candidate
 from mirasol_cli.datasets.rendered import PlannedVideos
 from mirasol_cli.datasets.resolver import VideoIndex
+from mirasol_cli.demo.world import Scene
 
 
 def test_planned_videos_are_where_they_will_be_rendered(tmp_path: Path) -> None:

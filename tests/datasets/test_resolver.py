@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mirasol_cli.datasets.example import Candidate, ClipSpan
 from mirasol_cli.datasets.resolver import VideoIndex, is_hostile, span_to_read, split_suffix, tar_members, unpack
 from mirasol_cli.errors import DataError
-from tests.excerpts import write
+from tests.datasets.excerpts import write
 
 
 def index(root: Path, *names: str) -> VideoIndex:

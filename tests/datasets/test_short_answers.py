@@ -10,7 +10,7 @@ from mirasol_cli.datasets import msrvtt, msvd
 from mirasol_cli.datasets.example import CAPTION_PROMPT, ClipSpan, DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 
 OPTIONS = DatasetOptions()
 

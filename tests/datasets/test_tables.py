@@ -7,7 +7,7 @@ from mirasol_cli.datasets.folder import AnnotationFiles, FolderWalk
 from mirasol_cli.datasets.splits import build_split, share_clips, split_word
 from mirasol_cli.datasets.tables import csv_header, csv_records, csv_rows, json_records, records, seconds, span_at, text_of
 from mirasol_cli.errors import DataError
-from tests.excerpts import write
+from tests.datasets.excerpts import write
 
 
 def test_csv_with_bom_crlf_blank_lines_padding_and_missing_values_as_text(tmp_path: Path) -> None:

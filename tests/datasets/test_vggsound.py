@@ -7,7 +7,7 @@ from mirasol_cli.datasets.example import LABEL_PROMPT, ClipSpan, DatasetOptions,
 from mirasol_cli.datasets.resolver import VideoIndex, span_to_read
 from mirasol_cli.datasets.vggsound import candidates, read
 from mirasol_cli.errors import DataError, UsageError
-from tests.excerpts import place, write
+from tests.datasets.excerpts import place, write
 
 OPTIONS = DatasetOptions()
 ROWS = '---g-f_I2yQ,1,people marching,test\n--9O4XZOge4,30,"female speech, woman speaking",train\na_b_c,0,eletric blender running,test\n'

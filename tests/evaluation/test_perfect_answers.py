@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mirasol_cli.datasets.catalogue import open_dataset
 from mirasol_cli.datasets.example import DatasetOptions
+from mirasol_cli.datasets.registry import open_dataset
 from mirasol_cli.evaluation.protocols import protocol_of
 from mirasol_cli.evaluation.scoring import score
-from tests.excerpts import place
+from tests.datasets.excerpts import place
 
 FILES = {
     ("activitynet", "qa"): {"activitynet-qa/test_q.head200.json": "test_q.json", "activitynet-qa/test_a.head200.json": "test_a.json"},

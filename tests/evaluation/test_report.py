@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirasol_cli.evaluation import figures, pictures, report
-from mirasol_cli.evaluation.evaluate import evaluate
-from mirasol_cli.evaluation.report import stratified
-from mirasol_cli.evaluation.setting import Options
+from mirasol_cli.evaluation.command import evaluate
+from mirasol_cli.evaluation.job import Options
+from mirasol_cli.evaluation.report import html, plots, previews
+from mirasol_cli.evaluation.report.html import stratified
 from mirasol_cli.files import read_jsonl
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.tubes import cut_tubes, thumbnails
@@ -115,21 +115,21 @@ def test_clips_are_drawn_evenly_from_right_and_wrong_answers_of_every_type():
 
 
 def test_a_page_that_grows_too_large_shows_fewer_clips(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "LARGEST_BYTES", 120_000)
+    monkeypatch.setattr(html, "LARGEST_BYTES", 120_000)
     path = evaluated(tmp_path, [f"v{i}.mp4" for i in range(40)], plain_texts(40))
     assert path.stat().st_size <= 120_000
 
 
 def test_names_with_mathematical_signs_are_drawn_as_they_are():
-    drawing = figures.bars([("$x^2$ <b>", 0.5, (0.4, 0.6)), ("\ud800 half", 0.1, None)])
+    drawing = plots.bars([("$x^2$ <b>", 0.5, (0.4, 0.6)), ("\ud800 half", 0.1, None)])
     assert "$x^2$ &lt;b&gt;" in drawing
-    assert figures.bars([("a", 0.5, None)]) == figures.bars([("a", 0.5, None)])
+    assert plots.bars([("a", 0.5, None)]) == plots.bars([("a", 0.5, None)])
 
 
 def test_confusion_needs_two_answers_and_counts_the_rest_as_other():
     rows = [{"answer": "ab"[i % 2], "prediction": "a" if i < 6 else "z"} for i in range(10)]
-    assert "(other)" in figures.confusion(rows)
-    assert figures.confusion(rows[:1]) is None
+    assert "(other)" in plots.confusion(rows)
+    assert plots.confusion(rows[:1]) is None
 
 
 def test_the_contact_sheet_shows_whole_frames_at_their_times():
@@ -140,30 +140,30 @@ def test_the_contact_sheet_shows_whole_frames_at_their_times():
     frames = np.repeat(np.repeat(rng.integers(0, 256, (4, 8, 6, 6, 3), np.uint8), 16, 2), 16, 3)
     sample = {f"tubes.{kind}": np.asarray(tubes) for kind, tubes in enumerate(cut_tubes(frames, geometry))}
     sample |= {"frame_valid": np.ones((4, 8), np.uint8), "frame_times": np.arange(32.0).reshape(4, 8), "thumbnails": thumbnails(frames)}
-    number, whole = pictures.whole_frames(sample, geometry)
+    number, whole = previews.whole_frames(sample, geometry)
     assert number == 0
     assert (whole == frames[:, 0]).all()
-    sheet = pictures.contact_sheet(sample, geometry)
+    sheet = previews.contact_sheet(sample, geometry)
     assert [seconds for seconds, _ in sheet] == [0.0, 8.0, 16.0, 24.0]
     picture = Image.open(io.BytesIO(base64.b64decode(sheet[2][1].split(",")[1])))
     assert picture.size == (112, 112)
     assert abs(np.asarray(picture.resize((96, 96)), float) - frames[2, 0]).mean() < 20
     sample["frame_valid"][1] = 0  # a chunk without a real frame is left out
     sample["frame_valid"][2, 0] = 0  # a frame that is not real is replaced by a thumbnail
-    assert [seconds for seconds, _ in pictures.contact_sheet(sample, geometry)] == [0.0, 20.0, 24.0]
+    assert [seconds for seconds, _ in previews.contact_sheet(sample, geometry)] == [0.0, 20.0, 24.0]
     sample["frame_valid"][:] = 0
-    assert pictures.contact_sheet(sample, geometry) == []
+    assert previews.contact_sheet(sample, geometry) == []
 
 
 def test_tubes_that_leave_gaps_give_no_whole_frame():
     gaps = ClipGeometry(frames=32, chunks=4, size=96)
     gaps = replace(gaps, tubes=gaps.tubes[:3])
-    assert pictures.whole_frames({}, gaps) is None
+    assert previews.whole_frames({}, gaps) is None
 
 
 def test_spectrograms_leave_out_what_is_masked():
-    assert pictures.spectrogram(np.zeros((2, 16, 16), np.float16), np.zeros((2, 16), np.uint8)) is None
-    assert pictures.spectrogram(np.random.default_rng(0).random((2, 16, 16)), np.ones((2, 16), np.uint8)) is not None
+    assert previews.spectrogram(np.zeros((2, 16, 16), np.float16), np.zeros((2, 16), np.uint8)) is None
+    assert previews.spectrogram(np.random.default_rng(0).random((2, 16, 16)), np.ones((2, 16), np.uint8)) is not None
 
 
 def screenshot(page: Path, target: Path, width: int, profile: Path, *more: str) -> str:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
+from mirasol_cli.checkpoints.folder import Contents, write_checkpoint
+from mirasol_cli.checkpoints.load import model_tensors
+from mirasol_cli.config.reader import dump_recipe
+from mirasol_cli.config.schema import DataRecipe, EvalRecipe, Recipe, RunRecipe
 from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
 from mirasol_cli.model.mirasol import Mirasol
-from mirasol_cli.recipe import dump_recipe
-from mirasol_cli.recipe_schema import DataRecipe, EvalRecipe, Recipe, RunRecipe
 from mirasol_cli.shards.writer import ShardDraft
-from mirasol_cli.training.checkpoint import Contents, model_tensors, write_checkpoint
-from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
+from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
 from tests.shards.samples import SMALL, made_up_views, write_finished_split
 
 WORDS = ["what is it", "a red drum", "a blue bell", "yes", "no", "who plays", "describe the clip", "class one", "class two"]
@@ -71,7 +72,7 @@ def write_tiny_checkpoint(folder: Path, recipe: Recipe, seed: int = 0, combiner:
 
 
 def tiny_plain(combiner: str) -> dict:
-    from mirasol_cli.settings import to_plain
+    from mirasol_cli.fields import to_plain
 
     return to_plain(tiny_config(combiner))
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from mirasol_cli.ask import Model
+from mirasol_cli.config.schema import EvalRecipe
 from mirasol_cli.errors import MediaError
-from mirasol_cli.evaluation.answerer import Answerer
-from mirasol_cli.media import workers
-from mirasol_cli.prepare import prepare
-from mirasol_cli.recipe_schema import EvalRecipe
+from mirasol_cli.inference.answerer import Answerer
+from mirasol_cli.inference.session import Model
+from mirasol_cli.media import decode_pool
+from mirasol_cli.prepare.command import prepare
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
 from tests.evaluation.tiny import tiny_model, tiny_vocabulary
-from tests.fake_decoding import write_recipe
+from tests.inference.test_command import HerePool
+from tests.media.fake_decoding import write_recipe
 from tests.media.made_clips import clicks, regular, write_clip
 from tests.media.test_broken_inputs import EXPECTED, make
-from tests.test_ask import HerePool
 
 NOT_THERE = ("folder", "pipe", "link to nowhere", "missing")
 """For `prepare` these are missing files; `ask` says of each what it is."""
@@ -90,7 +90,7 @@ def test_prepare_keeps_what_it_is_told_to_keep_and_marks_it(files: dict[str, Pat
 
 
 def test_ask_says_the_same(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "DecodePool", HerePool)
+    monkeypatch.setattr(decode_pool, "DecodePool", HerePool)
     model = Model(Answerer(tiny_model(), tiny_vocabulary(), EvalRecipe(max_tokens=2)), Path("tiny"))
     instead = {"folder": "is a folder", "pipe": "not a regular file", "link to nowhere": "there is no file", "missing": "there is no file"}
     for name, reason in {**EXPECTED, "half": "truncated: decoded 3"}.items():

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from mirasol_cli import files, prepare_engines
-from mirasol_cli.prepare import prepare
-from mirasol_cli.shards import format as shard_format
-from tests.fake_decoding import FakePool, tree, write_recipe, write_world
+from mirasol_cli import files
+from mirasol_cli.prepare import engines
+from mirasol_cli.prepare.command import prepare
+from mirasol_cli.shards import index as shard_format
+from tests.media.fake_decoding import FakePool, tree, write_recipe, write_world
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 PAUSE_S = 0.01
@@ -57,7 +58,7 @@ class World:
                 time.sleep(pause_s)
 
             files.os.replace = replace  # type: ignore[assignment]
-            prepare_engines.open_pool = lambda options, geometry: FakePool(geometry, pause_s)  # type: ignore[assignment,return-value]
+            engines.open_pool = lambda options, geometry: FakePool(geometry, pause_s)  # type: ignore[assignment,return-value]
             self.prepare(out, **options)
             code = 0
         finally:
@@ -73,7 +74,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_engines, "open_pool", lambda options, geometry: FakePool(geometry))
+        patch.setattr(engines, "open_pool", lambda options, geometry: FakePool(geometry))
         patch.setattr(shard_format, "LARGEST_SHARD", 3)
         yield World(tmp_path_factory.mktemp("world"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_decoding import tree, write_recipe
+from tests.media.fake_decoding import tree, write_recipe
 from tests.media.made_clips import clicks, regular, write_clip
 
 ROOT = Path(__file__).resolve().parents[2]

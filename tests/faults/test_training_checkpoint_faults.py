@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirasol_cli.checkpoints import folder as checkpoints_folder
+from mirasol_cli.checkpoints import load
 from mirasol_cli.errors import CheckpointError, EnvironmentProblem
-from mirasol_cli.training import checkpoint as ck
 
 FILES = ["state.json", "model.safetensors", "optimizer.safetensors", "manifest.json"]
 
 
-def contents(step: int) -> ck.Contents:
-    return ck.Contents(
+def contents(step: int) -> checkpoints_folder.Contents:
+    return checkpoints_folder.Contents(
         files={"state.json": json.dumps({"step": step, "score": None}).encode()},
         tensors={"model": {"a": torch.full((4,), float(step))}, "optimizer": {"b": torch.full((4,), float(step))}},
     )
@@ -42,8 +43,8 @@ def save_and_die_at(point: int, folder: Path) -> bool:
         for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
             setattr(os, name, deadly(getattr(os, name)))
         try:
-            ck.write_checkpoint(folder, 2, contents(2))
-            ck.rotate(folder, keep=1)
+            checkpoints_folder.write_checkpoint(folder, 2, contents(2))
+            checkpoints_folder.rotate(folder, keep=1)
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -54,17 +55,17 @@ def test_kill_at_every_write_point_leaves_a_valid_checkpoint(tmp_path: Path) -> 
     steps_found = []
     for point in range(1, 60):
         folder = tmp_path / str(point)
-        ck.write_checkpoint(folder, 1, contents(1))
+        checkpoints_folder.write_checkpoint(folder, 1, contents(1))
         killed = save_and_die_at(point, folder)
-        found = ck.newest_valid(folder)
+        found = checkpoints_folder.newest_valid(folder)
         assert found is not None, f"nothing to resume from after a kill at point {point}"
-        tensors, state = ck.read_tensors(found, "model"), json.loads((found / "state.json").read_text())
+        tensors, state = load.read_tensors(found, "model"), json.loads((found / "state.json").read_text())
         assert tensors is not None
         assert tensors["a"].tolist() == [float(state["step"])] * 4
         steps_found.append(state["step"])
-        ck.remove_unfinished(folder)
+        checkpoints_folder.remove_unfinished(folder)
         assert all(path.suffix not in (".partial", ".trash") for path in folder.iterdir())
-        ck.write_checkpoint(folder, 2, contents(2))  # the next writer is not disturbed by what is left
+        checkpoints_folder.write_checkpoint(folder, 2, contents(2))  # the next writer is not disturbed by what is left
         if not killed:
             break
     assert not killed, "the last round should have run to its end"
@@ -76,8 +77,8 @@ def test_kill_at_every_write_point_leaves_a_valid_checkpoint(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty"])
 def test_damage_is_named_and_the_way_out_given(tmp_path: Path, name: str, damage: str) -> None:
-    ck.write_checkpoint(tmp_path, 1, contents(1))
-    target = ck.write_checkpoint(tmp_path, 2, contents(2)) / name
+    checkpoints_folder.write_checkpoint(tmp_path, 1, contents(1))
+    target = checkpoints_folder.write_checkpoint(tmp_path, 2, contents(2)) / name
     data = bytearray(target.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1
@@ -93,7 +94,7 @@ def test_damage_is_named_and_the_way_out_given(tmp_path: Path, name: str, damage
         return
     for _ in range(2):  # a second try fails too
         with pytest.raises(CheckpointError) as caught:
-            ck.newest_valid(tmp_path)
+            checkpoints_folder.newest_valid(tmp_path)
         assert name in caught.value.message
         assert caught.value.exit_code == 4
         assert "step-00000001" in (caught.value.hint or "")
@@ -110,7 +111,7 @@ def damaged_everywhere(manifest: Path, flipped_once: bytes) -> None:
         data[position] ^= 1
         manifest.write_bytes(data)
         try:
-            after = ck.verify(manifest.parent)
+            after = checkpoints_folder.verify(manifest.parent)
         except CheckpointError:
             refused += 1
         else:
@@ -119,16 +120,16 @@ def damaged_everywhere(manifest: Path, flipped_once: bytes) -> None:
 
 
 def test_damage_without_an_older_checkpoint_says_so(tmp_path: Path) -> None:
-    path = ck.write_checkpoint(tmp_path, 1, contents(1))
+    path = checkpoints_folder.write_checkpoint(tmp_path, 1, contents(1))
     (path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
-        ck.newest_valid(tmp_path)
+        checkpoints_folder.newest_valid(tmp_path)
     assert "no older one" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("where", ["write", "fsync", "safetensors"])
 def test_disk_full_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    ck.write_checkpoint(tmp_path, 1, contents(1))
+    checkpoints_folder.write_checkpoint(tmp_path, 1, contents(1))
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -139,16 +140,16 @@ def test_disk_full_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest
         raise safetensors.SafetensorError("Error while serializing: IoError(Os { code: 28 }): No space left on device (os error 28)")
 
     if where == "write":
-        monkeypatch.setattr(ck, "_write_file", full)
+        monkeypatch.setattr(checkpoints_folder, "_write_file", full)
     elif where == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
         monkeypatch.setattr("safetensors.torch.save_file", full_in_safetensors)
     with pytest.raises(EnvironmentProblem, match="no space left") as caught:
-        ck.write_checkpoint(tmp_path, 2, contents(2))
+        checkpoints_folder.write_checkpoint(tmp_path, 2, contents(2))
     monkeypatch.undo()
     assert caught.value.exit_code == 5
-    found = ck.newest_valid(tmp_path)
+    found = checkpoints_folder.newest_valid(tmp_path)
     assert found is not None
     assert found.name == "step-00000001"
     assert not list(tmp_path.glob("*.partial"))
@@ -165,11 +166,13 @@ def test_a_really_full_device_is_told_by_safetensors_as_expected(tmp_path: Path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         code = 1
         try:
-            ck.write_checkpoint(tmp_path, 1, ck.Contents(files={}, tensors={"model": {"a": torch.zeros(100_000)}}))
+            checkpoints_folder.write_checkpoint(
+                tmp_path, 1, checkpoints_folder.Contents(files={}, tensors={"model": {"a": torch.zeros(100_000)}})
+            )
         except EnvironmentProblem:
             code = 0
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.WEXITSTATUS(status) == 0
-    assert ck.newest_valid(tmp_path) is None
+    assert checkpoints_folder.newest_valid(tmp_path) is None

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirasol_cli.checkpoints import folder, load
+from mirasol_cli.config.reader import dump_recipe
 from mirasol_cli.errors import Diverged, EnvironmentProblem, UsageError
-from mirasol_cli.recipe import dump_recipe
-from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.runtime.signals import SignalFlags
 from mirasol_cli.training.loop import train
-from mirasol_cli.training.signals import SignalFlags
 from tests import synthetic
 from tests.training.processes import finish, forked, start
 from tests.training.test_resume import assert_equal_runs
@@ -37,7 +37,7 @@ def wait_for_step(run: Path, step: int, processes: list[subprocess.Popen]) -> No
 
 
 def newest_step(run: Path) -> int:
-    found = ck.newest_valid(run / "checkpoints")
+    found = folder.newest_valid(run / "checkpoints")
     assert found is not None
     return int(found.name.removeprefix("step-"))
 
@@ -58,7 +58,7 @@ def test_a_signal_saves_once_and_the_resumed_run_is_equal(tmp_path: Path, number
     assert codes == [code], errors
     stopped = newest_step(tmp_path / "cut")
     assert 3 <= stopped < 400
-    assert len(ck.checkpoints_in(tmp_path / "cut" / "checkpoints")) == 1
+    assert len(folder.checkpoints_in(tmp_path / "cut" / "checkpoints")) == 1
     assert status(tmp_path / "cut") == ("interrupted", code)
     # Go on for one step only and compare with a run that was never stopped.
     recipe = [synthetic.recipe(tmp_path / name, tmp_path / "shards", *words) for name in ("cut", "whole")]
@@ -94,7 +94,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_one_save(tmp_path: Pat
     processes[1].send_signal(signal.SIGTERM)
     codes, errors = finish(processes)
     assert codes == [143, 143], errors
-    assert len(ck.checkpoints_in(tmp_path / "run" / "checkpoints")) == 1
+    assert len(folder.checkpoints_in(tmp_path / "run" / "checkpoints")) == 1
     assert newest_step(tmp_path / "run") >= 2
     assert status(tmp_path / "run") == ("interrupted", 143)
 
@@ -105,7 +105,7 @@ def test_sigusr1_saves_and_goes_on_and_a_second_ctrl_c_leaves_at_once(tmp_path: 
     wait_for_step(tmp_path / "run", 2, processes)
     processes[0].send_signal(signal.SIGUSR1)
     for _ in range(600):
-        if ck.checkpoints_in(tmp_path / "run" / "checkpoints"):
+        if folder.checkpoints_in(tmp_path / "run" / "checkpoints"):
             break
         time.sleep(0.05)
     saved = newest_step(tmp_path / "run")
@@ -160,7 +160,7 @@ def test_a_run_that_was_taken_over_saves_nothing_more(tmp_path: Path) -> None:
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.evaluate_every=1")
     with pytest.raises(EnvironmentProblem, match="taken over by process 7"):
         train(recipe, stage="finetune", device="cpu", validate=taken_over)
-    assert ck.checkpoints_in(tmp_path / "run" / "checkpoints") == []
+    assert folder.checkpoints_in(tmp_path / "run" / "checkpoints") == []
 
 
 def test_a_log_that_nobody_reads_any_more_does_not_end_the_run(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_log_that_nobody_reads_any_more_does_not_end_the_run(tmp_path: Path) -
 
 
 def test_the_launcher_writes_the_exit_code_of_all_processes(tmp_path: Path) -> None:
-    from mirasol_cli.training.run_log import correct_exit_code
+    from mirasol_cli.checkpoints.runs import correct_exit_code
 
     state = {"host": platform.node(), "pid": 11, "status": "failed", "exit_code": 5, "ended": "then", "error": "no answer"}
     path = tmp_path / "run.json"
@@ -195,7 +195,7 @@ def test_the_launcher_writes_the_exit_code_of_all_processes(tmp_path: Path) -> N
 
 
 def test_the_second_ctrl_c_raises_but_a_forwarded_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mirasol_cli.training import signals
+    from mirasol_cli.runtime import signals
 
     with signals.SignalFlags() as flags:
         os.kill(os.getpid(), signal.SIGINT)
@@ -220,7 +220,7 @@ def test_kill_9_during_training_costs_only_the_steps_since_the_last_checkpoint(t
 
 
 def weights_of_step(run: Path, step: int) -> dict[str, torch.Tensor]:
-    tensors = ck.read_tensors(run / "checkpoints" / ck.step_name(step), "model")
+    tensors = load.read_tensors(run / "checkpoints" / folder.step_name(step), "model")
     assert tensors is not None
     return tensors
 
@@ -235,8 +235,8 @@ def test_a_nan_in_one_sample_stops_before_the_weights_change(tmp_path: Path) -> 
     (report,) = (tmp_path / "run").glob("bad-step-*.json")
     named = [row["clip"] for row in json.loads(report.read_text())["clips"] if row["loss_not_finite"]]
     assert "clip5.mp4" in named
-    for path in ck.checkpoints_in(tmp_path / "run" / "checkpoints"):
-        tensors = ck.read_tensors(path, "model")
+    for path in folder.checkpoints_in(tmp_path / "run" / "checkpoints"):
+        tensors = load.read_tensors(path, "model")
         assert tensors is not None
         assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
@@ -279,7 +279,7 @@ def test_a_nan_on_one_of_two_processes_stops_both_at_the_same_step(tmp_path: Pat
 def test_disk_full_during_a_save_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 8)
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.checkpoint_every=2")
-    real, saves = ck._write_file, []
+    real, saves = folder._write_file, []
 
     def full_at_the_second_save(path: Path, content: bytes) -> None:
         saves.append(path.parent.name)
@@ -287,7 +287,7 @@ def test_disk_full_during_a_save_keeps_the_old_checkpoint(tmp_path: Path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(ck, "_write_file", full_at_the_second_save)
+    monkeypatch.setattr(folder, "_write_file", full_at_the_second_save)
     with pytest.raises(EnvironmentProblem, match="no space left") as caught:
         train(recipe, stage="finetune", device="cpu")
     assert caught.value.exit_code == 5

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mirasol_cli.errors import MediaError
-from mirasol_cli.media.worker import run
+from mirasol_cli.media.decode_worker import run
 
 
 def misbehave(kind: str) -> None:

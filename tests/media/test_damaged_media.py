@@ -7,7 +7,7 @@ import pytest
 
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.media.workers import DecodePool
+from mirasol_cli.media.decode_pool import DecodePool
 from tests.media.made_clips import clicks, regular, write_clip
 
 GEOMETRY = ClipGeometry(frames=16, chunks=2, size=64)

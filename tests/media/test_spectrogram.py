@@ -9,7 +9,7 @@ import torch
 
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry
 from mirasol_cli.media import spectrogram
-from mirasol_cli.media.sound import Window
+from mirasol_cli.media.audio import Window
 
 AUDIO = AudioGeometry()
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirasol_cli.ask_clip import open_clip
+from mirasol_cli.config.schema import EvalRecipe
 from mirasol_cli.datasets.example import DatasetOptions
-from mirasol_cli.evaluation.answerer import Answerer
 from mirasol_cli.geometry import THUMBNAIL_SIZE
-from mirasol_cli.prepare import prepare
-from mirasol_cli.recipe_schema import EvalRecipe
+from mirasol_cli.inference.answerer import Answerer
+from mirasol_cli.inference.video import open_clip
+from mirasol_cli.prepare.command import prepare
 from mirasol_cli.shards.reader import ShardFolder
 from tests.evaluation.tiny import tiny_model, tiny_vocabulary
-from tests.fake_decoding import write_recipe
 from tests.media.clock import FPS, Clock, copy_span, read_picture, write_clock
+from tests.media.fake_decoding import write_recipe
 
 CUT_S, SECONDS = 7.3, 10.0
 

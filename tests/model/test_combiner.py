@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mirasol_cli.fields import SettingError
 from mirasol_cli.model.chunk_causal import ChunkTransformer
 from mirasol_cli.model.combiner import Combiner, LastOutputs, LastValid, build_combiner
 from mirasol_cli.model.layers import join_heads, rotary_table, rotate, split_heads
-from mirasol_cli.settings import SettingError
 from tests.small_model import KINDS, combiner_config
 
 N, M = 11, 4

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mirasol_cli.recipe import dump_recipe
+from mirasol_cli.config.reader import dump_recipe
 from tests import synthetic
 from tests.test_architecture import PACKAGE
 

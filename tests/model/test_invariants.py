@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mirasol_cli.config.reader import known_keys
 from mirasol_cli.geometry import TUBEVIT_TUBES, ClipGeometry
+from mirasol_cli.model.batch import MediaBatch, TrainingInputs
 from mirasol_cli.model.config import ModelConfig
-from mirasol_cli.model.inputs import MediaBatch, TrainingInputs
 from mirasol_cli.model.mirasol import Mirasol, StreamState
 from mirasol_cli.model.objectives import OBJECTIVES
-from mirasol_cli.recipe import known_keys
 from tests.small_model import EVERY_LOSS, KINDS, VOCABULARY, WEIGHTS, all_valid, change, media, model, model_config, text
 
 EVERYTHING = EVERY_LOSS

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mirasol_cli.model.batch import MediaBatch
 from mirasol_cli.model.config import EncoderConfig, LatentConfig
-from mirasol_cli.model.inputs import MediaBatch
 from mirasol_cli.model.losses import effective_rank
 from mirasol_cli.model.mirasol import Mirasol
 from tests.small_model import VOCABULARY, combiner_config, geometry, media, model_config

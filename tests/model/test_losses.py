@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mirasol_cli.errors import UsageError
+from mirasol_cli.fields import SettingError
 from mirasol_cli.model.losses import (
     Losses,
     LossPart,
@@ -18,7 +19,6 @@ from mirasol_cli.model.losses import (
     spread_loss,
 )
 from mirasol_cli.model.objectives import consecutive
-from mirasol_cli.settings import SettingError
 from tests.small_model import WEIGHTS, media, model
 
 ONLY_LATENT = {"latent": 1.0}

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.config import EncoderConfig, LatentConfig
-from mirasol_cli.model.encoders import spectrogram_patches
-from mirasol_cli.model.inputs import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.mirasol import Mirasol, StreamState
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patches
 from mirasol_cli.model.text_decoder import CrossMemory
+from mirasol_cli.model.tokens import spectrogram_patches
+from mirasol_cli.runtime.distributed import prepare_blocks
 from mirasol_cli.training.augment import repeated_chunks
-from mirasol_cli.training.distributed import prepare_blocks
 from tests.small_model import EVERY_LOSS, KINDS, WEIGHTS, all_valid, combiner_config, media, model, text
 
 EVERYTHING = EVERY_LOSS

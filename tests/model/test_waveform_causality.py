@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mirasol_cli.batches import media_batch
+from mirasol_cli.batches.collate import media_batch
 from mirasol_cli.media.clip import read_samples
 from mirasol_cli.media.sampling import ClipRequest
 from tests.media.made_clips import regular, write_clip

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from mirasol_cli import prepare_engines
-from mirasol_cli.shards import format as shard_format
-from tests.fake_decoding import FakePool
+from mirasol_cli.prepare import engines
+from mirasol_cli.shards import index as shard_format
+from tests.media.fake_decoding import FakePool
 from tests.prepare.small_world import World
 
 
 @pytest.fixture
 def made_up_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text files stand for videos, and a shard holds four clips."""
-    monkeypatch.setattr(prepare_engines, "open_pool", lambda options, geometry: FakePool(geometry))
+    monkeypatch.setattr(engines, "open_pool", lambda options, geometry: FakePool(geometry))
     monkeypatch.setattr(shard_format, "LARGEST_SHARD", 4)
 
 

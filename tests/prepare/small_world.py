@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mirasol_cli.prepare import prepare
-from tests.fake_decoding import FakePool, tree, write_recipe, write_world
+from mirasol_cli.prepare.command import prepare
+from tests.media.fake_decoding import FakePool, tree, write_recipe, write_world
 
 
 class World:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.shards import format as shard_format
-from mirasol_cli.shards.format import SplitIndex, clips_per_shard, row_checksum, views_of
+from mirasol_cli.shards import index as shard_format
+from mirasol_cli.shards.index import SplitIndex, clips_per_shard, row_checksum, views_of
 from mirasol_cli.shards.reader import ShardFolder, verify_split
 from mirasol_cli.shards.writer import ShardDraft, ShardSlot
 from tests.shards.samples import SMALL, made_up_sample, write_split

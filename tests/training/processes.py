@@ -12,8 +12,8 @@ import torch
 
 from mirasol_cli.errors import MirasolError
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.text.tokenizer import Vocabulary
 from mirasol_cli.training.loop import Validate, train
-from mirasol_cli.vocabulary import Vocabulary
 from tests import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from mirasol_cli.batches.sources import OpenSource, open_sources
 from mirasol_cli.errors import DataError, ShardError
 from mirasol_cli.training import checks
 from mirasol_cli.training.checks import cut_texts, empty_losses
-from mirasol_cli.training.data import OpenSource, TrainingData, open_sources
+from mirasol_cli.training.data import TrainingData
 from mirasol_cli.training.loop import train
 from tests import synthetic
 

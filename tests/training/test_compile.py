@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirasol_cli.evaluation.evaluate import evaluate
-from mirasol_cli.evaluation.setting import Options
-from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.checkpoints import folder, load
+from mirasol_cli.evaluation.command import evaluate
+from mirasol_cli.evaluation.job import Options
 from mirasol_cli.training.loop import train
 from tests import synthetic
 
@@ -26,7 +26,7 @@ def losses(run: Path) -> list[dict[str, float]]:
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    tensors = ck.read_tensors(run / "checkpoints" / ck.step_name(step), "model")
+    tensors = load.read_tensors(run / "checkpoints" / folder.step_name(step), "model")
     assert tensors is not None
     return tensors
 
@@ -53,13 +53,13 @@ def test_a_compiled_run_is_the_plain_one(tmp_path: Path, words: list[str]) -> No
     assert not [name for name in weights(tmp_path / "compiled", 4) if "_orig_mod" in name]
 
     # A compiled run goes on, compiled or not; what it left is evaluated like any other.
-    ending = tmp_path / "compiled" / "checkpoints" / ck.step_name(4)
+    ending = tmp_path / "compiled" / "checkpoints" / folder.step_name(4)
     for recipe in (compiled, synthetic.recipe(tmp_path / "compiled", tmp_path / "shards", *words)):
         ending.rename(tmp_path / f"aside-{recipe.train.compile}")
         assert train(recipe, stage="finetune", device="cpu", threads=1, resume=True)["step"] == 4
         for a, b in zip(one, losses(tmp_path / "compiled"), strict=True):
             assert b == pytest.approx(a, rel=1e-4)
-    loaded = ck.load_model(ending)
+    loaded = load.load_model(ending)
     assert set(dict(loaded.model.named_parameters())) <= set(weights(tmp_path / "plain", 4))
     results = evaluate(compiled, Options(device="cpu", checkpoint="latest"))
     assert results["n"] == 16

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirasol_cli.batches import read_ahead, sources
+from mirasol_cli.batches.order import Unit
+from mirasol_cli.config.schema import AugmentRecipe
 from mirasol_cli.errors import ShardError
-from mirasol_cli.model.inputs import TrainingInputs
-from mirasol_cli.recipe_schema import AugmentRecipe
-from mirasol_cli.shards.sampler import Unit
+from mirasol_cli.model.batch import TrainingInputs
 from mirasol_cli.training import data
 from mirasol_cli.training.augment import Draw
 from tests import synthetic
@@ -21,7 +22,7 @@ def training_data(tmp_path: Path, *overrides: str, clips: int = 12, **options) -
     if not (tmp_path / "shards").exists():
         synthetic.write_split(tmp_path / "shards" / "train", clips, **options)
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *overrides)
-    return data.TrainingData(recipe, data.open_sources(recipe), synthetic.vocabulary())
+    return data.TrainingData(recipe, sources.open_sources(recipe), synthetic.vocabulary())
 
 
 def tensors(batch: data.MicroBatch) -> list[torch.Tensor]:
@@ -205,15 +206,15 @@ def test_a_picture_that_a_clip_loses_is_not_to_be_rebuilt(tmp_path: Path) -> Non
 def test_a_source_without_answers_and_a_missing_folder_are_named(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 2, questions=0)
     with pytest.raises(ShardError, match="no text with an answer"):
-        data.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "shards"))
+        sources.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "shards"))
     with pytest.raises(ShardError, match="nowhere"):
-        data.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "nowhere"))
+        sources.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "nowhere"))
 
 
 def test_another_geometry_is_refused_with_both_values(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 2)
     with pytest.raises(ShardError, match=r"clip\.frames: 24 here, 12 there"):
-        data.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "shards", "clip.frames=24"))
+        sources.open_sources(synthetic.recipe(tmp_path / "run", tmp_path / "shards", "clip.frames=24"))
 
 
 # ---------------------------------------------------------------------------------------------------------- reading ahead
@@ -224,7 +225,7 @@ def test_read_ahead_keeps_the_order_and_measures_waiting() -> None:
         time.sleep(0.02)
         return step * step
 
-    with data.ReadAhead(slow, range(3, 7)) as ahead:
+    with read_ahead.ReadAhead(slow, range(3, 7)) as ahead:
         assert list(ahead) == [9, 16, 25, 36]
         assert ahead.waited_s > 0.03
 
@@ -236,14 +237,14 @@ def test_an_error_is_raised_at_its_step() -> None:
         return step
 
     got = []
-    with data.ReadAhead(make, range(5)) as ahead, pytest.raises(ShardError, match="shard 2"):
+    with read_ahead.ReadAhead(make, range(5)) as ahead, pytest.raises(ShardError, match="shard 2"):
         for item in ahead:
             got.append(item)
     assert got == [0, 1]
 
 
 def test_leaving_early_ends_the_thread() -> None:
-    with data.ReadAhead(lambda step: step, range(10**9)) as ahead:
+    with read_ahead.ReadAhead(lambda step: step, range(10**9)) as ahead:
         assert next(iter(ahead)) == 0
     ahead._thread.join(timeout=5)
     assert not ahead._thread.is_alive()

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirasol_cli.batches.order import Unit
+from mirasol_cli.batches.sources import open_sources
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
-from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.shards.sampler import Unit
-from mirasol_cli.training.data import MicroBatch, TrainingData, open_sources
-from mirasol_cli.training.distributed import World
+from mirasol_cli.runtime.distributed import World
+from mirasol_cli.runtime.signals import SignalFlags
+from mirasol_cli.training.data import MicroBatch, TrainingData
 from mirasol_cli.training.loop import train_step
-from mirasol_cli.training.signals import SignalFlags
-from mirasol_cli.training.start import start_run
+from mirasol_cli.training.setup import start_run
 from tests import synthetic
 
 ALL_LOSSES = ["loss.audio=1", "train.augment.drop_modality=0.3"]
@@ -114,7 +115,7 @@ def test_grouped_questions_give_the_gradient_of_ungrouped_ones(tmp_path: Path) -
 
 @pytest.mark.parametrize("zero", ["text", "latent", "video"])
 def test_a_loss_of_weight_zero_leaves_no_parameter_without_gradient(tmp_path: Path, zero: str) -> None:
-    from mirasol_cli.training.start import freeze_parts
+    from mirasol_cli.training.setup import freeze_parts
 
     recipe, source, model = prepared(tmp_path, f"loss.{zero}=0")
     freeze_parts(model, recipe)

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mirasol_cli.checkpoints import folder as checkpoints_folder
+from mirasol_cli.checkpoints import load as checkpoints_load
+from mirasol_cli.checkpoints import runs
+from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, UsageError
-from mirasol_cli.recipe_schema import Recipe
-from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.loop import train
 from tests import synthetic
 
@@ -112,7 +114,7 @@ def finetuned(tmp_path: Path, sources: dict[str, Path], *words: str) -> dict[str
     """The weights after two steps at a rate that moves nothing, unless `words` say otherwise: those that the run began with."""
     still = ("train.steps=2", "train.lr=1e-12", "train.weight_decay=0")
     train(recipe(tmp_path, sources, *still, *words), stage="finetune", device="cpu")
-    tensors = ck.read_tensors(ck.resolve_checkpoint("latest", tmp_path / "run"), "model")
+    tensors = checkpoints_load.read_tensors(runs.resolve_checkpoint("latest", tmp_path / "run"), "model")
     assert tensors is not None
     return tensors
 
@@ -144,7 +146,7 @@ def test_a_finetune_starts_from_all_four(tmp_path: Path, sources: dict[str, Path
     same(weights["text.embed_tokens.weight"], text["model.embed_tokens.weight"][:pieces])
     same(weights["text.lm_head.weight"], text["lm_head.weight"][:pieces])
     assert not weights["text.cross_layers.0.gate"].abs().max() > 1e-9  # closed: the language model's own answers at the start
-    latest = ck.resolve_checkpoint("latest", tmp_path / "run")
+    latest = runs.resolve_checkpoint("latest", tmp_path / "run")
     assert (latest / "tokenizer.model").read_bytes() == sources["tokenizer"].read_bytes()
 
     said = capsys.readouterr().err
@@ -162,11 +164,11 @@ def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path
     whole = finetuned(tmp_path, sources, *words)
     theirs = load(sources["video_encoder"])["encoder.layer.0.output.dense.weight"]
     assert (whole["video_encoder.blocks.0.mlp.down.weight"] - theirs).abs().max() > 1e-3  # they are trained
-    (tmp_path / "run" / "checkpoints" / ck.step_name(3)).rename(tmp_path / "aside")
+    (tmp_path / "run" / "checkpoints" / checkpoints_folder.step_name(3)).rename(tmp_path / "aside")
     for path in sources.values():
         path.rename(path.with_name(f"{path.name}-gone"))
     train(recipe(tmp_path, sources, *words, "train.weight_decay=0"), stage="finetune", device="cpu", resume=True)
-    resumed = ck.read_tensors(ck.resolve_checkpoint("latest", tmp_path / "run"), "model")
+    resumed = checkpoints_load.read_tensors(runs.resolve_checkpoint("latest", tmp_path / "run"), "model")
     assert resumed is not None
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

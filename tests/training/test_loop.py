@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirasol_cli.checkpoints import folder, load, runs
 from mirasol_cli.errors import CheckpointError, UsageError
-from mirasol_cli.training import checkpoint as ck
-from mirasol_cli.training.distributed import prepare_blocks
+from mirasol_cli.runtime.distributed import prepare_blocks
+from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
 from mirasol_cli.training.loop import train
-from mirasol_cli.vocabulary import Vocabulary, train_vocabulary
 from tests import synthetic
 from tests.training.processes import forked, one_step_of_text
 
@@ -64,12 +64,12 @@ def test_run_json_says_what_ran(tmp_path: Path, shards: Path) -> None:
 def test_a_checkpoint_loads_as_a_model(tmp_path: Path, shards: Path) -> None:
     recipe = synthetic.recipe(tmp_path / "run", shards, "train.ema=0.5")
     train(recipe, stage="finetune", device="cpu")
-    path = ck.resolve_checkpoint("latest", tmp_path / "run")
-    loaded = ck.load_model(path)
+    path = runs.resolve_checkpoint("latest", tmp_path / "run")
+    loaded = load.load_model(path)
     assert (loaded.step, loaded.averaged, loaded.recipe, loaded.geometry) == (6, True, recipe, synthetic.GEOMETRY)
     assert not loaded.model.training
     assert loaded.vocabulary.size == loaded.model.vocab_size
-    averages, raw = ck.read_tensors(path, "ema"), ck.read_tensors(path, "model")
+    averages, raw = load.read_tensors(path, "ema"), load.read_tensors(path, "model")
     assert averages is not None
     assert raw is not None
     weights = dict(loaded.model.named_parameters())
@@ -80,13 +80,13 @@ def test_a_checkpoint_loads_as_a_model(tmp_path: Path, shards: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "recipe.yaml", "tokenizer.model", "model.safetensors"])
 def test_a_damaged_checkpoint_does_not_load(tmp_path: Path, shards: Path, name: str) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "train.steps=1"), stage="finetune", device="cpu")
-    path = ck.resolve_checkpoint("latest", tmp_path / "run") / name
+    path = runs.resolve_checkpoint("latest", tmp_path / "run") / name
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
     for _ in range(2):
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-            ck.load_model(path.parent)
+            load.load_model(path.parent)
 
 
 # ------------------------------------------------------------------------------------------------------------ validation
@@ -102,9 +102,9 @@ def test_the_best_by_exact_match_is_kept_through_rotation(tmp_path: Path, shards
 
     words = ["train.steps=5", "train.evaluate_every=1", "train.checkpoint_every=1", "train.keep=2"]
     result = train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=validate)
-    left = [path.name for path in ck.checkpoints_in(tmp_path / "run" / "checkpoints")]
-    assert left == [ck.step_name(step) for step in (2, 4, 5)]
-    assert ck.resolve_checkpoint("best", tmp_path / "run").name == ck.step_name(2)
+    left = [path.name for path in folder.checkpoints_in(tmp_path / "run" / "checkpoints")]
+    assert left == [folder.step_name(step) for step in (2, 4, 5)]
+    assert runs.resolve_checkpoint("best", tmp_path / "run").name == folder.step_name(2)
     assert seen == [(False, False)] * 5
     assert [row["exact_match"] for row in lines(tmp_path / "run", "validation")] == [0.2, 0.9, 0.4, 0.3, 0.1]
     assert result["metrics"]["validation"]["exact_match"] == 0.1
@@ -114,7 +114,7 @@ def test_without_exact_match_the_least_loss_is_best(tmp_path: Path, shards: Path
     values = iter([3.0, 1.0, 2.0])
     words = ["train.steps=3", "train.evaluate_every=1"]
     train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=lambda m, v: {"loss": next(values)})
-    assert ck.resolve_checkpoint("best", tmp_path / "run").name == ck.step_name(2)
+    assert runs.resolve_checkpoint("best", tmp_path / "run").name == folder.step_name(2)
 
 
 def test_validation_sees_averaged_weights_and_leaves_training_alone(tmp_path: Path, shards: Path) -> None:
@@ -130,8 +130,8 @@ def test_validation_sees_averaged_weights_and_leaves_training_alone(tmp_path: Pa
         synthetic.recipe(tmp_path / "checked", shards, *words, "train.evaluate_every=2"), stage="finetune", device="cpu", validate=validate
     )
     for step in (2, 4):
-        one, other = (ck.read_tensors(tmp_path / name / "checkpoints" / ck.step_name(step), "model") for name in ("plain", "checked"))
-        averages = ck.read_tensors(tmp_path / "checked" / "checkpoints" / ck.step_name(step), "ema")
+        one, other = (load.read_tensors(tmp_path / name / "checkpoints" / folder.step_name(step), "model") for name in ("plain", "checked"))
+        averages = load.read_tensors(tmp_path / "checked" / "checkpoints" / folder.step_name(step), "ema")
         assert one is not None
         assert other is not None
         assert averages is not None
@@ -157,8 +157,8 @@ def test_init_checkpoint_takes_over_what_fits_and_its_vocabulary(tmp_path: Path,
     train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=2", "loss.audio=1", "loss.latent=0"), stage="pretrain", device="cpu")
     words = [f"init.checkpoint={tmp_path}/pre", "train.steps=1", "train.lr=1e-12", "loss.latent=0.1", "train.weight_decay=0"]
     train(synthetic.recipe(tmp_path / "fine", shards, *words), stage="finetune", device="cpu")
-    paths = [ck.resolve_checkpoint("latest", tmp_path / name) for name in ("pre", "fine")]
-    before, after = (ck.read_tensors(path, "model") for path in paths)
+    paths = [runs.resolve_checkpoint("latest", tmp_path / name) for name in ("pre", "fine")]
+    before, after = (load.read_tensors(path, "model") for path in paths)
     assert before is not None
     assert after is not None
     for name in before.keys() & after.keys():
@@ -174,7 +174,7 @@ def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
 ) -> None:
     """Of equal size, so that the shapes agree: every row would belong to another piece."""
     train(synthetic.recipe(tmp_path / "pre", shards, "train.steps=1"), stage="pretrain", device="cpu")
-    before = ck.resolve_checkpoint("latest", tmp_path / "pre")
+    before = runs.resolve_checkpoint("latest", tmp_path / "pre")
     own = Vocabulary.from_file(before / "tokenizer.model")
     words = ["aardvark", "quux", "zyzzyva", "what do they say?", "jumble of the box", "vexing lynx", "dwarf"]
     other = Vocabulary(train_vocabulary(words * 3, own.size))
@@ -184,8 +184,8 @@ def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
     for name, said_so in (("same", False), ("other", True)):
         tokenizer = before / "tokenizer.model" if name == "same" else tmp_path / "other.model"
         train(synthetic.recipe(tmp_path / name, shards, *still, f"init.tokenizer={tokenizer}"), stage="finetune", device="cpu")
-        after = ck.read_tensors(ck.resolve_checkpoint("latest", tmp_path / name), "model")
-        weights = ck.read_tensors(before, "model")
+        after = load.read_tensors(runs.resolve_checkpoint("latest", tmp_path / name), "model")
+        weights = load.read_tensors(before, "model")
         assert after is not None
         assert weights is not None
         moved = [key for key in weights if (weights[key] - after[key]).abs().max() > 1e-9]
@@ -194,10 +194,10 @@ def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
 
 
 def test_init_checkpoint_of_another_model_is_refused(tmp_path: Path, shards: Path) -> None:
-    path = ck.write_checkpoint(
+    path = folder.write_checkpoint(
         tmp_path / "other" / "checkpoints",
         1,
-        ck.Contents({"tokenizer.model": synthetic.vocabulary().model_bytes}, {"model": {"x": torch.ones(1)}}),
+        folder.Contents({"tokenizer.model": synthetic.vocabulary().model_bytes}, {"model": {"x": torch.ones(1)}}),
     )
     recipe = synthetic.recipe(tmp_path / "run", shards, f"init.checkpoint={path}")
     with pytest.raises(CheckpointError, match="no tensor of"):
@@ -207,7 +207,7 @@ def test_init_checkpoint_of_another_model_is_refused(tmp_path: Path, shards: Pat
 
 def test_frozen_parts_do_not_move(tmp_path: Path, shards: Path) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "freeze=[encoder]", "train.checkpoint_every=1"), stage="finetune", device="cpu")
-    first, last = (ck.read_tensors(tmp_path / "run" / "checkpoints" / ck.step_name(step), "model") for step in (1, 6))
+    first, last = (load.read_tensors(tmp_path / "run" / "checkpoints" / folder.step_name(step), "model") for step in (1, 6))
     assert first is not None
     assert last is not None
     still = {name for name in first if torch.equal(first[name], last[name])}
@@ -219,7 +219,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path, shards: Path) 
     for name, word in (("plain", "false"), ("recomputed", "true")):
         words = [f"train.checkpoint_activations={word}", "train.steps=2", "model.encoder.dropout=0.2"]
         train(synthetic.recipe(tmp_path / name, shards, *words), stage="finetune", device="cpu")
-    one, other = (ck.read_tensors(tmp_path / name / "checkpoints" / ck.step_name(2), "model") for name in ("plain", "recomputed"))
+    one, other = (load.read_tensors(tmp_path / name / "checkpoints" / folder.step_name(2), "model") for name in ("plain", "recomputed"))
     assert one is not None
     assert other is not None
     for name in one:
@@ -239,7 +239,7 @@ def test_activation_checkpointing_reaches_every_block(tmp_path: Path) -> None:
 
 def test_bf16_on_the_cpu_is_finite_and_keeps_float32_weights(tmp_path: Path, shards: Path) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "train.precision=bf16", "train.steps=2"), stage="finetune", device="cpu")
-    tensors = ck.read_tensors(tmp_path / "run" / "checkpoints" / ck.step_name(2), "model")
+    tensors = load.read_tensors(tmp_path / "run" / "checkpoints" / folder.step_name(2), "model")
     assert tensors is not None
     assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {torch.float32}
 
@@ -257,7 +257,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, shards: Path, device: str) -
 
 def test_limit_is_the_number_of_clips(tmp_path: Path, shards: Path) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "train.steps=1"), stage="finetune", device="cpu", limit=3)
-    assert ck.load_model(ck.resolve_checkpoint("latest", tmp_path / "run")).recipe.data.limit == 3
+    assert load.load_model(runs.resolve_checkpoint("latest", tmp_path / "run")).recipe.data.limit == 3
 
 
 def test_usage_errors_write_nothing(tmp_path: Path, shards: Path) -> None:

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from mirasol_cli.config.schema import RatesRecipe, TrainRecipe
 from mirasol_cli.model.mirasol import Mirasol
-from mirasol_cli.recipe_schema import RatesRecipe, TrainRecipe
 from mirasol_cli.training import optimizer as opt
 from tests import synthetic
 

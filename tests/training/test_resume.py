@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirasol_cli.batches.sources import open_sources
+from mirasol_cli.checkpoints import folder as checkpoints_folder
+from mirasol_cli.checkpoints import load
 from mirasol_cli.errors import CheckpointError, RecipeError, UsageError
 from mirasol_cli.files import sha256_of
-from mirasol_cli.shards.format import SplitIndex
-from mirasol_cli.training import checkpoint as ck
+from mirasol_cli.shards.index import SplitIndex
 from mirasol_cli.training.checks import changed_data
-from mirasol_cli.training.data import TrainingData, open_sources
+from mirasol_cli.training.data import TrainingData
 from mirasol_cli.training.loop import train
 from mirasol_cli.training.optimizer import rate_at
 from mirasol_cli.training.resume import CHANGEABLE, changed_keys, check_resumable
@@ -34,11 +36,11 @@ VARIANTS = {
 
 def assert_equal_runs(one: Path, other: Path, step: int) -> None:
     """Every tensor of the two runs' checkpoints at tolerance zero, every file byte for byte (the recipe names its own folder)."""
-    a, b = one / "checkpoints" / ck.step_name(step), other / "checkpoints" / ck.step_name(step)
+    a, b = one / "checkpoints" / checkpoints_folder.step_name(step), other / "checkpoints" / checkpoints_folder.step_name(step)
     names = {p.name for p in a.iterdir()}
     assert names == {p.name for p in b.iterdir()}
     for stem in ("model", "optimizer", "ema"):
-        first, second = ck.read_tensors(a, stem), ck.read_tensors(b, stem)
+        first, second = load.read_tensors(a, stem), load.read_tensors(b, stem)
         assert (first is None) == (second is None)
         if first is not None and second is not None:
             assert first.keys() == second.keys()
@@ -241,7 +243,7 @@ def test_resume_without_a_checkpoint_starts_and_says_so(tmp_path: Path, capsys: 
 
 
 def test_a_damaged_newest_checkpoint_stops_the_resume(finished: Path) -> None:
-    (finished / "run" / "checkpoints" / ck.step_name(2) / "optimizer.safetensors").write_bytes(b"")
+    (finished / "run" / "checkpoints" / checkpoints_folder.step_name(2) / "optimizer.safetensors").write_bytes(b"")
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"optimizer\.safetensors") as caught:
             train(synthetic.recipe(finished / "run", finished / "shards", "train.steps=2"), stage="finetune", device="cpu", resume=True)

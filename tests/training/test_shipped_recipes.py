@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirasol_cli.datasets.catalogue import open_dataset
+from mirasol_cli.checkpoints import load, runs
+from mirasol_cli.config.paths import default_shards, shipped_recipes, source_shards
+from mirasol_cli.config.reader import load_recipe
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.manifest import read_manifest
+from mirasol_cli.datasets.registry import open_dataset
 from mirasol_cli.datasets.splits import share_clips
-from mirasol_cli.recipe import default_shards, load_recipe, shipped_recipes, source_shards
-from mirasol_cli.training import checkpoint as ck
 from mirasol_cli.training.loop import train
 from tests import synthetic
-from tests.excerpts import write
+from tests.datasets.excerpts import write
 
 PRETRAINED = ("pretrain", "captions", "demo-pretrain")
 """Recipes of the first stage; all others are finetuned."""
@@ -117,11 +118,11 @@ def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch:
     assert line["questions_per_s"] > 0
     weights = {part: weight for part, weight in vars(shipped.loss).items() if part != "label_smoothing" and weight}
     assert line["loss"] == pytest.approx(sum(weight * line[f"loss_{part}"] for part, weight in weights.items()), rel=1e-5)
-    loaded = ck.load_model(ck.resolve_checkpoint("latest", run))
+    loaded = load.load_model(runs.resolve_checkpoint("latest", run))
     assert (loaded.geometry.frames, loaded.geometry.chunks) == (shipped.clip.frames, shipped.clip.chunks)
     assert loaded.recipe.model.combiner.kind == shipped.model.combiner.kind
     assert loaded.recipe.data == shipped.data
-    moments = ck.read_tensors(ck.resolve_checkpoint("latest", run), "optimizer")
+    moments = load.read_tensors(runs.resolve_checkpoint("latest", run), "optimizer")
     assert moments is not None
     reached = {key.removeprefix("exp_avg/") for key, value in moments.items() if key.startswith("exp_avg/") and bool(value.any())}
     parts = {parameter.split(".")[0] for parameter in reached}
@@ -134,13 +135,13 @@ def test_pretraining_on_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sources = "[{dataset: captions, task: caption, ratio: 3}, {dataset: nextqa, task: oe, ratio: 1}]"
     line, run = step("pretrain", tmp_path, monkeypatch, f"data.sources={sources}")
     assert math.isfinite(line["loss"])
-    recipe = ck.load_model(ck.resolve_checkpoint("latest", run)).recipe
+    recipe = load.load_model(runs.resolve_checkpoint("latest", run)).recipe
     assert [source.ratio for source in recipe.data.training_sources()] == [3, 1]
 
 
 def test_the_questions_come_without_sound_and_with_it_by_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, words in enumerate(([], ["data.sound=true"])):
         _, run = step("msrvtt", tmp_path / str(number), monkeypatch, *words)
-        moments = ck.read_tensors(ck.resolve_checkpoint("latest", run), "optimizer")
+        moments = load.read_tensors(runs.resolve_checkpoint("latest", run), "optimizer")
         assert moments is not None
         assert bool(torch.any(moments["exp_avg/audio_tokens.map.weight"] != 0)) == bool(words)

@@ -1,0 +1,158 @@
+"""From a checkpoint folder to a model: tensors by name, verified and copied in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirasol_cli.checkpoints.folder import verify
+from mirasol_cli.errors import CheckpointError, MirasolError
+from mirasol_cli.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mirasol_cli.config.schema import Recipe
+    from mirasol_cli.geometry import ClipGeometry
+    from mirasol_cli.model.config import ModelConfig
+    from mirasol_cli.model.mirasol import Mirasol
+    from mirasol_cli.text.tokenizer import Vocabulary
+
+
+def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor] | None:
+    """All tensors of `<stem>.safetensors` (or of its numbered files); None if the checkpoint has none of that stem.
+
+    Raises:
+        CheckpointError: a file is not readable as safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = checkpoint / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map", {})
+        names = sorted({os.path.basename(str(name)) for name in weight_map.values()})
+    elif (checkpoint / f"{stem}.safetensors").is_file():
+        names = [f"{stem}.safetensors"]
+    else:
+        return None
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            tensors.update(load_file(checkpoint / name))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"'{checkpoint / name}' cannot be read: {error}", "use another checkpoint") from None
+    return tensors
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for use, on the CPU in evaluation mode."""
+
+    model: Mirasol
+    vocabulary: Vocabulary
+    recipe: Recipe
+    geometry: ClipGeometry
+    path: Path
+    step: int
+    averaged: bool  # the weights are the moving average (EMA)
+    usual_clip_s: float | None = None  # seconds that 95 % of its training clips did not exceed, where known
+
+
+def load_model(checkpoint: Path) -> LoadedModel:
+    """Verify and load a checkpoint; averaged weights are taken where it has them. What only training needs is not read.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or does not fit its own config.
+    """
+    from mirasol_cli.config.reader import parse_recipe
+    from mirasol_cli.geometry import ClipGeometry
+    from mirasol_cli.model.config import ModelConfig
+    from mirasol_cli.text.tokenizer import Vocabulary
+
+    manifest = verify(checkpoint, ("model", "ema"))
+    for name in ("config.json", "recipe.yaml", "state.json", "tokenizer.model"):
+        if name not in manifest["files"]:
+            raise CheckpointError(f"'{checkpoint / name}' is missing", "use another checkpoint")
+    try:
+        config = read_json(checkpoint / "config.json")
+        geometry = ClipGeometry.from_plain(config["clip"])
+        model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
+        step = int(read_json(checkpoint / "state.json")["step"])
+        path = checkpoint / "recipe.yaml"
+        recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True)
+    except (KeyError, TypeError, ValueError, MirasolError) as error:
+        raise CheckpointError(f"'{checkpoint}' describes a model this version cannot build: {error}", "use a matching mirasol") from error
+    weights = read_tensors(checkpoint, "model")
+    if weights is None:
+        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    averages = read_tensors(checkpoint, "ema")
+    _fill(model, {**weights, **(averages or {})}, str(checkpoint))
+    vocabulary = Vocabulary((checkpoint / "tokenizer.model").read_bytes())
+    if vocabulary.size != int(config["vocab_size"]):
+        raise CheckpointError(
+            f"'{checkpoint}': the tokenizer has {vocabulary.size} pieces, the model {config['vocab_size']}", "use another checkpoint"
+        )
+    usual = config.get("usual_clip_s")
+    usual_clip_s = float(usual) if isinstance(usual, (int, float)) and usual > 0 else None
+    return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None, usual_clip_s)
+
+
+def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Sequence[str]) -> Mirasol:
+    """The model without memory for its parameters: random numbers that a checkpoint replaces would cost a large model its time."""
+    import torch
+
+    from mirasol_cli.model.mirasol import Mirasol
+
+    with torch.device("meta"):
+        model = Mirasol(config, geometry, vocab_size, losses)
+    for name in ("video_tokens", "audio_tokens"):  # small, and with tables of positions that no checkpoint holds
+        part = getattr(model, name)
+        tokens = type(part)(geometry if name == "video_tokens" else geometry.audio, config.encoder.width)
+        setattr(model, name, tokens)
+    return model
+
+
+def _fill(model: Mirasol, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Make `tensors` the parameters of an empty model, in the model's types. Raises CheckpointError as `load_weights`."""
+    own = model_tensors(model)
+    _check_fit(own, tensors, source)
+    model.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in own.items()}, assign=True)
+
+
+def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy `tensors` into the model, whatever its sharding.
+
+    Raises:
+        CheckpointError: names or shapes differ; the message lists them.
+    """
+    import torch
+
+    from mirasol_cli.runtime.distributed import like
+
+    own = model_tensors(model)
+    _check_fit(own, tensors, source)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(like(tensors[name], tensor.detach()))
+
+
+def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    problems = [f"{name} is missing" for name in own.keys() - tensors.keys()]
+    problems += [f"{name} is unknown to the model" for name in tensors.keys() - own.keys()]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)}, the model {list(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"the weights of '{source}' do not fit the model: {shown}", "use the recipe the checkpoint was made with")
+
+
+def model_tensors(model: Any) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, in the sharding of this run."""
+    return dict(model.state_dict(keep_vars=True))

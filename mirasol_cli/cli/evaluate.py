@@ -1,0 +1,100 @@
+"""`mirasol eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirasol_cli.cli.options import (
+    Device,
+    Json,
+    Limit,
+    Overrides,
+    Processes,
+    RecipeOrRun,
+    Threads,
+    load_evaluated,
+    option_words,
+    set_threads,
+)
+from mirasol_cli.cli.output import metrics_table
+from mirasol_cli.runtime.console import print_json, print_result, progress_bar, say
+
+
+def evaluate(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint",
+            metavar="best|latest|demo|DIR",
+            help="Checkpoint to evaluate: best or latest of the run, the packaged demo, or a run or checkpoint folder.",
+        ),
+    ] = "best",
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split to evaluate on, or minitrain, minival: always the same 500 clips of train, val.")
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="C",
+            help="Evaluate again with one input removed or exchanged: no-sound, no-picture, text-only, shuffle-chunks, swap-media, or all.",
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Score this file (at least id and prediction on each line); no model is loaded.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="Predictions of another model, for a paired comparison.")] = None,
+    nproc: Processes = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Answer and score a split.
+
+    Scores follow the benchmark's own protocol. Writes results.json, predictions.jsonl and report.html to <run>/eval/<split>/, which
+    holds the run's best checkpoint on all questions; anything else goes to a folder beside it, named after what differs.
+
+    \b
+    Examples:
+      mirasol eval runs/demo
+      mirasol eval demo
+      mirasol eval demo --control swap-media --control text-only
+      mirasol eval msrvtt --split val --checkpoint latest --limit 100
+      mirasol eval msrvtt --split minitrain      (memorized? 500 clips of train, always the same)
+      mirasol eval msrvtt --predictions theirs.jsonl --baseline runs/msrvtt/eval/test/predictions.jsonl
+    """
+    set_threads(threads)
+    loaded = load_evaluated(recipe, overrides)
+    if nproc is not None and nproc > 1:
+        from mirasol_cli.runtime.launch import launch
+
+        options = ["--checkpoint", checkpoint, *option_words("--split", split), *option_words("--predictions", predictions)]
+        options += [*option_words("--baseline", baseline), *option_words("--limit", limit)]
+        options += ["--device", device, *option_words("--threads", threads), *["--json"] * json]
+        options += [part for one in control or [] for part in ("--control", one)]
+        raise typer.Exit(launch(["eval", *options, "--", recipe, *(overrides or [])], nproc))
+
+    from mirasol_cli.evaluation.command import evaluate as run_evaluation
+    from mirasol_cli.evaluation.job import Options
+
+    options_given = Options(
+        checkpoint=checkpoint,
+        split=split,
+        controls=tuple(control or ()),
+        predictions=predictions,
+        baseline=baseline,
+        limit=limit,
+        device=device,
+    )
+    with progress_bar("clip") as progress:
+        results = run_evaluation(loaded, options_given, say=say, progress=progress)
+    if json:
+        print_json(results)
+    elif results:  # there are none in the further processes of a distributed run
+        print_result(metrics_table(results))

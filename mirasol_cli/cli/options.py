@@ -1,0 +1,101 @@
+"""Arguments and options that several commands share, what they do, and the completion of names. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mirasol_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mirasol_cli.config.schema import Recipe
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    from mirasol_cli.config.paths import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    from mirasol_cli.datasets.registry import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.", autocompletion=complete_recipe)
+]
+RecipeOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|RUN", help="A run folder, the name of a shipped recipe, or a YAML file.", autocompletion=complete_recipe
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as clip.size=112; they override the recipe.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; messages go to stderr.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N clips.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute; auto takes a GPU if there is one.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads of torch on the CPU.")]
+Processes = Annotated[
+    int | None, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine, one per GPU; exit codes are passed on.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's newest complete checkpoint; start afresh if there is none.")]
+AcceptData = Annotated[
+    bool, typer.Option("--accept-data", help="With --resume: continue on shards that were retried or mended on purpose.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Report parameters, memory and time without training.")]
+
+
+def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
+    """The recipe of a command line, whose first word is the name."""
+    from mirasol_cli.config import reader
+
+    if "=" in name and not Path(name).exists():
+        raise UsageError(f"'{name}' stands where the recipe's name belongs", "the recipe comes first, then key=value")
+    return reader.load_recipe(name, overrides or [])
+
+
+READ_BY_EVAL = (
+    "schema", "name", "data.dataset", "data.task", "data.shards", "data.sources", "data.sound", "clip", "eval", "train.precision",
+    "run.dir", "run.process_group_timeout_s",
+)  # fmt: skip
+"""Recipe keys and sections that an evaluation depends on; the model is the checkpoint's."""
+
+
+def load_evaluated(name: str, overrides: list[str] | None) -> Recipe:
+    """The recipe that `eval` works by: that of a run folder, which is then where results go, or any other.
+
+    Raises:
+        UsageError: a key that evaluation does not read is set.
+    """
+    from mirasol_cli.config.reader import is_run, known_keys, load_run_recipe
+
+    keys = {override.partition("=")[0].strip() for override in overrides or []} & set(known_keys())
+    unread = [key for key in keys if not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in READ_BY_EVAL)]
+    if unread:
+        raise UsageError(
+            f"`eval` does not read {', '.join(sorted(unread))}: a checkpoint is evaluated as it was trained",
+            "leave it out; what can be set are eval.*, data.*, clip.*, train.precision and run.dir",
+        )
+    return load_run_recipe(Path(name), overrides or []) if is_run(name) else load_recipe(name, overrides)
+
+
+def set_threads(threads: int | None) -> None:
+    """For the torch that is imported later, and for one that a library user has imported already."""
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def option_words(name: str, value: object) -> list[str]:
+    """An option as words of a command line; none for None."""
+    return [] if value is None else [name, str(value)]

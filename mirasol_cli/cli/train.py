@@ -1,0 +1,104 @@
+"""`mirasol pretrain` and `mirasol finetune`: two names and two helps of one command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from mirasol_cli.cli.options import (
+    AcceptData,
+    Device,
+    DryRun,
+    Json,
+    Limit,
+    Overrides,
+    Processes,
+    RecipeName,
+    Resume,
+    Threads,
+    load_recipe,
+    option_words,
+    set_threads,
+)
+from mirasol_cli.errors import UsageError
+from mirasol_cli.runtime import console
+
+HELP = {
+    "pretrain": """Train on captioned video.
+
+    All parts learn together, from random weights or from `init.*`.
+
+    Ctrl-C, SIGTERM and SIGHUP save a checkpoint at the next step; a second Ctrl-C leaves at once.
+
+    \b
+    Examples:
+      mirasol pretrain demo-pretrain
+      mirasol pretrain pretrain --nproc 8 train.batch_clips=512
+      mirasol pretrain pretrain --resume
+      mirasol pretrain pretrain --dry-run model.preset=mirasol3b
+    """,
+    "finetune": """Train on questions, captions or labels.
+
+    It usually starts from a pretrained checkpoint (`init.checkpoint`).
+
+    \b
+    Examples:
+      mirasol finetune demo
+      mirasol finetune msrvtt init.checkpoint=runs/pretrain train.lr=3e-5
+      mirasol finetune activitynet --nproc 8 --resume
+      mirasol finetune my-recipe.yaml data.shards=shards
+    """,
+}
+"""Stage -> its help."""
+
+
+def training_command(stage: str) -> Callable[..., None]:
+    """The command of a stage, for Typer: it reads the arguments off the signature."""
+
+    def train_stage(
+        recipe: RecipeName,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        accept_data: AcceptData = False,
+        dry_run: DryRun = False,
+        nproc: Processes = None,
+        limit: Limit = None,
+        device: Device = "auto",
+        threads: Threads = None,
+        json: Json = False,
+    ) -> None:
+        overrides = overrides or []
+        set_threads(threads)
+        if accept_data and not resume:
+            raise UsageError("--accept-data goes with --resume: a new run takes whatever data there are", "add --resume, or leave it out")
+        loaded = load_recipe(recipe, overrides)
+        if nproc is not None and nproc > 1 and not dry_run:
+            from mirasol_cli.runtime.launch import launch
+
+            options = [*option_words("--limit", limit), "--device", device, *option_words("--threads", threads)]
+            options += ["--resume"] * resume + ["--accept-data"] * accept_data + ["--json"] * json
+            raise typer.Exit(launch([stage, *options, "--", recipe, *overrides], nproc, run_dir=Path(loaded.run_dir)))
+        if dry_run:
+            from mirasol_cli.training.dry_run import dry_run as rehearse
+
+            say = console.say if json else console.print_result
+            result = rehearse(loaded, stage=stage, device=device, limit=limit, processes=nproc or 1, say=say)
+            text = None
+        else:
+            from mirasol_cli.evaluation.validation import validator
+            from mirasol_cli.training.loop import train
+
+            validate = validator(loaded, console.say)
+            result = train(
+                loaded, stage=stage, resume=resume, accept_data=accept_data, limit=limit, device=device, threads=threads, validate=validate
+            )
+            text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', result['run']])}"
+        if json:
+            console.print_json(result)
+        elif text:
+            console.print_result(text)
+
+    return train_stage

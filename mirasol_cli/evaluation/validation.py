@@ -1,0 +1,85 @@
+"""The validation that `pretrain` and `finetune` call every `train.evaluate_every` steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mirasol_cli.config.schema import Recipe
+from mirasol_cli.errors import DataError
+from mirasol_cli.evaluation.job import Options, Setting
+from mirasol_cli.evaluation.predict import Plan, predict
+from mirasol_cli.inference.answerer import Answerer, Question
+
+if TYPE_CHECKING:
+    from mirasol_cli.model.mirasol import Mirasol
+    from mirasol_cli.text.tokenizer import Vocabulary
+
+VALIDATION_SPLIT = "val"
+
+
+def validator(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Mirasol, Vocabulary], Mapping[str, float]] | None:
+    """Loss and exact match on `train.evaluate_limit` clips of `val`, or None where nothing is to be validated on.
+
+    They are always the same clips, drawn as those of `minival` are. The test split never chooses a checkpoint: without a
+    `val` split there is no validation, and one line says so. Only a recipe that is evaluated on its own training split
+    (`memorise`) is validated there.
+    """
+    if not recipe.train.evaluate_every:
+        return None
+    own = {source.split for source in recipe.data.training_sources()}
+    name = recipe.eval.split if recipe.eval.split in own else VALIDATION_SPLIT
+    setting = Setting.of(recipe, Options(split=name))
+    sample, seed = recipe.train.evaluate_limit, recipe.eval.seed
+    try:
+        plan = Plan.of(setting.open_split(), setting.task, setting.protocol, sample=sample, seed=seed)
+    except DataError as error:
+        if setting.shards.is_dir():  # else training itself will say what is missing
+            say(f"no validation during training: {error.message}")
+        return None
+    return lambda model, vocabulary: validation_figures(model, vocabulary, plan, recipe)
+
+
+def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recipe: Recipe) -> dict[str, float]:
+    """Figures of a model in training, on the device where it is; it returns to the mode it was in.
+
+    Answers are decoded greedily. Class names are only generated: ranking hundreds of them takes too long while training waits.
+
+    Returns:
+        n, the number of labelled questions about clips that are present, the fractions `exact_match` and `exact_match_normalised` of
+        them, and `loss`, the cross-entropy of their answers in nats a token, with teacher forcing (absent if there is no answer).
+    """
+    was_training = model.training
+    settings, device = replace(recipe.eval, decode="greedy"), next(model.parameters()).device
+    answerer = Answerer(model, vocabulary, settings, device, sound=recipe.data.sound, precision=recipe.train.precision)
+    try:
+        batches = predict(replace(plan, labels=()), answerer)
+        rows = [row for batch in batches for row in batch if row["correct"] is not None and not row.get("missing")]
+        loss = _loss(plan, answerer)
+    finally:
+        model.train(was_training)
+    n = len(rows)
+    return {
+        **loss,
+        "n": n,
+        "exact_match": sum(row["correct"] for row in rows) / n if n else 0.0,
+        "exact_match_normalised": sum(row["correct_normalised"] for row in rows) / n if n else 0.0,
+    }
+
+
+def _loss(plan: Plan, answerer: Answerer) -> dict[str, float]:
+    kept, size = set(plan.split.kept), answerer.settings.batch_clips
+    texts = {
+        clip: [(Question(row["question"], row["context"]), row["answer"]) for row in rows if row["answer"] is not None]
+        for clip, rows in plan.clips
+        if clip in kept
+    }
+    clips = [clip for clip, rows in texts.items() if rows]
+    total, tokens = 0.0, 0
+    for start in range(0, len(clips), size):
+        batch = clips[start : start + size]
+        memory = answerer.encode([plan.split.media(clip) for clip in batch])
+        part, count = answerer.loss(memory, [texts[clip] for clip in batch])
+        total, tokens = total + part, tokens + count
+    return {"loss": total / tokens} if tokens else {}

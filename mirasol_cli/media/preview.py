@@ -1,0 +1,114 @@
+"""A prepared clip as a picture that a person can check: what the model will see and hear, chunk by chunk.
+
+One row per chunk: a few frames with the pixels of the tubes at their places (grey where no tube looks), the thumbnails, the
+spectrogram with low notes at the bottom (masked columns are red), and one bar of frames (red: masked). The texts are above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from textwrap import wrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.shards.index import AUDIO_STATES
+from mirasol_cli.shards.reader import ShardSplit
+
+FRAMES_SHOWN = 4
+UNSEEN = 112
+"""Grey of pixels under no tube."""
+ROW, GAP, BAR = 128, 6, 8
+"""px: height of a row, space between things, height of the bar of frame masks."""
+MASKED, INK, PAPER = (220, 60, 50), (20, 20, 20), (255, 255, 255)
+LETTER, LINE = 12, 17
+"""px: size of the letters, height of a line."""
+LEGEND = "each row: {frames} of {of} frames as the tubes see them (grey: no tube), thumbnails, sound (low notes below); red: masked"
+
+
+def contact_sheet(split: ShardSplit, clip: int, texts: Sequence[str]) -> Image.Image:
+    """The picture of one clip (view 0)."""
+    geometry = split.geometry
+    sample = {name: tensor.numpy() for name, tensor in split.media(clip).items()}
+    shown = min(FRAMES_SHOWN, geometry.frames_per_chunk)
+    spectrogram_width = max(ROW, min(384, geometry.audio.columns))
+    width = 2 * GAP + 72 + (shown + 1) * (ROW + GAP) + spectrogram_width
+    lines = [*_heading(split, clip, sample, texts, width // 6), LEGEND.format(frames=shown, of=geometry.frames_per_chunk)]
+    top = GAP + LINE * len(lines) + GAP
+    sheet = Image.new("RGB", (width, top + geometry.chunks * (ROW + BAR + 2 * GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.font = ImageFont.load_default(LETTER)
+    for number, line in enumerate(lines):
+        draw.text((GAP, GAP + LINE * number), line, INK)
+    frames_TFHWC = tube_frames(sample, geometry)
+    for chunk in range(geometry.chunks):
+        y = top + chunk * (ROW + BAR + 2 * GAP)
+        _draw_chunk(sheet, draw, y, chunk, sample, frames_TFHWC[chunk], spectrogram_width)
+    return sheet
+
+
+def tube_frames(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> np.ndarray:
+    """uint8 [T, F, H, W, 3]: the pixels of all tubes pasted back where they were cut; grey elsewhere."""
+    frames = np.full((geometry.chunks, *geometry.chunk_shape, 3), UNSEEN, np.uint8)
+    for kind, tube in enumerate(geometry.tubes):
+        kt, kh, kw = tube.kernel
+        cells = list(product(*map(range, tube.grid(*geometry.chunk_shape))))
+        groups = list(product(*map(range, tube.space_to_depth)))
+        kernels = sample[f"tubes.{kind}"].reshape(geometry.chunks, len(cells), len(groups), kt, kh, kw, 3)
+        for (n, cell), (g, group) in product(enumerate(cells), enumerate(groups)):
+            t, y, x = (tube.offset[a] + cell[a] * tube.stride[a] + group[a] * tube.step[a] for a in range(3))
+            frames[:, t : t + kt, y : y + kh, x : x + kw] = kernels[:, n, g]
+    return frames
+
+
+def _heading(split: ShardSplit, clip: int, sample: Mapping[str, np.ndarray], texts: Sequence[str], columns: int) -> list[str]:
+    start, end = sample["span"]
+    state = AUDIO_STATES[int(sample["audio_state"])]
+    real = int(sample["frame_valid"].sum())
+    first = f"{split.name} clip {clip}: {split.clips[clip]['key']}; {start:.2f} to {end:.2f} s; sound: {state}; "
+    first += f"{real} of {sample['frame_valid'].size} frames differ from the one before"
+    return [line for text in (first, *texts[:12]) for line in wrap(text, columns) or [""]]
+
+
+def _draw_chunk(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, chunk: int, sample: Mapping[str, np.ndarray], frames_FHWC: np.ndarray,
+    spectrogram_width: int,
+) -> None:  # fmt: skip
+    """One row: label, frames, thumbnails, spectrogram, and the bars of masks below."""
+    times, valid = sample["frame_times"][chunk], sample["frame_valid"][chunk]
+    draw.text((GAP, y), f"chunk {chunk}\n{times[0]:.2f} s\n  to\n{times[-1]:.2f} s", INK)
+    x = GAP + 72
+    shown = min(FRAMES_SHOWN, len(frames_FHWC))
+    for k in range(shown):
+        frame = k * len(frames_FHWC) // shown
+        _paste(sheet, frames_FHWC[frame], x, y, ROW, ROW)
+        if not valid[frame]:
+            draw.rectangle((x, y, x + ROW - 1, y + ROW - 1), outline=MASKED, width=2)
+        x += ROW + GAP
+    _bar(draw, valid, GAP + 72, y + ROW + 2, shown * (ROW + GAP) - GAP)
+    a, b, c, d = sample["thumbnails"][chunk]
+    _paste(sheet, np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)], 0), x, y, ROW, ROW)
+    x += ROW + GAP
+    _paste(sheet, _spectrogram(sample["mel"][chunk], sample["mel_valid"][chunk]), x, y, spectrogram_width, ROW)
+    _bar(draw, sample["mel_valid"][chunk], x, y + ROW + 2, spectrogram_width)
+
+
+def _spectrogram(mel_ZS: np.ndarray, valid_S: np.ndarray) -> np.ndarray:
+    """uint8 [Z, S, 3], low notes at the bottom; normalised values of -2 to 2 from black to white, masked columns red."""
+    grey = np.clip((mel_ZS[::-1].astype(np.float32) + 2) / 4 * 255, 0, 255).astype(np.uint8)
+    picture = np.repeat(grey[..., None], 3, -1)
+    picture[:, valid_S == 0] = MASKED
+    return picture
+
+
+def _paste(sheet: Image.Image, picture_HWC: np.ndarray, x: int, y: int, width: int, height: int) -> None:
+    sheet.paste(Image.fromarray(np.ascontiguousarray(picture_HWC)).resize((width, height), Image.Resampling.NEAREST), (x, y))
+
+
+def _bar(draw: ImageDraw.ImageDraw, valid: np.ndarray, x: int, y: int, width: int) -> None:
+    """A bar of cells, dark where valid, red where masked."""
+    for k, good in enumerate(valid):
+        left, right = x + k * width // len(valid), x + (k + 1) * width // len(valid)
+        draw.rectangle((left, y, max(left, right - 2), y + BAR - 3), fill=INK if good else MASKED)

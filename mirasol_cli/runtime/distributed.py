@@ -1,0 +1,278 @@
+"""One process or many: joining the process group, wrapping the model, and moving state between whole and sharded form.
+
+The model is written for one device. Data parallelism, activation checkpointing and compilation are put around it here,
+in this order: activation checkpointing, compile (both per block), then DDP or `fully_shard`.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
+
+from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+    from mirasol_cli.model.mirasol import Mirasol
+
+
+Result = TypeVar("Result")
+
+
+class StoppedByMain(MirasolError):
+    """On the other processes, when the first one has failed; the first one's message tells why."""
+
+    kind = "stopped"
+
+    def __init__(self, exit_code: int):
+        super().__init__("the first process of the run failed; see its message")
+        self.exit_code = exit_code
+
+
+_TOO_LONG = ("timed out", "timeout")
+_GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "connection was likely closed")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    timeout_s: float = 0.0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def no_answer(self, error: BaseException) -> EnvironmentProblem | None:
+        """The error as a message about processes that do not answer, if it is about that; else None.
+
+        Under gloo a process that waits too long, or whose neighbour is gone, gets an exception; under NCCL torch's watchdog writes a
+        message of its own, with rank and operation, and ends the process.
+        """
+        text = str(error).lower()
+        if self.size > 1 and any(words in text for words in _TOO_LONG):
+            return EnvironmentProblem(
+                f"process {self.rank} of {self.size} waited more than {self.timeout_s:g} s for another one",
+                "see the output of the process that is behind; if it only works longer than that, raise run.process_group_timeout_s "
+                "or lower train.evaluate_limit; go on with --resume",
+            )
+        if self.size > 1 and any(words in text for words in _GONE):
+            return EnvironmentProblem(
+                f"process {self.rank} of {self.size} lost the connection to another one, which has ended",
+                "see the output of the process that ended first; go on with --resume",
+            )
+        return None
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Elementwise sum over all processes, in float64, the same on every process."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def on_main(self, work: Callable[[], Result]) -> Result | None:
+        """Run `work` on the first process while the others wait; returns its result there, None elsewhere.
+
+        If it raises, every process raises, so that none is left waiting for the others.
+        """
+        if self.size == 1:
+            return work()
+        result, error, code = None, None, 0
+        if self.is_main:
+            try:
+                result = work()
+            except Exception as caught:
+                error, code = caught, caught.exit_code if isinstance(caught, MirasolError) else 1
+        code = int(self.sum([code])[0])
+        if error is not None:
+            raise error
+        if code:
+            raise StoppedByMain(code)
+        return result
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def from_main(self, content: bytes | None) -> bytes:
+        """The first process's `content`, on every process."""
+        if self.size == 1:
+            return content or b""
+        length = int(self.sum([len(content) if content and self.is_main else 0])[0])
+        data = (
+            torch.frombuffer(bytearray(content), dtype=torch.uint8) if content and self.is_main else torch.empty(length, dtype=torch.uint8)
+        )
+        data = data.to(self.device)
+        dist.broadcast(data, 0)
+        return bytes(data.tolist())
+
+    def share(self, batch: int) -> range:
+        """Positions of the global batch that this process takes: equal contiguous shares in rank order."""
+        if batch % self.size:
+            near = max(self.size, round(batch / self.size) * self.size)
+            raise UsageError(
+                f"train.batch_clips: {batch} does not divide into equal shares for {self.size} processes",
+                f"use a multiple of {self.size}, for example train.batch_clips={near}",
+            )
+        each = batch // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+@contextmanager
+def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
+    """The process group that torchrun (or any launcher setting RANK and WORLD_SIZE) describes; a single process needs none.
+
+    `device` names the kind; with several GPUs each process takes the one of its LOCAL_RANK.
+
+    Raises:
+        EnvironmentProblem: the processes did not meet, or one of them stopped answering.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE") or "1"), int(os.environ.get("RANK") or "0")
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise EnvironmentProblem(
+                f"process {rank} wants GPU {local}, but this machine has {torch.cuda.device_count()}", "start fewer processes (--nproc)"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    already = dist.is_initialized()
+    world = World(rank, size, device, timeout_s)
+    if not already:
+        _join(rank, size, device, timeout_s)
+    try:
+        yield world
+    except RuntimeError as error:
+        problem = world.no_answer(error)
+        if problem is None:
+            raise
+        raise problem from error
+    finally:
+        if not already:
+            gc.collect()  # DDP holds the group in reference cycles; its end must come before the group's
+            dist.destroy_process_group()
+
+
+def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+    """Meet the other processes where the environment says."""
+    try:
+        store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s))))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+    except dist.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise EnvironmentProblem(
+            f"process {rank} of {size} did not meet the others at {address} within {timeout_s:g} s: {str(error).splitlines()[0]}",
+            "start all processes, check MASTER_ADDR and MASTER_PORT, or raise run.process_group_timeout_s",
+        ) from error
+
+
+def prepare_blocks(model: Mirasol, *, checkpoint_activations: bool, compile: bool) -> None:
+    """Recompute and compile block by block, in place and without renaming a parameter."""
+    for block in model.blocks():
+        if checkpoint_activations:
+            block.forward = _recomputed(block.forward)
+        if compile:
+            block.compile()
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return recompute(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool) -> nn.Module:
+    """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its blocks sharded in place.
+
+    Gradients come out as the mean over the processes in both forms.
+    """
+    if world.size == 1:
+        return model
+    if kind == "ddp":
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    # Weights travel in bf16, gradients are summed in float32: autocast computes in bf16 anyhow.
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
+    settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
+    for block in model.blocks():
+        fully_shard(block, **settings)
+    fully_shard(model, **settings)
+    return model
+
+
+@contextmanager
+def gradient_sync(runner: nn.Module, last: bool) -> Iterator[None]:
+    """Sum gradients over the processes only in the `last` micro batch of a step."""
+    if isinstance(runner, DistributedDataParallel) and not last:
+        with runner.no_sync():
+            yield
+        return
+    if is_sharded(runner):
+        runner.set_requires_gradient_sync(last)  # type: ignore[operator]
+    yield
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `parallelise` has sharded it in place."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # takes a second to import; where nobody has, nothing is sharded
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is one process's part of a sharded tensor."""
+    sharded = sys.modules.get("torch.distributed.tensor")
+    return sharded is not None and isinstance(tensor, sharded.DTensor)
+
+
+def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The tensors unsharded, as copies on the CPU, on the first process; nothing elsewhere. All processes call this together.
+
+    One tensor at a time, so that no device ever has to hold all of a sharded model.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
+        if world.is_main:
+            found[name] = full.detach().to("cpu", copy=True)
+    return found
+
+
+def like(full: Tensor, reference: Tensor) -> Tensor:
+    """`full` (the same on every process) on the device, in the type and sharding of `reference`, without communication."""
+    if is_sharded_tensor(reference):
+        from torch.distributed.tensor import distribute_tensor
+
+        moved = full.to(reference.to_local().device, reference.dtype)
+        return distribute_tensor(moved, reference.device_mesh, reference.placements, src_data_rank=None)
+    return full.to(reference.device, reference.dtype)

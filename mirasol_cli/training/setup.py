@@ -1,0 +1,381 @@
+"""Everything a run needs before its first step, fresh or resumed.
+
+Weights, in this order: a checkpoint of the run itself (`--resume`), else `init.*` of the recipe, else random from `train.seed`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirasol_cli.batches.sources import OpenSource, open_sources, training_lines
+from mirasol_cli.checkpoints.folder import (
+    SCHEMA,
+    Contents,
+    Score,
+    best_of,
+    checkpoints_in,
+    newest_valid,
+    remove_unfinished,
+    rotate,
+    score_of,
+    step_name,
+    verify,
+    write_checkpoint,
+)
+from mirasol_cli.checkpoints.load import load_weights, model_tensors, read_tensors
+from mirasol_cli.checkpoints.parameter_names import first_names
+from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
+from mirasol_cli.config.reader import dump_recipe, parse_recipe
+from mirasol_cli.config.schema import Recipe
+from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
+from mirasol_cli.fields import SettingError
+from mirasol_cli.files import finite, read_json
+from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.model.objectives import OBJECTIVES
+from mirasol_cli.runtime.console import tell
+from mirasol_cli.runtime.device import computes_in_bf16
+from mirasol_cli.runtime.distributed import World, parallelise, prepare_blocks, whole
+from mirasol_cli.runtime.folder_lock import HeldLock, folder_lock
+from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
+from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
+from mirasol_cli.training.data import TrainingData
+from mirasol_cli.training.display import check_extras
+from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at
+from mirasol_cli.training.resume import check_resumable
+
+STATE_SCHEMA = 2
+TOKENIZER = "tokenizer.model"
+
+
+@dataclass
+class Run:
+    """A run in progress on one process."""
+
+    recipe: Recipe
+    stage: str
+    world: World
+    folder: RunFolder
+    data: TrainingData
+    vocabulary: Vocabulary
+    weights: dict[str, float]  # of the losses that are trained, by name
+    model: Mirasol
+    runner: nn.Module  # what a step calls: the model, or DDP around it
+    optimizer: torch.optim.AdamW
+    averages: AveragedWeights | None
+    bf16: bool
+    step: int = 0  # optimizer steps done
+    bad_steps: int = 0  # not-finite steps in a row
+    best: Score | None = None
+    clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
+    taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
+    told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
+    lock: HeldLock | None = None  # of the run folder; the first process has it
+    notes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def started_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_data: bool = False) -> Iterator[Run]:
+    """The run, whose folder no other process writes to meanwhile.
+
+    Raises:
+        UsageError: another process is writing there.
+        MirasolError: as `start_run`.
+    """
+    with ExitStack() as stack:
+        lock = world.on_main(lambda: stack.enter_context(folder_lock(Path(recipe.run_dir), tell)))
+        run = start_run(recipe, stage, world, resume=resume, accept_data=accept_data)
+        run.lock = lock
+        yield run
+
+
+def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_data: bool = False) -> Run:
+    """Build the run; nothing is written before recipe, data and weights have been found good.
+
+    Args:
+        accept_data: go on although the shards hold other data than before; run.json says what has changed.
+
+    Raises:
+        UsageError: the run folder is in use and `resume` is false.
+        RecipeError: the run cannot go on under this recipe.
+        EnvironmentProblem: TensorBoard or W&B is asked for and not installed.
+        ShardError, CheckpointError, DataError: what is needed is missing or damaged.
+    """
+    world.share(recipe.train.batch_clips)
+    folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
+    check_extras(recipe)
+    notes: list[str] = []
+    resumed = _find_resumed(folder, recipe, world, resume, notes)
+    sources = open_sources(recipe)
+    vocabulary = _vocabulary(recipe, sources, resumed, world, notes)
+    data = TrainingData(recipe, sources, vocabulary)
+    state = _resumed_state(resumed, recipe, notes)
+    accepted = _compare_data(state, data, accept_data, notes) if resumed is not None else []
+    notes += world.on_main(lambda: empty_losses(recipe, sources) + cut_texts(data)) or []
+
+    torch.manual_seed(recipe.train.seed)  # the same first weights on every process
+    model = build_model(recipe, vocabulary.size, world.device)
+    if resumed is not None:
+        _load(model, resumed)
+    else:
+        notes += initialise(model, recipe, vocabulary)
+    notes += freeze_parts(model, recipe)
+    bf16 = computes_in_bf16(recipe.train.precision, world.device)
+    prepare_blocks(model, checkpoint_activations=recipe.train.checkpoint_activations, compile=recipe.train.compile)
+    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16)
+    optimizer = build_optimizer(model, recipe.train)
+    averages = AveragedWeights(model, recipe.train.ema) if recipe.train.ema > 0 else None
+    if resumed is not None:
+        load_optimizer_tensors(optimizer, read_tensors(resumed, "optimizer") or {}, str(resumed / "optimizer.safetensors"))
+        if averages is not None:
+            averages.load(read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
+    run = Run(
+        recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, averages, bf16,
+        step=state["step"], bad_steps=state["bad_steps"], notes=notes,
+    )  # fmt: skip
+    best = best_of(checkpoints_in(folder.checkpoints))
+    run.best = score_of(best) if best else None
+    world.on_main(lambda: folder.begin(dump_recipe(recipe), run.step, accepted))
+    return run
+
+
+def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> Mirasol:
+    """The model with random weights on `device`. Raises RecipeError where its sections do not go together."""
+    try:
+        with torch.device(device):
+            return Mirasol(recipe.model, recipe.clip, vocab_size, recipe.loss.weights)
+    except SettingError as error:
+        raise RecipeError([f"the sections model and clip do not go together: {error.message}"]) from error
+
+
+# ------------------------------------------------------------------------------------------------------------- resuming
+
+
+def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool, notes: list[str]) -> Path | None:
+    """The verified checkpoint to go on from, the same on every process."""
+
+    def find() -> Path | None:
+        if not resume:
+            folder.check_unused()
+            return None
+        for name in remove_unfinished(folder.checkpoints):
+            notes.append(f"removed '{name}', which a killed process left unfinished")
+        newest = newest_valid(folder.checkpoints)
+        if newest is not None:
+            path = newest / "recipe.yaml"
+            check_resumable(parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True), recipe)
+            stage = read_json(newest / "state.json").get("stage")
+            if stage != folder.stage:
+                raise CheckpointError(f"'{folder.path}' is a {stage} run", f"go on with `mirasol {stage}`, or choose another run.dir")
+        return newest
+
+    newest = world.on_main(find)
+    number = int(newest.name.removeprefix("step-")) if newest else -1
+    number = int(world.sum([number if world.is_main else 0])[0])
+    if number < 0:
+        if resume:
+            notes.append(f"no checkpoint in '{folder.checkpoints}' yet: starting from the first step")
+        return None
+    notes.append(f"going on after step {number}")
+    return folder.checkpoints / step_name(number)
+
+
+def _resumed_state(resumed: Path | None, recipe: Recipe, notes: list[str]) -> dict[str, Any]:
+    if resumed is None:
+        return {"step": 0, "bad_steps": 0}
+    state: dict[str, Any] = read_json(resumed / "state.json")
+    if state.get("schema") != STATE_SCHEMA:
+        raise CheckpointError(f"'{resumed / 'state.json'}' has schema {state.get('schema')!r}", "use a matching mirasol")
+    before = state["steps"]
+    if recipe.train.steps > before:
+        old, new = (recipe.train.lr * rate_at(state["step"], replace(recipe.train, steps=n)) for n in (before, recipe.train.steps))
+        notes.append(
+            f"train.steps is {recipe.train.steps} now, {before} before: from step {state['step'] + 1} on, the learning rate is that of "
+            f"a run of {recipe.train.steps} steps ({new:.3g} there instead of {old:.3g})"
+        )
+    return state
+
+
+def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, notes: list[str]) -> list[str]:
+    """What has changed in the data since the checkpoint. Raises CheckpointError if that was not accepted."""
+    changes = changed_data(state["data"], data.fingerprint)
+    if changes and not accept:
+        raise CheckpointError(
+            f"these are not the clips or texts that the run was trained on: {' | '.join(changes)}",
+            "restore the shards; or go on with them by --accept-data, if they were mended or retried on purpose; or start another run "
+            "(run.dir=...) with init.checkpoint set to this one",
+        )
+    notes += [f"going on with other data, as --accept-data allows: {change}" for change in changes]
+    return changes
+
+
+def _load(model: Mirasol, checkpoint: Path) -> None:
+    tensors = read_tensors(checkpoint, "model")
+    if tensors is None:
+        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    load_weights(model, tensors, str(checkpoint))
+
+
+# --------------------------------------------------------------------------------------------------------- a fresh start
+
+
+def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None, world: World, notes: list[str]) -> Vocabulary:
+    """The checkpoint's own; else `init.tokenizer`, `init.checkpoint`'s, `init.text_decoder`'s, else trained on the training texts."""
+    if resumed is not None:
+        return Vocabulary.from_file(resumed / TOKENIZER)
+    given = given_tokenizer(recipe)
+    if given is not None:
+        return Vocabulary.from_file(given)
+
+    # Trained once and handed out, since nothing may depend on every machine having the same SentencePiece.
+    made = world.on_main(lambda: train_vocabulary(training_lines(sources), recipe.init.vocabulary))
+    vocabulary = Vocabulary(world.from_main(made))
+    notes.append(f"trained a vocabulary of {vocabulary.size} pieces on the training texts")
+    return vocabulary
+
+
+def given_tokenizer(recipe: Recipe) -> Path | None:
+    """The SentencePiece file that the recipe's `init` leads to, or None. Raises DataError if it is named but missing."""
+    init = recipe.init
+    if init.tokenizer is not None:
+        path, key = Path(init.tokenizer), "init.tokenizer"
+    elif init.checkpoint is not None:
+        path, key = resolve_checkpoint(init.checkpoint) / TOKENIZER, "init.checkpoint"
+    elif init.text_decoder is not None:
+        path, key = Path(init.text_decoder) / TOKENIZER, "init.text_decoder"
+    else:
+        return None
+    if not path.is_file():
+        raise DataError(f"{key}: there is no tokenizer '{path}'", "give a SentencePiece model file with init.tokenizer")
+    if init.text_decoder is not None and key != "init.text_decoder":
+        theirs = Path(init.text_decoder) / TOKENIZER
+        if theirs.is_file() and theirs.read_bytes() != path.read_bytes():
+            raise UsageError(
+                f"{key} leads to '{path}', which is another vocabulary than the one that init.text_decoder was trained with, '{theirs}'",
+                f"leave {key} out, or the text decoder",
+            )
+    return path
+
+
+def check_init(recipe: Recipe) -> None:
+    """Raises UsageError where two of the recipe's `init` would fill the same part of the model."""
+    if recipe.init.video_encoder is not None and recipe.init.audio_encoder is not None and recipe.model.encoder.share:
+        raise UsageError(
+            "init.video_encoder and init.audio_encoder would both fill the one encoder that sound and picture share",
+            "give each its own with model.encoder.share=false, or name only one of them",
+        )
+
+
+def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
+    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
+    check_init(recipe)
+    init, notes = recipe.init, []
+    if init.checkpoint is not None:
+        notes.append(load_fitting(model, resolve_checkpoint(init.checkpoint), vocabulary))
+    if init.video_encoder or init.audio_encoder or init.text_decoder:
+        from mirasol_cli.checkpoints import import_hf
+
+        if init.video_encoder is not None:
+            notes.append(str(import_hf.load_video_encoder(model, Path(init.video_encoder))))
+        if init.audio_encoder is not None:
+            notes.append(str(import_hf.load_audio_encoder(model, Path(init.audio_encoder))))
+        if init.text_decoder is not None:
+            notes.append(str(import_hf.load_text_decoder(model, Path(init.text_decoder))))
+    return notes
+
+
+PER_PIECE = ("text.embed_tokens.", "text.lm_head.")
+"""Tensors with a row for every piece of the vocabulary."""
+
+
+def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> str:
+    """Copy every tensor of the same name and shape (averaged weights where there are any); says what stayed random.
+
+    What has a row per piece is left out if the checkpoint's vocabulary is not `vocabulary`: equal shapes mean nothing there.
+
+    Raises:
+        CheckpointError: it is damaged, or nothing of it fits.
+    """
+    verify(checkpoint, ("model", "ema"))
+    tensors = {**(read_tensors(checkpoint, "model") or {}), **(read_tensors(checkpoint, "ema") or {})}
+    own = model_tensors(model)
+    theirs = checkpoint / TOKENIZER
+    foreign = PER_PIECE if theirs.is_file() and theirs.read_bytes() != vocabulary.model_bytes else ()
+    fitting = {name for name in own if name in tensors and tensors[name].shape == own[name].shape and not name.startswith(foreign)}
+    learned = {name for name, _ in model.named_parameters()}
+    if not fitting & learned:
+        raise CheckpointError(f"init.checkpoint: no tensor of '{checkpoint}' fits this model", "use the model section of its recipe")
+    with torch.no_grad():
+        for name in fitting:
+            own[name].copy_(tensors[name])
+    fresh, unused = sorted(own.keys() - fitting), sorted(tensors.keys() - fitting)
+    return (
+        f"{len(fitting)} tensors from '{checkpoint}'"
+        + (f"; new here: {first_names(fresh)}" if fresh else "")
+        + (f"; not used: {first_names(unused)}" if unused else "")
+        + ("; its embeddings are not used, since it has another vocabulary than this run" if foreign else "")
+    )
+
+
+def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
+    """Apply `freeze`, and freeze what no loss reaches, so that every trainable parameter gets a gradient on every process."""
+    notes = []
+    if recipe.freeze:
+        from mirasol_cli.training.freezing import freeze
+
+        notes.append(str(freeze(model, recipe.freeze)))
+    if not any(OBJECTIVES[name].reads_text for name in recipe.loss.weights):
+        parameters = list(model.text.parameters())
+        model.text.requires_grad_(False)
+        notes.append(f"{len(parameters)} tensors of the text decoder are not trained, since loss.text is 0")
+    return notes
+
+
+# --------------------------------------------------------------------------------------------------------------- saving
+
+
+def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
+    """A checkpoint of the step just done, then rotation. All processes call this together."""
+    model_state = whole(model_tensors(run.model), run.world)
+    optimizer_state = whole(optimizer_tensors(run.optimizer), run.world)
+    averages = whole(run.averages.values, run.world) if run.averages is not None else None
+
+    def write() -> None:
+        if run.lock is not None:
+            run.lock.check()
+        tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
+        if averages is not None:
+            tensors["ema"] = averages
+        write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors))
+        rotate(run.folder.checkpoints, run.recipe.train.keep)
+
+    run.world.on_main(write)
+
+
+def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, bytes]:
+    """The files beside the tensors; no clock time in them, so that equal runs write equal bytes."""
+    config = {
+        "schema": SCHEMA,
+        "clip": run.recipe.clip.to_plain(),
+        "model": run.recipe.to_plain()["model"],
+        "losses": list(run.weights),
+        "vocab_size": run.vocabulary.size,
+        "usual_clip_s": run.data.usual_clip_s,
+    }
+    state = {
+        "schema": STATE_SCHEMA, "stage": run.stage, "step": run.step, "steps": run.recipe.train.steps, "bad_steps": run.bad_steps,
+        "data": run.data.fingerprint, "validation": finite(validation),
+    }  # fmt: skip
+    return {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "recipe.yaml": dump_recipe(run.recipe).encode(),
+        TOKENIZER: run.vocabulary.model_bytes,
+        "state.json": (json.dumps(state, indent=2) + "\n").encode(),
+    }

@@ -1,0 +1,414 @@
+"""Weights of transformers' models, made at random, against those models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mirasol_cli.checkpoints.import_hf import inflate, load_audio_encoder, load_text_decoder, load_video_encoder
+from mirasol_cli.errors import CheckpointError
+from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
+from mirasol_cli.inference.decoding import greedy
+from mirasol_cli.media.tubes import cut_tubes
+from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
+from mirasol_cli.model.mirasol import Mirasol
+from tests.small_model import of_clip
+
+WIDTH, LAYERS, HEADS, MLP = 24, 3, 2, 40
+PIECES = 50
+GEOMETRY = ClipGeometry(
+    frames=16, chunks=2, size=64, audio=AudioGeometry(frontend="ast", bins=32, columns=48, patch_stride=10)
+)  # fmt: skip
+CONFIG = ModelConfig(
+    encoder=EncoderConfig(width=WIDTH, layers=LAYERS, heads=HEADS, mlp=MLP),
+    combiner=CombinerConfig(width=16, layers=1, heads=2, mlp=16, outputs=4),
+    latent=LatentConfig(width=16, layers=1, heads=2, mlp=16),
+    reconstruction=ReconstructionConfig(width=16, layers=1, heads=2, mlp=16),
+    text=TextConfig(width=32, layers=4, heads=4, kv_heads=2, mlp=48, cross_every=2, tie_embeddings=False),
+)
+
+
+@pytest.fixture(scope="module")
+def hf() -> Any:
+    """transformers, which imports torchaudio wherever it is installed, even where it cannot be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            import torchaudio  # noqa: F401
+        except (ImportError, OSError):
+            patch.setitem(sys.modules, "torchaudio", None)
+        import transformers
+
+        for name in ("ViTModel", "DeiTModel", "ASTModel", "LlamaForCausalLM"):
+            getattr(transformers, name)
+        transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def loud(model: nn.Module, seed: int = 0) -> Any:
+    """Random weights that make signals of unit size, as trained ones do; transformers' own start near zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3
+            around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(around + spread * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def trunk_sizes(**more: Any) -> dict[str, Any]:
+    return {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": MLP} | more
+
+
+def save_vit(hf: Any, folder: Path, kind: str = "ViT", **more: Any) -> Any:
+    config = getattr(hf, f"{kind}Config")(**trunk_sizes(image_size=64, patch_size=16) | more)
+    model = loud(getattr(hf, f"{kind}Model")(config))
+    model.save_pretrained(folder)
+    return model
+
+
+def save_ast(hf: Any, folder: Path, **more: Any) -> Any:
+    model = loud(hf.ASTModel(hf.ASTConfig(**trunk_sizes(max_length=48, num_mel_bins=32) | more)))
+    model.save_pretrained(folder)
+    return model
+
+
+def save_llama(hf: Any, folder: Path, **more: Any) -> Any:
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+        "vocab_size": PIECES, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    shards = more.pop("max_shard_size", "1GB")
+    model = loud(hf.LlamaForCausalLM(hf.LlamaConfig(**sizes | more)))
+    model.save_pretrained(folder, max_shard_size=shards)
+    return model
+
+
+def build(config: ModelConfig = CONFIG, geometry: ClipGeometry = GEOMETRY, pieces: int = PIECES) -> Mirasol:
+    torch.manual_seed(1)
+    return Mirasol(config, geometry, pieces).eval()
+
+
+def still_clip(seed: int = 0) -> np.ndarray:
+    """[T, F, H, W, 3], one picture all through."""
+    picture = np.random.default_rng(seed).integers(0, 256, (1, 1, 64, 64, 3), dtype=np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(picture, (2, 8, 64, 64, 3)))
+
+
+@pytest.mark.parametrize("kind", ["ViT", "DeiT"])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_vit_trunk_computes_what_the_source_computes(hf: Any, tmp_path: Path, kind: str, share: bool) -> None:
+    source = save_vit(hf, tmp_path, kind)
+    model = build(replace(CONFIG, encoder=replace(CONFIG.encoder, share=share)))
+    report = load_video_encoder(model, tmp_path)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        embedded = source.embeddings(pixels)
+        expected = source(pixels).last_hidden_state
+        found = (model.encoder if share else model.video_encoder)(embedded[:, None])[:, 0]
+    assert (found - expected).abs().max() <= 1e-4
+    assert expected.std() > 0.5
+    trunk = "encoder" if share else "video_encoder"
+    assert f"{trunk}.blocks.2.attention.key_value.weight" in report.loaded
+    assert report.missing == ()
+    assert {"embeddings.cls_token", "embeddings.position_embeddings"} <= set(report.unexpected)
+    assert not any("layer" in name and "pooler" not in name for name in report.unexpected)
+
+
+@pytest.mark.parametrize(("kind", "patch"), [("ViT", 16), ("DeiT", 16), ("ViT", 32)])
+def test_an_inflated_kernel_gives_the_sources_patch_embedding_on_a_still_clip(hf: Any, tmp_path: Path, kind: str, patch: int) -> None:
+    tubes = (Tube(kernel=(1, patch, patch), stride=(8, patch, patch)), Tube(kernel=(4, patch, patch), stride=(8, patch, patch)))
+    geometry = replace(GEOMETRY, tubes=tubes)
+    source = save_vit(hf, tmp_path, kind, patch_size=patch)
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if kind == "ViT" else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    model = build(geometry=geometry)
+    load_video_encoder(model, tmp_path)
+    clip = still_clip()
+    with torch.no_grad():
+        tokens = model.video_tokens([torch.from_numpy(part)[None] for part in cut_tubes(clip, geometry)]) - model.video_tokens.position_ND
+        picture = (torch.from_numpy(clip[0, 0]).float() / 255 - torch.tensor(mean)) / torch.tensor(std)
+        expected = source.embeddings.patch_embeddings(picture.permute(2, 0, 1)[None])[0]
+    count = expected.shape[0]
+    for chunk in range(2):
+        for part in (tokens[0, chunk, :count], tokens[0, chunk, count:]):  # both tubes: one frame, and the mean of four
+            torch.testing.assert_close(part, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normalisation_comes_from_the_preprocessor(hf: Any, tmp_path: Path) -> None:
+    save_vit(hf, tmp_path)
+    black = [
+        torch.zeros(1, 2, count, tube.numbers_per_token, dtype=torch.uint8)
+        for count, tube in zip(GEOMETRY.tube_tokens, GEOMETRY.tubes, strict=True)
+    ]
+    projection = load_file(tmp_path / "model.safetensors")["embeddings.patch_embeddings.projection.weight"]
+    bias = load_file(tmp_path / "model.safetensors")["embeddings.patch_embeddings.projection.bias"]
+    for settings, value in (
+        ({"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 0.5, 0.25]}, [-0.1, -0.4, -1.2]),
+        ({"do_normalize": False}, [0.0] * 3),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+        model = build()
+        load_video_encoder(model, tmp_path)
+        with torch.no_grad():
+            token = (model.video_tokens(black) - model.video_tokens.position_ND)[0, 0, -1]  # of the 1x16x16 tube
+        torch.testing.assert_close(token, projection.sum((2, 3)) @ torch.tensor(value) + bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [(4, 8, 8), (8, 4, 4), (4, 12, 12), (2, 32, 32)])
+def test_a_tube_of_another_size_is_embedded_as_its_resized_patch(kernel: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    patch = torch.randn(WIDTH, 3, 16, 16)
+    t, h, w = kernel
+    frame = torch.rand(3, h, w)
+    resized = nn.functional.interpolate(frame[None], size=(16, 16), mode="bilinear", antialias=h > 16)
+    expected = nn.functional.conv2d(resized, patch)[0, :, 0, 0]
+    tube_pixels = frame.permute(1, 2, 0)[None].expand(t, -1, -1, -1).flatten()
+    found = inflate(patch, Tube(kernel=kernel, stride=kernel)) @ tube_pixels
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+    moving = torch.rand(t, 3, h, w)
+    moving_pixels = moving.permute(0, 2, 3, 1).flatten()
+    each = nn.functional.conv2d(nn.functional.interpolate(moving, size=(16, 16), mode="bilinear", antialias=h > 16), patch)[:, :, 0, 0]
+    torch.testing.assert_close(inflate(patch, Tube(kernel=kernel, stride=kernel)) @ moving_pixels, each.mean(0), atol=1e-3, rtol=1e-4)
+
+
+def test_space_to_depth_takes_the_first_channels_and_says_so(hf: Any, tmp_path: Path) -> None:
+    source = save_vit(hf, tmp_path)
+    model = build()
+    report = load_video_encoder(model, tmp_path)
+    assert any("maps.0.weight (16x16 patch to 4x8x8 tube, first 12 of 24 channels)" in line for line in report.resized)
+    kernel = source.embeddings.patch_embeddings.projection.weight.detach()
+    assert torch.allclose(model.video_tokens.maps[0].weight, inflate(kernel, GEOMETRY.tubes[0])[:12], atol=1e-5)
+    assert "resized" in str(report)
+    assert str(tmp_path) in str(report)
+
+
+def test_an_ast_computes_what_the_source_computes(hf: Any, tmp_path: Path) -> None:
+    source = save_ast(hf, tmp_path)
+    model = build(replace(CONFIG, encoder=replace(CONFIG.encoder, share=False)))
+    before = model.video_encoder.blocks[0].mlp.up.weight.clone()
+    report = load_audio_encoder(model, tmp_path)
+    mel = torch.randn(2, 48, 32)  # AST's own order: columns, bins
+    with torch.no_grad():
+        embedded = source.embeddings(mel)
+        expected = source(mel).last_hidden_state
+        assert (model.audio_encoder(embedded[:, None])[:, 0] - expected).abs().max() <= 1e-4
+        patches = model.audio_tokens(mel.transpose(1, 2)[:, None])[:, 0] - model.audio_tokens.position_ND
+        torch.testing.assert_close(patches, source.embeddings.patch_embeddings(mel), atol=1e-4, rtol=1e-4)
+    assert report.missing == ()
+    assert torch.equal(model.video_encoder.blocks[0].mlp.up.weight, before)
+
+
+def test_other_constants_of_an_ast_are_folded_in(hf: Any, tmp_path: Path) -> None:
+    source = save_ast(hf, tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"mean": -6.0, "std": 5.0, "sampling_rate": 16000}))
+    model = build()
+    load_audio_encoder(model, tmp_path)
+    log_mel = torch.randn(1, 48, 32) * 3 - 5
+    ours, theirs = (log_mel + 4.2677393) / (2 * 4.5689974), (log_mel + 6.0) / (2 * 5.0)
+    with torch.no_grad():
+        patches = model.audio_tokens(ours.transpose(1, 2)[:, None])[:, 0] - model.audio_tokens.position_ND
+        torch.testing.assert_close(patches, source.embeddings.patch_embeddings(theirs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"frontend": "mel"}, "clip.audio.frontend is mel, the source has ast"),
+        ({"patch_stride": 16}, "clip.audio.patch_stride is 16, the source has 10"),
+        ({"bins": 64}, "clip.audio.bins is 64, the source has 32"),
+        ({"hop": 320}, "clip.audio.hop is 320, the source has 160"),
+    ],
+)
+def test_another_front_end_than_asts_is_refused_with_the_numbers(hf: Any, tmp_path: Path, change: dict, words: str) -> None:
+    save_ast(hf, tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        load_audio_encoder(build(geometry=replace(GEOMETRY, audio=replace(GEOMETRY.audio, **change))), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"max_shard_size": "20KB"}, {"num_key_value_heads": 4}, {"rope_theta": 500.0, "rms_norm_eps": 1e-3}]
+)
+def test_a_llama_with_closed_gates_is_the_source(hf: Any, tmp_path: Path, options: dict) -> None:
+    source = save_llama(hf, tmp_path, **options)
+    assert (tmp_path / "model.safetensors.index.json").exists() == ("max_shard_size" in options)
+    text = replace(
+        CONFIG.text,
+        kv_heads=options.get("num_key_value_heads", 2),
+        rope_theta=options.get("rope_theta", 10000.0),
+        norm_eps=options.get("rms_norm_eps", 1e-5),
+    )
+    model = build(replace(CONFIG, text=text))
+    report = load_text_decoder(model, tmp_path)
+    ids = torch.randint(0, PIECES, (2, 3, 11))
+    memory = model.text.project_memory(torch.randn(2, 8, 16))
+    with torch.no_grad():
+        expected = source(ids.flatten(0, 1)).logits.view(2, 3, 11, PIECES)
+        assert (model.text(ids, None, memory) - expected).abs().max() <= 1e-4
+        assert expected.std() > 0.3
+        prompt = ids[0, 0].tolist()
+        generated = source.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        )
+    answer = greedy(model.text, of_clip(memory, 0), [[prompt]], eos=-1, max_tokens=12)[0][0]
+    assert answer.ids == generated[0, len(prompt) :].tolist()
+    assert len(set(answer.ids)) > 2
+    assert report.unexpected == ()
+    assert all(name.startswith(("text.cross_layers.", "text.memory.")) for name in report.missing)
+    assert "text.layers.3.mlp.down_proj.weight" in report.loaded
+
+
+def test_a_tied_llama(hf: Any, tmp_path: Path) -> None:
+    source = save_llama(hf, tmp_path, tie_word_embeddings=True)
+    ids = torch.randint(0, PIECES, (1, 1, 9))
+    for tied in (True, False):
+        model = build(replace(CONFIG, text=replace(CONFIG.text, tie_embeddings=tied)))
+        load_text_decoder(model, tmp_path)
+        with torch.no_grad():
+            assert (model.text(ids) - source(ids[0]).logits[None]).abs().max() <= 1e-4
+
+
+def test_an_output_layer_of_its_own_cannot_be_tied(hf: Any, tmp_path: Path) -> None:
+    save_llama(hf, tmp_path)
+    with pytest.raises(CheckpointError, match="has an output layer of its own"):
+        load_text_decoder(build(replace(CONFIG, text=replace(CONFIG.text, tie_embeddings=True))), tmp_path)
+
+
+def test_padding_rows_of_the_embedding_are_cut_with_a_report_and_too_few_refused(hf: Any, tmp_path: Path) -> None:
+    source = save_llama(hf, tmp_path, vocab_size=64)
+    model = build()
+    report = load_text_decoder(model, tmp_path)
+    assert "text.embed_tokens.weight (first 50 of 64 rows)" in report.resized
+    ids = torch.randint(0, PIECES, (1, 1, 9))
+    with torch.no_grad():
+        assert (model.text(ids) - source(ids[0]).logits[None, ..., :PIECES]).abs().max() <= 1e-4
+    with pytest.raises(CheckpointError, match="the vocabulary is 65, the source has 64"):
+        load_text_decoder(build(pieces=65), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"num_hidden_layers": 2}, "model.text.layers is 4, the source has 2"),
+        ({"rope_theta": 20000.0}, "model.text.rope_theta is 10000.0, the source has 20000.0"),
+        ({"rms_norm_eps": 1e-6}, "model.text.norm_eps is 1e-05, the source has 1e-06"),
+        ({"attention_bias": True}, "bias of the attention is False, the source has True"),
+        ({"head_dim": 16}, "width of a head is 8, the source has 16"),
+        ({"hidden_act": "gelu"}, "the activation is silu, the source has gelu"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+            "rotary scaling is default, the source has linear",
+        ),
+    ],
+)
+def test_a_llama_of_another_kind_is_refused_with_both_values(hf: Any, tmp_path: Path, option: dict, words: str) -> None:
+    save_llama(hf, tmp_path, **option)
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=words):
+        load_text_decoder(model, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_old_llama_config_files_are_read(hf: Any, tmp_path: Path) -> None:
+    save_llama(hf, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["rope_parameters"]
+    for extra, words in (
+        ({"rope_theta": 5000.0}, "rope_theta is 10000.0, the source has 5000.0"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "dynamic"),
+    ):
+        path.write_text(json.dumps(config | extra))
+        with pytest.raises(CheckpointError, match=words):
+            load_text_decoder(build(), tmp_path)
+    path.write_text(json.dumps(config))
+    assert load_text_decoder(build(), tmp_path).loaded
+
+
+Loader = Callable[[Mirasol, Path], Any]
+
+
+@pytest.mark.parametrize(
+    ("loader", "saver", "words"),
+    [
+        (load_video_encoder, save_llama, "is a model of type 'llama', but a ViT or DeiT"),
+        (load_audio_encoder, save_vit, "is a model of type 'vit', but an AST"),
+        (load_text_decoder, save_ast, "is a model of type 'audio-spectrogram-transformer', but a Llama"),
+    ],
+)
+def test_a_wrong_architecture_is_refused_with_both_names(hf: Any, tmp_path: Path, loader: Loader, saver: Callable, words: str) -> None:
+    saver(hf, tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        loader(build(), tmp_path)
+
+
+def test_another_size_of_vit_is_refused_with_both_values(hf: Any, tmp_path: Path) -> None:
+    save_vit(hf, tmp_path, hidden_size=48, num_hidden_layers=2)
+    with pytest.raises(
+        CheckpointError, match=r"model\.encoder\.width is 24, the source has 48; model\.encoder\.layers is 3, the source has 2"
+    ):
+        load_video_encoder(build(), tmp_path)
+
+
+def test_a_model_saved_with_its_head_loads(hf: Any, tmp_path: Path) -> None:
+    source = loud(hf.ViTForImageClassification(hf.ViTConfig(**trunk_sizes(image_size=64, patch_size=16))))
+    source.save_pretrained(tmp_path)
+    model = build()
+    report = load_video_encoder(model, tmp_path)
+    assert torch.equal(model.encoder.norm.weight, source.vit.layernorm.weight)
+    assert "classifier.weight" in report.unexpected
+
+
+def test_a_vit_without_projection_biases_gets_zeros(hf: Any, tmp_path: Path) -> None:
+    source = save_vit(hf, tmp_path, qkv_bias=False)
+    model = build()
+    load_video_encoder(model, tmp_path)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found = model.encoder(source.embeddings(pixels)[:, None])[:, 0]
+        assert (found - source(pixels).last_hidden_state).abs().max() <= 1e-4
+
+
+def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **trunk_sizes()}))
+    save_file({"something.else": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="nothing of it could be loaded"):
+        load_video_encoder(build(), tmp_path)
+
+
+def test_missing_and_damaged_folders_are_named(hf: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_text_decoder(build(), tmp_path / "nowhere")
+    folder = tmp_path / "llama"
+    save_llama(hf, folder)
+    weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+        load_text_decoder(build(), folder)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged"):
+        load_text_decoder(build(), folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(CheckpointError, match="neither") as refusal:
+        load_text_decoder(build(), folder)
+    assert "never opened" in str(refusal.value.hint)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret"}}))
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        load_text_decoder(build(), folder)
