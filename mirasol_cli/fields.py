@@ -1,6 +1,6 @@
 """A documented, range-checked field of a frozen settings dataclass.
 
-Every key that a recipe may hold is declared once, with `setting(...)`; the recipe loader,
+Every key that a recipe may hold is declared once, with `checked_field(...)`; the recipe loader,
 `mirasol recipes show` and the documentation all read that one declaration.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def setting(
+def checked_field(
     default: Any = dataclasses.MISSING,
     help: str = "",
     *,
@@ -24,7 +24,7 @@ def setting(
     """A dataclass field with a one-line help text and the values it allows.
 
     `minimum` and `maximum` are inclusive, `above` is exclusive; `choices` lists the allowed words.
-    The checks are made by `check_settings`, which every settings class calls in `__post_init__`.
+    The checks are made by `check_fields`, which every settings class calls in `__post_init__`.
     """
     metadata = {"help": help, "minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
     if factory is not dataclasses.MISSING:
@@ -32,7 +32,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class SettingError(ValueError):
+class FieldError(ValueError):
     """A value that its key does not allow. `key` is the field's name inside its own section."""
 
     def __init__(self, key: str, message: str):
@@ -41,16 +41,16 @@ class SettingError(ValueError):
 
 
 def keys_of(section: Any) -> dict[str, dataclasses.Field]:
-    """Name -> field of all that a recipe may set in a settings dataclass (or an instance of one): what is declared with `setting`."""
+    """Name -> field of all that a recipe may set in a settings dataclass (or an instance of one): what is declared with `checked_field`."""
     return {field.name: field for field in dataclasses.fields(section) if field.metadata}
 
 
-def check_settings(section: Any) -> None:
-    """Raise `SettingError` for the first field of `section` whose value is out of its range or choices."""
+def check_fields(section: Any) -> None:
+    """Raise `FieldError` for the first field of `section` whose value is out of its range or choices."""
     for field in keys_of(section).values():
         problem = value_problem(getattr(section, field.name), field.metadata)
         if problem:
-            raise SettingError(field.name, problem)
+            raise FieldError(field.name, problem)
 
 
 def value_problem(value: Any, metadata: Mapping[str, Any]) -> str | None:
@@ -71,9 +71,9 @@ def value_problem(value: Any, metadata: Mapping[str, Any]) -> str | None:
 
 
 def check_folder_name(key: str, value: str) -> None:
-    """Raise `SettingError` unless `value` can be the name of one folder: recipes come from strangers, and paths are made of it."""
+    """Raise `FieldError` unless `value` can be the name of one folder: recipes come from strangers, and paths are made of it."""
     if value in ("", ".", "..") or value != value.strip() or not value.isprintable() or "/" in value or "\\" in value:
-        raise SettingError(key, f"{value!r} cannot name a folder; use letters, digits, `-` and `_`")
+        raise FieldError(key, f"{value!r} cannot name a folder; use letters, digits, `-` and `_`")
 
 
 def to_plain(section: Any) -> Any:

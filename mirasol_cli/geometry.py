@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from mirasol_cli.fields import SettingError, check_settings, setting, to_plain
+from mirasol_cli.fields import FieldError, check_fields, checked_field, to_plain
 
 Triple = tuple[int, int, int]
 
@@ -33,18 +33,18 @@ THUMBNAIL_SIZE = 32
 class Tube:
     """One kind of sparse video tube (TubeViT 3.2, Table 12); all triples are (frames, rows, columns)."""
 
-    kernel: Triple = setting(help="size of one kernel")
-    stride: Triple = setting(help="distance between neighbouring tokens")
-    offset: Triple = setting((0, 0, 0), "where the first tube starts")
-    space_to_depth: Triple = setting((1, 1, 1), "kernels joined into one token per axis, each making width / product channels")
+    kernel: Triple = checked_field(help="size of one kernel")
+    stride: Triple = checked_field(help="distance between neighbouring tokens")
+    offset: Triple = checked_field((0, 0, 0), "where the first tube starts")
+    space_to_depth: Triple = checked_field((1, 1, 1), "kernels joined into one token per axis, each making width / product channels")
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         for axis in range(3):
             if self.kernel[axis] < 1 or self.stride[axis] < 1 or self.space_to_depth[axis] < 1 or self.offset[axis] < 0:
-                raise SettingError("tubes", f"{self.describe()} has a size below 1 or a negative offset")
+                raise FieldError("tubes", f"{self.describe()} has a size below 1 or a negative offset")
             if self.stride[axis] % self.space_to_depth[axis]:
-                raise SettingError(
+                raise FieldError(
                     "tubes", f"{self.describe()}: stride {self.stride[axis]} is not divisible by space_to_depth {self.space_to_depth[axis]}"
                 )
 
@@ -119,27 +119,29 @@ NAMED_TUBES = {"chunk": CHUNK_TUBES, "tubevit": TUBEVIT_TUBES}
 class AudioGeometry:
     """The spectrogram of one chunk's window of sound."""
 
-    frontend: str = setting("mel", "log-mel spectrogram, or AST's own filterbank (kaldi fbank) for AST weights", choices=("mel", "ast"))
-    sample_rate: int = setting(16000, "samples per second, mono", minimum=8000)
-    bins: int = setting(128, "Z, mel bins", minimum=16)
-    n_fft: int = setting(1024, "samples of one Fourier transform", minimum=64)
-    window: int = setting(400, "samples of one window (25 ms)", minimum=16)
-    hop: int = setting(160, "samples between columns (10 ms)", minimum=16)
-    columns: int = setting(256, "S, columns per chunk; longer windows are pooled, shorter ones padded and masked", minimum=16)
-    patch: int = setting(16, "rows and columns of one patch", minimum=2)
-    patch_stride: int = setting(16, "distance between patches (AST uses 10)", minimum=1)
+    frontend: str = checked_field(
+        "mel", "log-mel spectrogram, or AST's own filterbank (kaldi fbank) for AST weights", choices=("mel", "ast")
+    )
+    sample_rate: int = checked_field(16000, "samples per second, mono", minimum=8000)
+    n_mels: int = checked_field(128, "Z, mel bins", minimum=16)
+    n_fft: int = checked_field(1024, "samples of one Fourier transform", minimum=64)
+    win_length: int = checked_field(400, "samples of one window (25 ms)", minimum=16)
+    hop_length: int = checked_field(160, "samples between columns (10 ms)", minimum=16)
+    columns: int = checked_field(256, "S, columns per chunk; longer windows are pooled, shorter ones padded and masked", minimum=16)
+    patch: int = checked_field(16, "rows and columns of one patch", minimum=2)
+    patch_stride: int = checked_field(16, "distance between patches (AST uses 10)", minimum=1)
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        if self.window > self.n_fft:
-            raise SettingError("window", f"{self.window} samples do not fit into n_fft {self.n_fft}")
-        if self.bins < self.patch or self.columns < self.patch:
-            raise SettingError("patch", f"{self.patch} is larger than the spectrogram of {self.bins} x {self.columns}")
+        check_fields(self)
+        if self.win_length > self.n_fft:
+            raise FieldError("win_length", f"{self.win_length} samples do not fit into n_fft {self.n_fft}")
+        if self.n_mels < self.patch or self.columns < self.patch:
+            raise FieldError("patch", f"{self.patch} is larger than the spectrogram of {self.n_mels} x {self.columns}")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along (mel bins, columns)."""
-        return (self.bins - self.patch) // self.patch_stride + 1, (self.columns - self.patch) // self.patch_stride + 1
+        return (self.n_mels - self.patch) // self.patch_stride + 1, (self.columns - self.patch) // self.patch_stride + 1
 
     @property
     def tokens(self) -> int:
@@ -150,29 +152,31 @@ class AudioGeometry:
 class ClipGeometry:
     """The recipe section `clip:`."""
 
-    frames: int = setting(128, "frames per clip, sampled uniformly by time", minimum=1, maximum=4096)
-    chunks: int = setting(16, "T, equal consecutive chunks of time", minimum=1, maximum=1024)
-    size: int = setting(224, "px: the short side is scaled to it, then the centre is cropped", minimum=16, maximum=1024)
-    tubes: tuple[Tube, ...] = setting(CHUNK_TUBES, "`chunk`, `tubevit`, or a list of kernel/stride/offset/space_to_depth")
-    audio: AudioGeometry = setting(factory=AudioGeometry, help="the spectrogram")
-    views: int = setting(1, "spans and crops per training clip; view 0 is the centre", minimum=1, maximum=64)
-    context_s: float = setting(0.0, "seconds: a shorter segment takes this much context around its middle (EPIC-SOUNDS: 10)", minimum=0)
+    frames: int = checked_field(128, "frames per clip, sampled uniformly by time", minimum=1, maximum=4096)
+    chunks: int = checked_field(16, "T, equal consecutive chunks of time", minimum=1, maximum=1024)
+    size: int = checked_field(224, "px: the short side is scaled to it, then the centre is cropped", minimum=16, maximum=1024)
+    tubes: tuple[Tube, ...] = checked_field(CHUNK_TUBES, "`chunk`, `tubevit`, or a list of kernel/stride/offset/space_to_depth")
+    audio: AudioGeometry = checked_field(factory=AudioGeometry, help="the spectrogram")
+    views: int = checked_field(1, "spans and crops per training clip; view 0 is the centre", minimum=1, maximum=64)
+    min_span_s: float = checked_field(
+        0.0, "seconds: a shorter segment takes this much context around its middle (EPIC-SOUNDS: 10)", minimum=0
+    )
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         if self.frames % self.chunks:
             near = [c for c in range(1, self.frames + 1) if self.frames % c == 0 and 4 <= self.frames // c <= 64]
-            raise SettingError("chunks", f"{self.frames} frames do not divide into {self.chunks} equal chunks; chunks that do: {near}")
+            raise FieldError("chunks", f"{self.frames} frames do not divide into {self.chunks} equal chunks; chunks that do: {near}")
         if not 4 <= self.frames_per_chunk <= 64:
-            raise SettingError(
+            raise FieldError(
                 "chunks", f"{self.frames} frames / {self.chunks} chunks = {self.frames_per_chunk} frames per chunk; 4 to 64 are allowed"
             )
         if not self.tubes:
-            raise SettingError("tubes", "at least one tube is needed")
+            raise FieldError("tubes", "at least one tube is needed")
         for tube in self.tubes:
             if 0 in tube.grid(*self.chunk_shape):
                 frames, height, width = self.chunk_shape
-                raise SettingError(
+                raise FieldError(
                     "tubes",
                     f"{tube.describe()} at offset {tube.offset} with footprint {tube.footprint} yields no token in a chunk of "
                     f"{frames} frames of {height}x{width} px; use fewer chunks, a larger size, or other tubes",
@@ -210,8 +214,8 @@ class ClipGeometry:
         """Bytes one clip takes in a shard (one view)."""
         tubes = sum(n * tube.numbers_per_token for n, tube in zip(self.tube_tokens, self.tubes, strict=True))
         thumbnails = THUMBNAIL_FRAMES * THUMBNAIL_SIZE * THUMBNAIL_SIZE * 3
-        sound = self.audio.columns * (self.audio.bins * 2 + 1)
-        return self.chunks * (tubes + thumbnails + sound + self.frames_per_chunk * 9)
+        audio = self.audio.columns * (self.audio.n_mels * 2 + 1)
+        return self.chunks * (tubes + thumbnails + audio + self.frames_per_chunk * 9)
 
     def to_plain(self) -> dict:
         """As JSON-ready dicts and lists; `from_plain` reads it back."""

@@ -13,7 +13,7 @@ from mirasol_cli.model.batch import MediaBatch, TextBatch
 from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
-from mirasol_cli.model.text_decoder import CrossMemory
+from mirasol_cli.model.text_decoder import TextKV
 
 VOCABULARY = 50
 TUBES = (
@@ -26,25 +26,25 @@ KINDS = ("transformer", "history", "ttm", "perceiver", "cls", "mean", "none")
 
 def geometry(chunks: int = 4, frames_per_chunk: int = 4) -> ClipGeometry:
     """4 + 4 + 4 video tokens and 4 spectrogram patches per chunk of 4 frames."""
-    audio = AudioGeometry(bins=32, columns=32)
+    audio = AudioGeometry(n_mels=32, columns=32)
     return ClipGeometry(frames=chunks * frames_per_chunk, chunks=chunks, size=32, tubes=TUBES, audio=audio)
 
 
 def combiner_config(kind: str = "transformer", **changes) -> CombinerConfig:
     context = "history" if kind == "history" else "chunk"
     kind = "transformer" if kind == "history" else kind
-    values = {"kind": kind, "context": context, "outputs": 4, "width": 32, "layers": 2, "heads": 2, "mlp": 64, "memory": 6}
+    values = {"kind": kind, "context": context, "num_outputs": 4, "width": 32, "layers": 2, "heads": 2, "mlp_dim": 64, "memory_tokens": 6}
     return CombinerConfig(**{**values, **changes})
 
 
 def model_config(kind: str = "transformer", **changes) -> ModelConfig:
     """Another width in every part, so that no part works by luck."""
     config = ModelConfig(
-        encoder=EncoderConfig(width=24, layers=2, heads=2, mlp=48),
+        encoder=EncoderConfig(width=24, layers=2, heads=2, mlp_dim=48),
         combiner=combiner_config(kind),
-        latent=LatentConfig(width=40, layers=2, heads=2, mlp=64),
-        reconstruction=ReconstructionConfig(width=24, layers=1, heads=2, mlp=48),
-        text=TextConfig(width=28, layers=2, heads=2, kv_heads=1, mlp=64, cross_every=1),
+        latent=LatentConfig(width=40, layers=2, heads=2, mlp_dim=64),
+        reconstruction=ReconstructionConfig(width=24, layers=1, heads=2, mlp_dim=48),
+        text=TextConfig(width=28, layers=2, heads=2, kv_heads=1, mlp_dim=64, cross_attention_every=1),
     )
     return replace(config, **changes)
 
@@ -83,7 +83,7 @@ def text(clips: int = 2, questions: int = 3, length: int = 9, *, target: int = 4
     )
 
 
-def change(batch: MediaBatch, clip: int, chunk: int, *, sound: bool = True, picture: bool = True) -> MediaBatch:
+def change(batch: MediaBatch, clip: int, chunk: int, *, audio: bool = True, video: bool = True) -> MediaBatch:
     """The batch with other sound and picture in one chunk of one clip."""
     other = media(*batch.mel_BTZS.shape[:2], seed=99)
 
@@ -92,9 +92,9 @@ def change(batch: MediaBatch, clip: int, chunk: int, *, sound: bool = True, pict
         ours[clip, chunk] = theirs[clip, chunk]
         return ours
 
-    if picture:
+    if video:
         batch = replace(batch, tubes=tuple(swap(a, b) for a, b in zip(batch.tubes, other.tubes, strict=True)))
-    return replace(batch, mel_BTZS=swap(batch.mel_BTZS, other.mel_BTZS)) if sound else batch
+    return replace(batch, mel_BTZS=swap(batch.mel_BTZS, other.mel_BTZS)) if audio else batch
 
 
 def all_valid(clips: int = 2, chunks: int = 4, frames_per_chunk: int = 4) -> dict[str, Tensor]:
@@ -108,8 +108,8 @@ def all_valid(clips: int = 2, chunks: int = 4, frames_per_chunk: int = 4) -> dic
     }
 
 
-def of_clip(memory: CrossMemory, clip: int) -> CrossMemory:
+def of_clip(memory: TextKV, clip: int) -> TextKV:
     """What the text attends to of one clip, as a batch of its own."""
     part = slice(clip, clip + 1)
     valid = None if memory.valid_BK is None else memory.valid_BK[part]
-    return CrossMemory(tuple(key[part] for key in memory.keys), tuple(value[part] for value in memory.values), valid)
+    return TextKV(tuple(key[part] for key in memory.keys), tuple(value[part] for value in memory.values), valid)

@@ -16,11 +16,11 @@ from tests.media.made_clips import barcode, read_barcode
 
 FPS = 4
 CODECS = {".webm": "libvpx", ".avi": "mpeg4"}
-SMALL = ("clip.frames=8", "clip.chunks=2", "clip.size=64", "clip.audio.bins=16", "clip.audio.columns=16")
+SMALL = ("clip.frames=8", "clip.chunks=2", "clip.size=64", "clip.audio.n_mels=16", "clip.audio.columns=16")
 SMALL_TUBES = "clip.tubes=[{kernel: [1, 16, 16], stride: [4, 16, 16]}]"
 
 
-def stand_in(path: Path, number: int, seconds: float = 10.0, *, sound: bool = False) -> Path:
+def stand_in(path: Path, number: int, seconds: float = 10.0, *, audio: bool = False) -> Path:
     """Picture at time t: the barcode of 100 * `number` + whole seconds of t."""
     path.parent.mkdir(parents=True, exist_ok=True)
     containers = {".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
@@ -28,19 +28,19 @@ def stand_in(path: Path, number: int, seconds: float = 10.0, *, sound: bool = Fa
         video: Any = container.add_stream(CODECS.get(path.suffix.lower(), "libx264"), rate=FPS)
         video.width = video.height = 64
         video.pix_fmt, video.codec_context.gop_size = "yuv420p", FPS
-        audio: Any = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        audio_stream: Any = container.add_stream("aac", rate=16000, layout="mono") if audio else None
         for frame_number in range(round(seconds * FPS)):
-            picture = av.VideoFrame.from_ndarray(barcode(100 * number + frame_number // FPS, 64, 64), format="rgb24")
-            picture.pts, picture.time_base = frame_number, Fraction(1, FPS)
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(barcode(100 * number + frame_number // FPS, 64, 64), format="rgb24")
+            image.pts, image.time_base = frame_number, Fraction(1, FPS)
+            container.mux(video.encode(image))
         container.mux(video.encode(None))
-        if audio is not None:
+        if audio_stream is not None:
             track = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * 16000)) / 16000).astype(np.float32)
             for first in range(0, len(track), 1024):
                 piece = av.AudioFrame.from_ndarray(track[None, first : first + 1024], format="fltp", layout="mono")
                 piece.sample_rate, piece.time_base, piece.pts = 16000, Fraction(1, 16000), first
-                container.mux(audio.encode(piece))
-            container.mux(audio.encode(None))
+                container.mux(audio_stream.encode(piece))
+            container.mux(audio_stream.encode(None))
     return path
 
 

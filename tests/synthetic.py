@@ -26,7 +26,7 @@ GEOMETRY = ClipGeometry(
     chunks=3,
     size=32,
     tubes=(Tube(kernel=(2, 8, 8), stride=(4, 16, 16), space_to_depth=(2, 1, 1)), Tube(kernel=(1, 16, 16), stride=(4, 16, 16))),
-    audio=AudioGeometry(bins=16, columns=16),
+    audio=AudioGeometry(n_mels=16, columns=16),
 )
 COLOURS, SOUNDS = ("black", "grey", "white"), ("quiet", "loud")
 
@@ -36,21 +36,21 @@ clip:
   chunks: 3
   size: 32
   tubes: [{kernel: [2, 8, 8], stride: [4, 16, 16], space_to_depth: [2, 1, 1]}, {kernel: [1, 16, 16], stride: [4, 16, 16]}]
-  audio: {bins: 16, columns: 16}
+  audio: {n_mels: 16, columns: 16}
 """
 
 MODEL_YAML = """
 model:
   preset: demo
-  encoder: {width: 24, layers: 1, heads: 2, mlp: 32}
-  combiner: {width: 24, layers: 1, heads: 2, mlp: 32, outputs: 2, memory: 4}
-  latent: {width: 24, layers: 1, heads: 2, mlp: 32}
-  reconstruction: {width: 12, layers: 1, heads: 2, mlp: 16}
-  text: {width: 24, layers: 2, heads: 2, kv_heads: 2, mlp: 32, cross_every: 1}
+  encoder: {width: 24, layers: 1, heads: 2, mlp_dim: 32}
+  combiner: {width: 24, layers: 1, heads: 2, mlp_dim: 32, num_outputs: 2, memory_tokens: 4}
+  latent: {width: 24, layers: 1, heads: 2, mlp_dim: 32}
+  reconstruction: {width: 12, layers: 1, heads: 2, mlp_dim: 16}
+  text: {width: 24, layers: 2, heads: 2, kv_heads: 2, mlp_dim: 32, cross_attention_every: 1}
 """
 
 
-def sample(key: str, *, colour: int, sound: int | None, geometry: ClipGeometry = GEOMETRY, view: int = 0) -> dict[str, np.ndarray]:
+def sample(key: str, *, colour: int, audio: int | None, geometry: ClipGeometry = GEOMETRY, view: int = 0) -> dict[str, np.ndarray]:
     """All fields of a clip: pixels around the colour's brightness, a spectrogram around the sound's level (None: no sound stream)."""
     generator = np.random.default_rng(zlib.crc32(f"{key}/{view}".encode()))
     fields: dict[str, np.ndarray] = {}
@@ -59,12 +59,12 @@ def sample(key: str, *, colour: int, sound: int | None, geometry: ClipGeometry =
             noise = generator.integers(-20, 21, shape)
             fields[name] = np.clip((30, 128, 225)[colour] + noise, 0, 255).astype(dtype)
         elif name == "mel":
-            level = 0.0 if sound is None else (-1.0, 1.0)[sound]
+            level = 0.0 if audio is None else (-1.0, 1.0)[audio]
             fields[name] = (level + 0.1 * generator.standard_normal(shape)).astype(dtype)
         elif name == "mel_valid":
-            fields[name] = np.full(shape, sound is not None, dtype)
+            fields[name] = np.full(shape, audio is not None, dtype)
         elif name == "audio_state":
-            fields[name] = np.array(0 if sound is None else 2, dtype)
+            fields[name] = np.array(0 if audio is None else 2, dtype)
         elif name == "span":
             fields[name] = np.array([0.0, 10.0])
         elif name == "frame_times":
@@ -97,11 +97,11 @@ def write_split(
 
     def fill(draft: ShardDraft, position: int, number: int) -> None:
         views = draft.slot.views
-        colour, sound = (first + number) % 3, None if number in silent_clips else (first + number) // 3 % 2
-        found = [sample(spans[number].key, colour=colour, sound=sound, geometry=geometry, view=view) for view in range(views)]
+        colour, audio = (first + number) % 3, None if number in silent_clips else (first + number) // 3 % 2
+        found = [sample(spans[number].key, colour=colour, audio=audio, geometry=geometry, view=view) for view in range(views)]
         if number in not_finite:
             found[0]["mel"][0, 0, 0] = np.nan
-        answers = [("what colour is it?", COLOURS[colour]), ("what do you hear?", "nothing" if sound is None else SOUNDS[sound])]
+        answers = [("what colour is it?", COLOURS[colour]), ("what do you hear?", "nothing" if audio is None else SOUNDS[audio])]
         for k in range(questions):
             question, answer = answers[k % 2]
             texts.append(
@@ -118,8 +118,8 @@ def write_texts(folder: Path, split: Split, geometry: ClipGeometry) -> None:
     numbers = {clip: number for number, clip in enumerate(split.clips)}
 
     def fill(draft: ShardDraft, position: int, number: int) -> None:
-        key, sound, views = split.clips[number].key, None if number % 3 == 2 else number % 2, draft.slot.views
-        draft.add(position, [sample(key, colour=number % 3, sound=sound, geometry=geometry, view=view) for view in range(views)])
+        key, audio, views = split.clips[number].key, None if number % 3 == 2 else number % 2, draft.slot.views
+        draft.add(position, [sample(key, colour=number % 3, audio=audio, geometry=geometry, view=view) for view in range(views)])
 
     texts = [text.to_json(numbers[text.clip]) for text in split.texts]
     write_finished_split(folder, split.clips, fill, texts, geometry=geometry, task=split.task, labels=split.labels)
@@ -138,9 +138,9 @@ schema: 1
 name: synthetic
 data: {{dataset: synthetic, shards: "{shards}", questions_per_clip: 2}}
 {CLIP_YAML}{MODEL_YAML}
-init: {{vocabulary: 300}}
+init: {{vocab_size: 300}}
 loss: {{text: 10, latent: 1, video: 1}}
-train: {{steps: 6, batch_clips: 4, lr: 1e-3, checkpoint_every: 100, log_every: 1, keep: 10}}
+train: {{steps: 6, global_batch_size: 4, lr: 1e-3, checkpoint_every: 100, log_every: 1, keep_checkpoints: 10}}
 run: {{dir: "{run}"}}
 """
     return parse_recipe(text, "synthetic.yaml", list(overrides))

@@ -84,7 +84,7 @@ def test_table_of_recipes_is_complete_and_right() -> None:
     for name, row in named.items():
         recipe = load_recipe(name)
         assert row[1] == f"{recipe.clip.frames} / {recipe.clip.chunks}", name
-        assert row[2] == ("yes" if recipe.data.sound else "no"), name
+        assert row[2] == ("yes" if recipe.data.audio else "no"), name
         header = (ROOT / "recipes" / f"{name}.yaml").read_text()
         for figure in re.findall(r"\d\d\.\d", row[3]):
             assert figure in header
@@ -127,7 +127,7 @@ def test_the_first_line_gives_the_right_answer(tmp_path: Path) -> None:
 def test_the_demo_world_in_the_readme_runs(tmp_path: Path) -> None:
     """Its commands in a small form, shortened by overrides of the same kind; the world's first clips are the same in any size."""
     block = README.partition("## The demo world")[2].partition("```sh\n")[2].partition("```")[0]
-    short = {"prepare": ["data.clips=72"], "finetune": ["train.steps=60", "train.evaluate_every=0"], "eval": ["--limit", "8"]}
+    short = {"prepare": ["data.clips=72"], "finetune": ["train.steps=60", "train.eval_every=0"], "eval": ["--limit", "8"]}
     for line in block.strip().splitlines():
         name, *words = shlex.split(line)[1:]
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mirasol_cli.cli.app import main; main()"

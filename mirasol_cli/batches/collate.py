@@ -15,11 +15,11 @@ from mirasol_cli.media.spectrogram import audio_valid
 from mirasol_cli.media.tubes import video_valid
 from mirasol_cli.model.batch import MediaBatch, TextBatch
 
-SOUND = 2
+AUDIBLE = 2
 """`audio_state` of a clip with audible sound; 0 is no sound track, 1 a silent one."""
 
 
-def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, sound: bool = True) -> MediaBatch:
+def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, audio: bool = True) -> MediaBatch:
     """B samples, as shards hold them, as one batch.
 
     Clips with fewer chunks than the longest are padded behind and told by `chunk_valid_BT`. A mask is None where all
@@ -28,7 +28,7 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
     Args:
         samples: per clip the fields of a shard (numpy arrays or tensors); further fields are ignored.
         geometry: what the samples were made with; their number of chunks may differ.
-        sound: False masks all sound.
+        audio: False masks all sound.
 
     Raises:
         ShardError: a field is missing or its shape does not belong to `geometry`.
@@ -43,7 +43,7 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
 
     frame_valid_BTF = stack("frame_valid").bool()
     column_valid_BTS = stack("mel_valid").bool()
-    heard_B = torch.tensor([sound and int(clip["audio_state"]) == SOUND for clip in clips])
+    heard_B = torch.tensor([audio and int(clip["audio_state"]) == AUDIBLE for clip in clips])
     column_valid_BTS &= heard_B[:, None, None]
     chunk_valid_BT = torch.stack([torch.arange(chunks) < clip["frame_valid"].shape[0] for clip in clips])
     return MediaBatch(
@@ -82,7 +82,7 @@ def _checked(sample: Mapping[str, Any], geometry: ClipGeometry) -> dict[str, Ten
     }
     shapes |= {
         "thumbnails": (THUMBNAIL_FRAMES, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3),
-        "mel": (audio.bins, audio.columns),
+        "mel": (audio.n_mels, audio.columns),
         "mel_valid": (audio.columns,),
         "frame_valid": (frames,),
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def without_sound(sample: dict[str, Any], chunks: Sequence[int] | None = None) -> dict[str, Any]:
+def without_audio(sample: dict[str, Any], chunks: Sequence[int] | None = None) -> dict[str, Any]:
     """Sound masked as where there is none, in all chunks or in some. The state stays unless all of it is gone."""
     changed = _cleared(sample, ("mel", "mel_valid"), chunks)
     if chunks is None:
@@ -14,7 +14,7 @@ def without_sound(sample: dict[str, Any], chunks: Sequence[int] | None = None) -
     return changed
 
 
-def without_picture(sample: dict[str, Any], chunks: Sequence[int] | None = None) -> dict[str, Any]:
+def without_video(sample: dict[str, Any], chunks: Sequence[int] | None = None) -> dict[str, Any]:
     """Picture masked as where there is no frame, in all chunks or in some."""
     return _cleared(sample, ("frame_valid", "thumbnails", *_tube_fields(sample)), chunks)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SCHEMA = 1
+CHECKPOINT_SCHEMA = 1
 MANIFEST = "manifest.json"
 LATEST = "latest"
 LARGEST_FILE_BYTES = 5 << 30
@@ -69,7 +69,7 @@ def write_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
         for stem, tensors in contents.tensors.items():
             _write_tensors(partial, stem, tensors)
         listing = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
-        write_atomic(partial / MANIFEST, json.dumps({"schema": SCHEMA, "step": step, "files": listing}, indent=2) + "\n")
+        write_atomic(partial / MANIFEST, json.dumps({"schema": CHECKPOINT_SCHEMA, "step": step, "files": listing}, indent=2) + "\n")
         sync_folder(partial)
         if final.exists():  # a damaged one of the same step: the run went on from an older one
             _discard(final)
@@ -172,7 +172,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the manifest is there and every file has the listed size (contents are `verify`'s affair)."""
+    """Whether the manifest is there and every file has the listed size (`verify` checks the contents)."""
     try:
         _check_sizes(checkpoint, _manifest(checkpoint))
     except CheckpointError:
@@ -212,8 +212,10 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
     )  # fmt: skip
     if not well_formed or not files:
         raise CheckpointError(f"'{path}' is damaged: it does not list the checkpoint's files", "use another checkpoint")
-    if manifest.get("schema") != SCHEMA:
-        raise CheckpointError(f"'{path}' has schema {manifest.get('schema')!r}; this version reads {SCHEMA}", "use a matching mirasol")
+    if manifest.get("schema") != CHECKPOINT_SCHEMA:
+        raise CheckpointError(
+            f"'{path}' has schema {manifest.get('schema')!r}; this version reads {CHECKPOINT_SCHEMA}", "use a matching mirasol"
+        )
     return manifest
 
 

@@ -98,9 +98,9 @@ def load_audio_encoder(model: Mirasol, folder: Path) -> LoadReport:
         {
             "clip.audio.frontend": (audio.frontend, "ast"),
             "clip.audio.sample_rate": (audio.sample_rate, source.preprocessor.get("sampling_rate", 16000)),
-            "clip.audio.bins": (audio.bins, config.get("num_mel_bins", 128)),
-            "clip.audio.window": (audio.window, 400),  # Kaldi's 25 ms and 10 ms, fixed in AST's feature extractor
-            "clip.audio.hop": (audio.hop, 160),
+            "clip.audio.n_mels": (audio.n_mels, config.get("num_mel_bins", 128)),
+            "clip.audio.win_length": (audio.win_length, 400),  # Kaldi's 25 ms and 10 ms, fixed in AST's feature extractor
+            "clip.audio.hop_length": (audio.hop_length, 160),
             "clip.audio.patch": (audio.patch, config.get("patch_size", 16)),
             "clip.audio.patch_stride": (audio.patch_stride, config.get("frequency_stride", 10)),
             "clip.audio.patch_stride (time)": (audio.patch_stride, config.get("time_stride", 10)),
@@ -305,7 +305,7 @@ def _check_trunk(source: SafetensorsFolder, model: Mirasol) -> None:
         {
             "model.encoder.width": (ours.width, theirs.get("hidden_size")),
             "model.encoder.heads": (ours.heads, theirs.get("num_attention_heads")),
-            "model.encoder.mlp": (ours.mlp, theirs.get("intermediate_size")),
+            "model.encoder.mlp_dim": (ours.mlp_dim, theirs.get("intermediate_size")),
             "model.encoder.layers": (ours.layers, theirs.get("num_hidden_layers")),
             "the activation": ("gelu", theirs.get("hidden_act", "gelu")),
         },
@@ -325,7 +325,7 @@ def _check_llama(source: SafetensorsFolder, model: Mirasol) -> None:
             "model.text.layers": (ours.layers, theirs.get("num_hidden_layers")),
             "model.text.heads": (ours.heads, heads),
             "model.text.kv_heads": (ours.kv_heads, theirs.get("num_key_value_heads") or heads),
-            "model.text.mlp": (ours.mlp, theirs.get("intermediate_size")),
+            "model.text.mlp_dim": (ours.mlp_dim, theirs.get("intermediate_size")),
             "model.text.norm_eps": (ours.norm_eps, theirs.get("rms_norm_eps", 1e-6)),
             "model.text.rope_theta": (ours.rope_theta, float(rotary.get("rope_theta") or theirs.get("rope_theta") or 10000.0)),
             "width of a head": (ours.width // ours.heads, theirs.get("head_dim") or ours.width // ours.heads),

@@ -131,13 +131,13 @@ def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None
     """
     import torch
 
-    from mirasol_cli.runtime.distributed import like
+    from mirasol_cli.runtime.distributed import shard_like
 
     own = model_tensors(model)
     _check_fit(own, tensors, source)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(like(tensors[name], tensor.detach()))
+            tensor.copy_(shard_like(tensors[name], tensor.detach()))
 
 
 def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:

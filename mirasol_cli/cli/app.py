@@ -18,7 +18,7 @@ from mirasol_cli.cli.ask import ask
 from mirasol_cli.cli.doctor import doctor
 from mirasol_cli.cli.evaluate import evaluate
 from mirasol_cli.cli.output import environment_problem, report_bug, report_error, report_expected
-from mirasol_cli.cli.prepare import _PrepareCommand, prepare
+from mirasol_cli.cli.prepare import PrepareCommand, prepare
 from mirasol_cli.cli.recipes import recipes_app
 from mirasol_cli.cli.train import HELP, training_command
 from mirasol_cli.errors import Interrupted, MirasolError, RecipeError
@@ -81,7 +81,7 @@ def root(
     run_alone(context.invoked_subcommand not in DISTRIBUTED)
 
 
-app.command(cls=_PrepareCommand)(prepare)
+app.command(cls=PrepareCommand)(prepare)
 for _stage, _help in HELP.items():
     app.command(_stage, help=_help)(training_command(_stage))
 app.command("eval")(evaluate)

@@ -14,7 +14,7 @@ from mirasol_cli.runtime import console
 
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file; `demo` is the sample clip in the package.")],
-    question: Annotated[str | None, typer.Argument(metavar="[QUESTION]", help="Left out on a terminal: ask one after the other.")] = None,
+    question: Annotated[str | None, typer.Argument(metavar="[QUESTION]", help="Omit it on a terminal to start a chat.")] = None,
     questions: Annotated[Path | None, typer.Option("--questions", help="A text file with one question per line.")] = None,
     context: Annotated[str, typer.Option("--context", metavar="TEXT", help="Title, description or subtitles.")] = "",
     checkpoint: Annotated[
@@ -26,8 +26,8 @@ def ask(
         bool,
         typer.Option(
             "--why",
-            help="Also say which chunks and which modality the answer rests on; outside a session also drawn as `<video>-why.png` "
-            "in the current folder.",
+            help="Also measure which chunks and which modality the answer rests on, and plot it as `<video>-why.png` "
+            "in the current folder (not in a chat).",
         ),
     ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N questions of the file.")] = None,

@@ -93,7 +93,7 @@ def _torchaudio(name: str) -> Check:
     try:
         import torchaudio
     except Exception as error:  # a build for other CUDA libraries raises OSError or RuntimeError, not ImportError
-        return Check(name, "ok", f"not usable here ({type(error).__name__}); the equal transform of mirasol itself is used")
+        return Check(name, "ok", f"not usable here ({type(error).__name__}); mirasol's own equivalent transform is used")
     return Check(name, "ok", str(torchaudio.__version__))
 
 
@@ -119,7 +119,7 @@ def _memory(name: str) -> Check:
     if not total:
         return Check(name, "warn", "size not known on this system")
     if total < LEAST_MEMORY_GIB:
-        return Check(name, "warn", f"{total:.1f} GiB", "lower train.batch_clips and --workers")
+        return Check(name, "warn", f"{total:.1f} GiB", "lower train.global_batch_size and --workers")
     return Check(name, "ok", f"{total:.1f} GiB")
 
 
@@ -155,7 +155,7 @@ CHECKS: dict[str, Callable[[str], Check]] = {
 def doctor(json: Json = False) -> None:
     """Check the environment.
 
-    Python, torch, device, decoders, disk, memory, one line each.
+    One line per check; exit code 5 if a command would not work.
 
     \b
     Examples:

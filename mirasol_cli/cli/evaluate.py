@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             "--control",
             metavar="C",
-            help="Evaluate again with one input removed or exchanged: no-sound, no-picture, text-only, shuffle-chunks, swap-media, or all.",
+            help="Evaluate again with one input removed or exchanged: no-audio, no-video, text-only, shuffle-chunks, swap-media, or all.",
         ),
     ] = None,
     predictions: Annotated[

@@ -41,7 +41,7 @@ def environment_problem(error: Exception) -> EnvironmentProblem | None:
     if isinstance(error, PermissionError) and error.filename:
         return EnvironmentProblem(f"no permission for '{os.fsdecode(error.filename)}'", "check the permissions of the file and its folder")
     if isinstance(error, MemoryError):
-        return EnvironmentProblem("out of memory", "lower train.batch_clips, eval.batch_clips or --workers")
+        return EnvironmentProblem("out of memory", "lower train.global_batch_size, eval.batch_size or --workers")
     return None
 
 

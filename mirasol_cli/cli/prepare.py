@@ -12,7 +12,7 @@ from mirasol_cli.cli.options import Json, Limit, Overrides, complete_dataset, co
 from mirasol_cli.runtime import console
 
 
-class _PrepareCommand(TyperCommand):
+class PrepareCommand(TyperCommand):
     """`prepare`, whose help ends in the licences of the data sets (their readers are imported for it only then)."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -38,16 +38,18 @@ def prepare(
     task: Annotated[str | None, typer.Option("--task", help="Only this task's texts: qa, mc, oe, caption or label.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="Decoding processes; default all cores.")] = None,
     engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="Workers here, or on a Ray cluster.")] = "local",
-    part: Annotated[str | None, typer.Option("--part", metavar="I/N", help="Only part I of N, for array jobs; --merge ends them.")] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="I/N", help="Only part I of N, for array jobs; finish with --merge.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Check the parts and write the index.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try the clips again that failed before.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry clips that failed before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, estimate bytes and time; write nothing.")] = False,
     inspect: Annotated[int, typer.Option("--inspect", min=0, metavar="N", help="Contact sheets of N clips per split.")] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
     max_failed: Annotated[float, typer.Option("--max-failed", metavar="PCT", help="Percent of clips that may fail.")] = 1.0,
     strict: Annotated[bool, typer.Option("--strict", help="Count missing files as failed.")] = False,
-    keep_truncated: Annotated[bool, typer.Option("--keep-truncated", help="Keep what is left of files cut short, marked.")] = False,
-    allow_audio_only: Annotated[bool, typer.Option("--allow-audio-only", help="Keep files without a picture, masked.")] = False,
+    keep_truncated: Annotated[bool, typer.Option("--keep-truncated", help="Keep the readable part of truncated files, marked.")] = False,
+    allow_audio_only: Annotated[bool, typer.Option("--allow-audio-only", help="Keep files without video; their video is masked.")] = False,
     classes: Annotated[str, typer.Option("--classes", metavar="31|32|34", help="kinetics-sounds: which class list.")] = "32",
     held_out: Annotated[float, typer.Option("--held-out", metavar="SHARE", help="vggsound: share of train that becomes val.")] = 0.02,
     limit: Limit = None,
@@ -55,7 +57,7 @@ def prepare(
 ) -> None:
     """Videos and annotations into shards.
 
-    Files that cannot be used cost a line in failures.jsonl and nothing else. A killed run goes on where it stopped.
+    Unreadable files are logged in failures.jsonl and skipped. An interrupted run resumes where it stopped.
 
     \b
     Examples:

@@ -96,7 +96,7 @@ def _check_trainable(recipe: Recipe) -> None:
     from mirasol_cli.training.setup import build_model, check_init, freeze_parts
 
     check_init(recipe)
-    freeze_parts(build_model(recipe, recipe.init.vocabulary, "meta"), recipe)
+    freeze_parts(build_model(recipe, recipe.init.vocab_size, "meta"), recipe)
 
 
 @recipes_app.command("validate")

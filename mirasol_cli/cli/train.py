@@ -36,7 +36,7 @@ HELP = {
     \b
     Examples:
       mirasol pretrain demo-pretrain
-      mirasol pretrain pretrain --nproc 8 train.batch_clips=512
+      mirasol pretrain pretrain --nproc 8 train.global_batch_size=512
       mirasol pretrain pretrain --resume
       mirasol pretrain pretrain --dry-run model.preset=mirasol3b
     """,

@@ -23,17 +23,17 @@ from mirasol_cli.config.paths import find_recipe, shipped_recipes
 from mirasol_cli.config.schema import SCHEMA, Recipe
 from mirasol_cli.config.yaml import Value, dump_value, from_plain, lay_over, parse_scalar, parse_yaml
 from mirasol_cli.errors import RecipeError
-from mirasol_cli.fields import SettingError, check_folder_name, keys_of, to_plain, value_problem
+from mirasol_cli.fields import FieldError, check_folder_name, keys_of, to_plain, value_problem
 from mirasol_cli.geometry import NAMED_TUBES, ClipGeometry, Tube
 from mirasol_cli.model.config import PRESETS, ModelConfig
 
 # What other trainers call these keys; difflib alone would not find them.
 USUAL_NAMES = {
-    "learning_rate": "train.lr", "batch_size": "train.batch_clips", "batch": "train.batch_clips", "max_steps": "train.steps",
+    "learning_rate": "train.lr", "batch_size": "train.global_batch_size", "batch": "train.global_batch_size", "max_steps": "train.steps",
     "epochs": "train.steps", "num_frames": "clip.frames", "num_chunks": "clip.chunks", "image_size": "clip.size",
-    "resolution": "clip.size", "wd": "train.weight_decay", "warmup": "train.warmup_steps", "grad_clip": "train.clip_norm",
-    "gradient_accumulation_steps": "train.micro_batch_clips", "output_dir": "run.dir", "audio": "data.sound",
-    "vocab_size": "init.vocabulary", "init_from": "init.checkpoint", "save_every": "train.checkpoint_every",
+    "resolution": "clip.size", "wd": "train.weight_decay", "warmup": "train.warmup_steps", "grad_clip": "train.max_grad_norm",
+    "gradient_accumulation_steps": "train.micro_batch_size", "output_dir": "run.dir", "audio": "data.audio",
+    "vocab_size": "init.vocab_size", "init_from": "init.checkpoint", "save_every": "train.checkpoint_every",
 }  # fmt: skip
 
 RUN_RECIPE = "recipe.yaml"
@@ -206,7 +206,7 @@ class _Reader:
             return None
         try:
             return cls(**values)
-        except SettingError as error:
+        except FieldError as error:
             name = prefix if error.key.split(".")[0] not in fields else f"{prefix}.{error.key}" if prefix else error.key
             self.problem(_where(value, error.key), f"`{name}`: {error.message}")
             return None
@@ -353,7 +353,7 @@ def renamed(text: str, name: str) -> str:
     """
     try:
         check_folder_name("name", name)
-    except SettingError as error:
+    except FieldError as error:
         raise RecipeError([f"`name`: {error.message}"], "choose another file name") from None
     return re.sub(r"^name:.*$", lambda _: f"name: {dump_value(name)}", text, count=1, flags=re.MULTILINE)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, make_dataclass
 from typing import Any
 
-from mirasol_cli.fields import SettingError, check_folder_name, check_settings, setting, to_plain
+from mirasol_cli.fields import FieldError, check_fields, check_folder_name, checked_field, to_plain
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.objectives import OBJECTIVES
@@ -17,35 +17,35 @@ SCHEMA = 1
 class SourceRecipe:
     """One source of a training mixture."""
 
-    dataset: str = setting(help="data set name, or a name of your own for a manifest")
-    task: str = setting("qa", "which texts of the shards: qa, mc, oe, caption, label")
-    shards: str | None = setting(None, "shard folder; null: the default folder of data set and geometry")
-    split: str = setting("train", "split to train on")
-    ratio: float = setting(1.0, "share of the units drawn from this source, relative to the others", above=0)
+    dataset: str = checked_field(help="data set name, or a name of your own for a manifest")
+    task: str = checked_field("qa", "which texts of the shards: qa, mc, oe, caption, label")
+    shards: str | None = checked_field(None, "shard folder; null: the default folder of data set and geometry")
+    split: str = checked_field("train", "split to train on")
+    ratio: float = checked_field(1.0, "share of the units drawn from this source, relative to the others", above=0)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         check_folder_name("dataset", self.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    dataset: str = setting("manifest", "data set name, or a name of your own for a manifest")
-    task: str = setting("qa", "which texts of the shards: qa, mc, oe, caption, label")
-    shards: str | None = setting(None, "shard folder; null: data/<dataset>/shards/<geometry>")
-    split: str = setting("train", "split to train on")
-    sources: tuple[SourceRecipe, ...] = setting((), "several sources with ratios, instead of the four keys above")
-    questions_per_clip: int = setting(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
-    sound: bool = setting(True, "false leaves the sound out, as the paper's VideoQA results do")
-    limit: int | None = setting(None, "only the first N clips", minimum=1)
-    seed: int = setting(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
-    clips: int = setting(
+    dataset: str = checked_field("manifest", "data set name, or a name of your own for a manifest")
+    task: str = checked_field("qa", "which texts of the shards: qa, mc, oe, caption, label")
+    shards: str | None = checked_field(None, "shard folder; null: data/<dataset>/shards/<geometry>")
+    split: str = checked_field("train", "split to train on")
+    sources: tuple[SourceRecipe, ...] = checked_field((), "several sources with ratios, instead of the four keys above")
+    questions_per_clip: int = checked_field(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
+    audio: bool = checked_field(True, "false leaves the sound out, as the paper's VideoQA results do")
+    limit: int | None = checked_field(None, "only the first N clips", minimum=1)
+    seed: int = checked_field(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
+    clips: int = checked_field(
         0, "`prepare demo` and `demo-long` only: training clips to render; 0 = as many as the world has (2000, 400); training reads "
         "what was prepared last", minimum=0,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         check_folder_name("dataset", self.dataset)
 
     def training_sources(self) -> tuple[SourceRecipe, ...]:
@@ -58,19 +58,22 @@ class DataRecipe:
 class InitRecipe:
     """Where weights and vocabulary come from; local paths in Hugging Face layout."""
 
-    checkpoint: str | None = setting(None, "a mirasol checkpoint or run folder: all parts that fit")
-    video_encoder: str | None = setting(None, "ViT or DeiT folder (safetensors): patch kernel inflated into tubes")
-    audio_encoder: str | None = setting(None, "AST folder (safetensors); needs clip.audio.frontend: ast")
-    text_decoder: str | None = setting(None, "Llama-format folder (safetensors, tokenizer.model)")
-    tokenizer: str | None = setting(None, "SentencePiece model file; null: the checkpoint's, else trained on the train texts")
-    vocabulary: int = setting(8000, "largest size of a vocabulary trained here", minimum=300)
+    checkpoint: str | None = checked_field(None, "a mirasol checkpoint or run folder: all parts that fit")
+    video_encoder: str | None = checked_field(None, "ViT or DeiT folder (safetensors): patch kernel inflated into tubes")
+    audio_encoder: str | None = checked_field(None, "AST folder (safetensors); needs clip.audio.frontend: ast")
+    text_decoder: str | None = checked_field(None, "Llama-format folder (safetensors, tokenizer.model)")
+    tokenizer: str | None = checked_field(None, "SentencePiece model file; null: the checkpoint's, else trained on the train texts")
+    vocab_size: int = checked_field(8000, "largest size of a vocabulary trained here", minimum=300)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
 
 
 _LossKeys: Any = make_dataclass(
-    "_LossKeys", [(loss.name, float, setting(loss.weight, loss.help, minimum=0)) for loss in OBJECTIVES.values()], frozen=True, kw_only=True
+    "_LossKeys",
+    [(loss.name, float, checked_field(loss.weight, loss.help, minimum=0)) for loss in OBJECTIVES.values()],
+    frozen=True,
+    kw_only=True,
 )
 
 
@@ -80,9 +83,9 @@ class LossRecipe(_LossKeys):
     second-hand source]."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         if not self.weights:
-            raise SettingError("text", "all loss weights are zero; there is nothing to train")
+            raise FieldError("text", "all loss weights are zero; there is nothing to train")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -95,122 +98,124 @@ class LossRecipe(_LossKeys):
 class RatesRecipe:
     """Learning-rate factors per part of the model."""
 
-    encoder: float = setting(1.0, minimum=0)
-    combiner: float = setting(1.0, minimum=0)
-    latent: float = setting(1.0, minimum=0)
-    text: float = setting(1.0, minimum=0)
+    encoder: float = checked_field(1.0, minimum=0)
+    combiner: float = checked_field(1.0, minimum=0)
+    latent: float = checked_field(1.0, minimum=0)
+    text: float = checked_field(1.0, minimum=0)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentRecipe:
     """Changes to training samples only."""
 
-    flip: float = setting(0.0, "probability of a horizontal flip", minimum=0, maximum=1)
-    colour: float = setting(0.0, "strength of brightness and contrast changes", minimum=0, maximum=1)
-    mask_bins: int = setting(0, "SpecAugment: mel bins masked at most", minimum=0)
-    mask_columns: int = setting(0, "SpecAugment: columns per chunk masked at most", minimum=0)
-    drop_modality: float = setting(0.1, "probability that a clip loses its sound, and as much its picture", minimum=0, maximum=0.5)
-    drop_chunks: float = setting(0.1, "probability that a clip loses the media of some of its chunks", minimum=0, maximum=0.9)
-    mask_latents: float = setting(0.15, "share of chunks replaced by a mask token before the latent model", minimum=0, maximum=0.9)
-    stretch: int = setting(1, "ttm: the memory takes each chunk up to so many times, as if the clip were so much longer", minimum=1)
-    memory_alone: float = setting(
-        0.0, "ttm: probability that the text sees the memory alone, which teaches it to hold what long videos need", minimum=0, maximum=1
+    flip: float = checked_field(0.0, "probability of a horizontal flip", minimum=0, maximum=1)
+    colour: float = checked_field(0.0, "strength of brightness and contrast changes", minimum=0, maximum=1)
+    mask_bins: int = checked_field(0, "SpecAugment: mel bins masked at most", minimum=0)
+    mask_columns: int = checked_field(0, "SpecAugment: columns per chunk masked at most", minimum=0)
+    drop_modality: float = checked_field(0.1, "probability that a clip loses its sound, and as much its picture", minimum=0, maximum=0.5)
+    drop_chunks: float = checked_field(0.1, "probability that a clip loses the media of some of its chunks", minimum=0, maximum=0.9)
+    mask_latents: float = checked_field(0.15, "share of chunks replaced by a mask token before the latent model", minimum=0, maximum=0.9)
+    max_chunk_repeats: int = checked_field(
+        1, "ttm: repeat each chunk up to N times in the memory, to imitate clips N times as long", minimum=1
+    )
+    memory_only: float = checked_field(
+        0.0, "ttm: probability that the text sees the memory only, to train it for long videos", minimum=0, maximum=1
     )
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
-    steps: int = setting(20000, "optimizer steps in all", minimum=1)
-    batch_clips: int = setting(32, "clips in the global batch of one step, over all processes", minimum=1)
-    micro_batch_clips: int | None = setting(
+    steps: int = checked_field(20000, "optimizer steps in all", minimum=1)
+    global_batch_size: int = checked_field(32, "clips in the global batch of one step, over all processes", minimum=1)
+    micro_batch_size: int | None = checked_field(
         None, "clips per process in memory at once; null: all of its share. The latent loss compares these only", minimum=1
     )
-    seed: int = setting(0)
-    lr: float = setting(5e-5, "peak learning rate", above=0)
-    rates: RatesRecipe = setting(factory=RatesRecipe, help="factors on lr per part")
-    layer_decay: float = setting(1.0, "lr factor per encoder layer from the top down", above=0, maximum=1)
-    min_lr: float = setting(0.0, "share of lr that the cosine reaches just after the last step", minimum=0, maximum=1)
-    warmup_steps: int = setting(0, "linear warm-up", minimum=0)
-    weight_decay: float = setting(0.01, "decoupled; not on norms, biases, embeddings, gates", minimum=0)
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW")
-    clip_norm: float = setting(1.0, "largest gradient norm; 0 = no clipping", minimum=0)
-    ema: float = setting(0.0, "decay of the averaged weights used by eval and ask; 0 = none", minimum=0, maximum=0.99999)
-    precision: str = setting("auto", "auto: float32 on CPU, bf16 on GPUs", choices=("auto", "float32", "bf16"))
-    compile: bool = setting(False, "torch.compile per block")
-    checkpoint_activations: bool = setting(False, "recompute each block in the backward pass")
-    parallel: str = setting("ddp", "with several processes", choices=("ddp", "fsdp"))
-    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
-    keep: int = setting(2, "newest checkpoints kept (the best is kept besides)", minimum=1)
-    evaluate_every: int = setting(0, "steps between validations; 0 = none", minimum=0)
-    evaluate_limit: int = setting(200, "clips of a validation during training", minimum=1)
-    log_every: int = setting(10, "steps between lines of metrics.jsonl", minimum=1)
-    bad_steps: int = setting(0, "non-finite steps in a row that are skipped before the run stops", minimum=0)
-    augment: AugmentRecipe = setting(factory=AugmentRecipe)
+    seed: int = checked_field(0)
+    lr: float = checked_field(5e-5, "peak learning rate", above=0)
+    lr_mult: RatesRecipe = checked_field(factory=RatesRecipe, help="factors on lr per part")
+    layerwise_lr_decay: float = checked_field(1.0, "lr factor per encoder layer from the top down", above=0, maximum=1)
+    min_lr_ratio: float = checked_field(0.0, "share of lr that the cosine reaches just after the last step", minimum=0, maximum=1)
+    warmup_steps: int = checked_field(0, "linear warm-up", minimum=0)
+    weight_decay: float = checked_field(0.01, "decoupled; not on norms, biases, embeddings, gates", minimum=0)
+    betas: tuple[float, float] = checked_field((0.9, 0.999), "AdamW")
+    max_grad_norm: float = checked_field(1.0, "largest gradient norm; 0 = no clipping", minimum=0)
+    ema_decay: float = checked_field(0.0, "decay of the averaged weights used by eval and ask; 0 = none", minimum=0, maximum=0.99999)
+    precision: str = checked_field("auto", "auto: float32 on CPU, bf16 on GPUs", choices=("auto", "float32", "bf16"))
+    compile: bool = checked_field(False, "torch.compile per block")
+    activation_checkpointing: bool = checked_field(False, "recompute each block in the backward pass")
+    parallel: str = checked_field("ddp", "with several processes", choices=("ddp", "fsdp"))
+    checkpoint_every: int = checked_field(1000, "steps between checkpoints", minimum=1)
+    keep_checkpoints: int = checked_field(2, "newest checkpoints kept (the best is kept besides)", minimum=1)
+    eval_every: int = checked_field(0, "steps between validations; 0 = none", minimum=0)
+    val_clips: int = checked_field(200, "clips of a validation during training", minimum=1)
+    log_every: int = checked_field(10, "steps between lines of metrics.jsonl", minimum=1)
+    max_skipped_steps: int = checked_field(0, "non-finite steps in a row that are skipped before the run stops", minimum=0)
+    augment: AugmentRecipe = checked_field(factory=AugmentRecipe)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         for beta in self.betas:
             if not 0 <= beta < 1:
-                raise SettingError("betas", f"{beta} is not in [0, 1); AdamW's usual ones are [0.9, 0.999]")
+                raise FieldError("betas", f"{beta} is not in [0, 1); AdamW's usual ones are [0.9, 0.999]")
         if self.warmup_steps >= self.steps:
-            raise SettingError("warmup_steps", f"{self.warmup_steps} is not below steps {self.steps}")
+            raise FieldError("warmup_steps", f"{self.warmup_steps} is not below steps {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    split: str = setting("test", "split to evaluate on; minitrain, minival: always the same 500 clips of train, val")
-    decode: str = setting("greedy", choices=("greedy", "sample", "beam"))
-    beams: int = setting(4, "beam search only", minimum=1)
-    temperature: float = setting(1.0, "sampling only", above=0)
-    top_p: float = setting(1.0, "sampling only", above=0, maximum=1)
-    max_tokens: int = setting(32, "longest answer", minimum=1)
-    batch_clips: int = setting(8, "clips encoded at once", minimum=1)
-    seed: int = setting(0, "sampling, bootstrap, swap-media")
+    split: str = checked_field("test", "split to evaluate on; minitrain, minival: always the same 500 clips of train, val")
+    decode: str = checked_field("greedy", choices=("greedy", "sample", "beam"))
+    beams: int = checked_field(4, "beam search only", minimum=1)
+    temperature: float = checked_field(1.0, "sampling only", above=0)
+    top_p: float = checked_field(1.0, "sampling only", above=0, maximum=1)
+    max_tokens: int = checked_field(32, "longest answer", minimum=1)
+    batch_size: int = checked_field(8, "clips encoded at once", minimum=1)
+    seed: int = checked_field(0, "sampling, bootstrap, swap-media")
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe:
-    dir: str | None = setting(None, "run folder; null: runs/<name>")
-    tensorboard: bool = setting(False, "also write TensorBoard events (extra `tensorboard`)")
-    wandb: bool = setting(False, "also log to Weights & Biases (extra `wandb`)")
-    process_group_timeout_s: float = setting(600.0, "how long a process waits for the others", above=0)
+    dir: str | None = checked_field(None, "run folder; null: runs/<name>")
+    tensorboard: bool = checked_field(False, "also write TensorBoard events (extra `tensorboard`)")
+    wandb: bool = checked_field(False, "also log to Weights & Biases (extra `wandb`)")
+    process_group_timeout_s: float = checked_field(600.0, "how long a process waits for the others", above=0)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    name: str = setting(help="names the run folder")
-    schema: int = setting(SCHEMA, "version of this format")
-    data: DataRecipe = setting(factory=DataRecipe)
-    clip: ClipGeometry = setting(factory=ClipGeometry)
-    model: ModelConfig = setting(factory=ModelConfig)
-    init: InitRecipe = setting(factory=InitRecipe)
-    freeze: tuple[str, ...] = setting((), "name patterns of parameters that are not trained")
-    loss: LossRecipe = setting(factory=LossRecipe)
-    train: TrainRecipe = setting(factory=TrainRecipe)
-    eval: EvalRecipe = setting(factory=EvalRecipe)
-    run: RunRecipe = setting(factory=RunRecipe)
+    name: str = checked_field(help="names the run folder")
+    schema: int = checked_field(SCHEMA, "version of this format")
+    data: DataRecipe = checked_field(factory=DataRecipe)
+    clip: ClipGeometry = checked_field(factory=ClipGeometry)
+    model: ModelConfig = checked_field(factory=ModelConfig)
+    init: InitRecipe = checked_field(factory=InitRecipe)
+    freeze: tuple[str, ...] = checked_field((), "name patterns of parameters that are not trained")
+    loss: LossRecipe = checked_field(factory=LossRecipe)
+    train: TrainRecipe = checked_field(factory=TrainRecipe)
+    eval: EvalRecipe = checked_field(factory=EvalRecipe)
+    run: RunRecipe = checked_field(factory=RunRecipe)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         if self.schema != SCHEMA:
-            raise SettingError("schema", f"{self.schema} is not supported; this version reads schema {SCHEMA}")
+            raise FieldError("schema", f"{self.schema} is not supported; this version reads schema {SCHEMA}")
         check_folder_name("name", self.name)
-        for key, nothing in (("memory_alone", 0), ("stretch", 1)):
+        for key, nothing in (("memory_only", 0), ("max_chunk_repeats", 1)):
             if getattr(self.train.augment, key) > nothing and self.model.combiner.kind != "ttm":
                 reason = f"the Combiner '{self.model.combiner.kind}' has no memory, which this trains; set it to {nothing}"
-                raise SettingError(f"train.augment.{key}", reason)
+                raise FieldError(f"train.augment.{key}", reason)
 
     @property
     def run_dir(self) -> str:

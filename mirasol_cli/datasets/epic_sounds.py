@@ -1,7 +1,7 @@
 """EPIC-SOUNDS: sound events in long first-person kitchen videos, 44 classes, from 0.2 s to minutes long.
 
 The time stamps are used, never the sample columns (older releases hold seconds or values ten times off there). Events
-shorter than the context window are widened by `clip.context_s`, not here.
+shorter than the context window are widened by `clip.min_span_s`, not here.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from mirasol_cli.datasets.tables import LONGEST_CELL, as_text, csv_fault, read_t
 from mirasol_cli.errors import DataError
 
 NAME, TITLE = "manifest", "a manifest"
-LICENCE = "a manifest states no licence: yours to know"
+LICENCE = "a manifest states no licence: check that of its videos"
 SOURCE = "your own file"
 TASKS = ("qa",)
 FAULTS_SHOWN = 20

@@ -15,10 +15,10 @@ from mirasol_cli.errors import CheckpointError, DataError, UsageError
 from mirasol_cli.evaluation.controls import CONTROLS
 from mirasol_cli.evaluation.cut_texts import cut_notes
 from mirasol_cli.evaluation.folders import announce_other_predictions, clear_other_results, evaluation_folder
-from mirasol_cli.evaluation.job import Options, Setting
+from mirasol_cli.evaluation.job import EvaluationJob, Options
 from mirasol_cli.evaluation.predict import PREDICTIONS, Plan, Progress, finish_predictions, is_finished, read_finished, write_predictions
-from mirasol_cli.evaluation.protocols import judge
-from mirasol_cli.evaluation.results import completed, control_line, question_ids, results_of
+from mirasol_cli.evaluation.protocols import score_row
+from mirasol_cli.evaluation.results import align_to_questions, control_summary, question_ids, results_of
 from mirasol_cli.evaluation.submissions import read_predictions, write_submission
 from mirasol_cli.files import sha256_of, write_json, write_jsonl
 from mirasol_cli.runtime.folder_lock import folder_lock
@@ -48,31 +48,31 @@ def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, pro
     unknown = [control for control in options.controls if control not in (*CONTROLS, "all")]
     if unknown:
         raise UsageError(f"unknown control '{unknown[0]}'", f"use one of {', '.join(CONTROLS)}, or all")
-    setting = Setting.of(recipe, options)
+    job = EvaluationJob.of(recipe, options)
     if options.predictions:
-        return _rescore(setting, options, say)
-    return _run(setting, options, say, progress)
+        return _rescore(job, options, say)
+    return _run(job, options, say, progress)
 
 
 # ------------------------------------------------------------------------------------------------------------ with a model
 
 
-def _run(setting: Setting, options: Options, say: Say, progress: Progress | None) -> dict[str, Any]:
+def _run(job: EvaluationJob, options: Options, say: Say, progress: Progress | None) -> dict[str, Any]:
     from mirasol_cli.runtime.device import resolve_device
     from mirasol_cli.runtime.distributed import joined_world
 
-    recipe = setting.recipe
-    split = setting.open_split()
+    recipe = job.recipe
+    split = job.open_split()
     path = checkpoint_folder(recipe, options.checkpoint)
-    setting = replace(setting, folder=evaluation_folder(setting, options, path, _best_of_run(recipe)))
+    job = replace(job, folder=evaluation_folder(job, options, path, _best_of_run(recipe)))
     with ExitStack() as stack:
         with joined_world(resolve_device(options.device), recipe.run.process_group_timeout_s) as world:
-            lock = world.on_main(lambda: stack.enter_context(folder_lock(setting.folder, say)))
-            loaded, answers = _answer_all(setting, split, path, options, world, say, progress)
+            lock = world.run_on_rank0(lambda: stack.enter_context(folder_lock(job.folder, say)))
+            loaded, answers = _answer_all(job, split, path, options, world, say, progress)
         if lock is None:  # the first process has it, and scores
             return {}
         lock.check()
-        return _score(setting, split, loaded, answers, options, say)
+        return _score(job, split, loaded, answers, options, say)
 
 
 @dataclass(frozen=True)
@@ -86,29 +86,29 @@ class Answers:
 
 
 def _answer_all(
-    setting: Setting, split: ShardSplit, path: Path, options: Options, world: World, say: Say, progress: Progress | None
+    job: EvaluationJob, split: ShardSplit, path: Path, options: Options, world: World, say: Say, progress: Progress | None
 ) -> tuple[LoadedModel, Answers]:
     """Load the checkpoint and answer the split, as it is and with every control. All processes do this together."""
     from mirasol_cli.checkpoints.load import load_model
     from mirasol_cli.inference.answerer import Answerer
 
-    recipe = setting.recipe
+    recipe = job.recipe
     loaded = load_model(path)
     model = for_geometry(loaded, recipe)
-    answerer = Answerer(model, loaded.vocabulary, recipe.eval, world.device, sound=recipe.data.sound, precision=recipe.train.precision)
-    say(f"checkpoint '{path}', step {loaded.step}; split '{setting.split}' of '{setting.shards}'")
-    plan = _plan(setting, split, options)
-    notes = world.on_main(lambda: cut_notes(plan, answerer)) or []
+    answerer = Answerer(model, loaded.vocabulary, recipe.eval, world.device, audio=recipe.data.audio, precision=recipe.train.precision)
+    say(f"checkpoint '{path}', step {loaded.step}; split '{job.split}' of '{job.shards}'")
+    plan = _plan(job, split, options)
+    notes = world.run_on_rank0(lambda: cut_notes(plan, answerer)) or []
     for note in notes:
         say(note)
-    origin = _origin(setting, split, path, options)
-    world.on_main(lambda: clear_other_results(setting.folder, origin, say))
+    origin = _origin(job, split, path, options)
+    world.run_on_rank0(lambda: clear_other_results(job.folder, origin, say))
 
     show = progress if world.is_main else None
-    rows = _answered(plan, answerer, origin, setting.folder, world, show)
+    rows = _answered(plan, answerer, origin, job.folder, world, show)
     controls = {}
     for control in CONTROLS:
-        altered, own, folder = replace(plan, control=control), {**origin, "control": control}, setting.folder / control
+        altered, own, folder = replace(plan, control=control), {**origin, "control": control}, job.folder / control
         asked = control in options.controls or "all" in options.controls
         if asked or _is_finished(folder, own, world):  # what was answered before stays in the results
             say(f"control {control}" if asked else f"control {control}, as answered before")
@@ -118,39 +118,39 @@ def _answer_all(
 
 def _answered(plan: Plan, answerer: Answerer, origin: dict, folder: Path, world: World, progress: Progress | None) -> list[dict]:
     """The rows of one plan, each process answering its share; what was finished before is read."""
-    batch = answerer.settings.batch_clips
+    batch = answerer.settings.batch_size
     if not _is_finished(folder, origin, world):
-        world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        world.run_on_rank0(lambda: folder.mkdir(parents=True, exist_ok=True))
         write_predictions(folder, plan, answerer, origin, rank=world.rank, size=world.size, progress=progress)
         world.barrier()
-        world.on_main(lambda: finish_predictions(folder, plan, batch, world.size, origin))
+        world.run_on_rank0(lambda: finish_predictions(folder, plan, batch, world.size, origin))
     return read_finished(folder, plan)
 
 
 def _is_finished(folder: Path, origin: dict, world: World) -> bool:
     """`is_finished`, as the first process finds it."""
-    finished = world.on_main(lambda: is_finished(folder, origin))
+    finished = world.run_on_rank0(lambda: is_finished(folder, origin))
     return world.sum([bool(finished)])[0] > 0
 
 
-def _score(setting: Setting, split: ShardSplit, loaded: LoadedModel, answers: Answers, options: Options, say: Say) -> dict[str, Any]:
+def _score(job: EvaluationJob, split: ShardSplit, loaded: LoadedModel, answers: Answers, options: Options, say: Say) -> dict[str, Any]:
     """The figures of all answers, written and returned."""
-    recipe, rows = setting.recipe, answers.rows
-    how = {
+    recipe, rows = job.recipe, answers.rows
+    provenance = {
         "checkpoint": str(loaded.path), "step": loaded.step, "averaged_weights": loaded.averaged, "limit": options.limit,
         "decode": _decoding_words(recipe), "frames": recipe.clip.frames, "chunks": recipe.clip.chunks, "size": recipe.clip.size,
-        "sound": recipe.data.sound,
+        "audio": recipe.data.audio,
     }  # fmt: skip
-    results = results_of(setting, rows, answers.plan.labels, options, how, split)
+    results = results_of(job, rows, answers.plan.labels, options, provenance, split)
     results["notes"] += answers.notes
     if answers.controls:
-        results["controls"] = {"none": control_line(rows, None, rows, setting.protocol)}
+        results["controls"] = {"none": control_summary(rows, None, rows, job.protocol)}
         alone = replace(options, baseline=None)
         for control, control_rows in answers.controls.items():
-            control_results = results_of(setting, control_rows, answers.plan.labels, alone, {**how, "control": control}, split)
-            results["controls"][control] = control_results["control"] = control_line(control_rows, control, rows, setting.protocol)
-            write_json(setting.folder / control / "results.json", control_results)
-    return _finish(setting, results, rows, options, split, say, answers.notes)
+            control_results = results_of(job, control_rows, answers.plan.labels, alone, {**provenance, "control": control}, split)
+            results["controls"][control] = control_results["control"] = control_summary(control_rows, control, rows, job.protocol)
+            write_json(job.folder / control / "results.json", control_results)
+    return _finish(job, results, rows, options, split, say, answers.notes)
 
 
 def _best_of_run(recipe: Recipe) -> Path | None:
@@ -160,10 +160,10 @@ def _best_of_run(recipe: Recipe) -> Path | None:
         return None
 
 
-def _plan(setting: Setting, split: ShardSplit, options: Options) -> Plan:
-    sample = setting.subset.clips if setting.subset else None
-    seed = setting.recipe.eval.seed
-    return Plan.of(split, setting.task, setting.protocol, sample=sample, limit=options.limit, seed=seed)
+def _plan(job: EvaluationJob, split: ShardSplit, options: Options) -> Plan:
+    sample = job.subset.clips if job.subset else None
+    seed = job.recipe.eval.seed
+    return Plan.of(split, job.task, job.protocol, sample=sample, limit=options.limit, seed=seed)
 
 
 def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
@@ -192,13 +192,13 @@ def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
     return model.eval()
 
 
-def _origin(setting: Setting, split: ShardSplit, checkpoint: Path, options: Options) -> dict[str, Any]:
+def _origin(job: EvaluationJob, split: ShardSplit, checkpoint: Path, options: Options) -> dict[str, Any]:
     """What the predictions depend on: a changed entry makes them anew."""
     return {
-        "checkpoint": sha256_of(checkpoint / "manifest.json"), "split": sha256_of(split.path / "index.json"), "task": setting.task,
-        "eval": dataclasses.asdict(setting.recipe.eval), "clip": setting.recipe.clip.to_plain(), "sound": setting.recipe.data.sound,
-        "precision": setting.recipe.train.precision, "device": options.device, "control": None, "limit": options.limit,
-        "subset": dataclasses.asdict(setting.subset) if setting.subset else None,
+        "checkpoint": sha256_of(checkpoint / "manifest.json"), "split": sha256_of(split.path / "index.json"), "task": job.task,
+        "eval": dataclasses.asdict(job.recipe.eval), "clip": job.recipe.clip.to_plain(), "audio": job.recipe.data.audio,
+        "precision": job.recipe.train.precision, "device": options.device, "control": None, "limit": options.limit,
+        "subset": dataclasses.asdict(job.subset) if job.subset else None,
     }  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def _decoding_words(recipe: Recipe) -> str:
 # -------------------------------------------------------------------------------------------------- scoring, with or without
 
 
-def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
+def _rescore(job: EvaluationJob, options: Options, say: Say) -> dict[str, Any]:
     """Score a predictions file. The split's shards, where they are at hand, say what was asked and what is missing."""
     assert options.predictions is not None
     if options.controls:
@@ -223,42 +223,42 @@ def _rescore(setting: Setting, options: Options, say: Say) -> dict[str, Any]:
     labels: tuple[str, ...] = ()
     split: ShardSplit | None = None
     try:
-        split = setting.open_split()
-        plan, known = _plan(setting, split, options), question_ids(split, setting.task)
+        split = job.open_split()
+        plan, known = _plan(job, split, options), question_ids(split, job.task)
     except DataError as error:
         say(f"scored without the split itself: {error.message}")
         stored = read_predictions(options.predictions).values()
         number = {video: clip for clip, video in enumerate(dict.fromkeys(str(row["video"]) for row in stored))}
-        rows = [judge({"clip": number[str(row["video"])], "answer": None, **row}, setting.protocol) for row in stored]
+        rows = [score_row({"clip": number[str(row["video"])], "answer": None, **row}, job.protocol) for row in stored]
     else:
         labels = plan.labels
         given = read_predictions(options.predictions, plan.questions(), known)
-        rows = completed(given, plan.questions(), frozenset(split.kept), setting.protocol)
-    setting = replace(setting, folder=evaluation_folder(setting, options, None, None))
-    with folder_lock(setting.folder, say):
-        announce_other_predictions(setting.folder, options.predictions, say)
-        write_jsonl(setting.folder / PREDICTIONS, rows)
-        how = {"predictions": str(options.predictions), "limit": options.limit}
-        results = results_of(setting, rows, labels, options, how, split)
-        return _finish(setting, results, rows, options, split, say)
+        rows = align_to_questions(given, plan.questions(), frozenset(split.kept), job.protocol)
+    job = replace(job, folder=evaluation_folder(job, options, None, None))
+    with folder_lock(job.folder, say):
+        announce_other_predictions(job.folder, options.predictions, say)
+        write_jsonl(job.folder / PREDICTIONS, rows)
+        provenance = {"predictions": str(options.predictions), "limit": options.limit}
+        results = results_of(job, rows, labels, options, provenance, split)
+        return _finish(job, results, rows, options, split, say)
 
 
 def _finish(
-    setting: Setting, results: dict, rows: list[dict], options: Options, split: ShardSplit | None, say: Say, told: Sequence[str] = ()
+    job: EvaluationJob, results: dict, rows: list[dict], options: Options, split: ShardSplit | None, say: Say, told: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write submission, results and report, and say what a reader of the figures has to know, but for the notes `told` before."""
-    folder = setting.folder
-    write_submission(folder, setting.dataset, setting.task, rows)
+    folder = job.folder
+    write_submission(folder, job.dataset, job.task, rows)
     write_json(folder / "results.json", results)
     if options.report:
         from mirasol_cli.evaluation.report.html import write_report
 
-        write_report(folder / "report.html", results, rows, run_dir=Path(setting.recipe.run_dir), split=split)
+        write_report(folder / "report.html", results, rows, run_dir=Path(job.recipe.run_dir), split=split)
     if split:
         prepared = results["prepared"]
         say(f"{prepared['present']} of {prepared['clips']} clips of split '{split.name}' are present ({prepared['share']:.1%})")
-    if setting.subset:
-        say(f"{setting.split}: {results['subset']['clips']} clips of '{setting.subset.split}', {setting.subset.purpose}")
+    if job.subset:
+        say(f"{job.split}: {results['subset']['clips']} clips of '{job.subset.split}', {job.subset.purpose}")
     if results["limited"]:
         say(f"limited to the first {options.limit} clips: not figures of the whole split")
     for note in results["notes"]:

@@ -6,21 +6,21 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from mirasol_cli.batches.masking import without_picture, without_sound
+from mirasol_cli.batches.masking import without_audio, without_video
 from mirasol_cli.errors import UsageError
 
-CONTROLS = ("no-sound", "no-picture", "text-only", "shuffle-chunks", "swap-media")
+CONTROLS = ("no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media")
 PER_CHUNK = ("mel", "mel_valid", "thumbnails", "frame_valid")
 
 
-def altered(sample: dict[str, Any], control: str | None, clip: int, seed: int) -> dict[str, Any]:
+def apply_control(sample: dict[str, Any], control: str | None, clip: int, seed: int) -> dict[str, Any]:
     """The sample as the control shows it. `swap-media` exchanges whole samples and so changes nothing here."""
-    if control == "no-sound":
-        return without_sound(sample)
-    if control == "no-picture":
-        return without_picture(sample)
+    if control == "no-audio":
+        return without_audio(sample)
+    if control == "no-video":
+        return without_video(sample)
     if control == "text-only":
-        return without_sound(without_picture(sample))
+        return without_audio(without_video(sample))
     if control == "shuffle-chunks":
         return _reordered(sample, chunk_order(len(sample["mel"]), clip, seed))
     return sample

@@ -15,7 +15,7 @@ from mirasol_cli.config.reader import parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import DataError, MirasolError
 from mirasol_cli.evaluation.controls import CONTROLS
-from mirasol_cli.evaluation.job import Options, Setting
+from mirasol_cli.evaluation.job import EvaluationJob, Options
 from mirasol_cli.evaluation.predict import ORIGIN, PREDICTIONS, read_origin
 from mirasol_cli.files import read_json
 
@@ -28,22 +28,22 @@ _ORIGIN_WORDS = {
 }  # fmt: skip
 
 
-def evaluation_folder(setting: Setting, options: Options, checkpoint: Path | None, best: Path | None) -> Path:
+def evaluation_folder(job: EvaluationJob, options: Options, checkpoint: Path | None, best: Path | None) -> Path:
     """`<run>/eval/<split>` for all questions and the run's best checkpoint, task and decoding; anything else is `<split>-<what differs>`.
 
     Args:
         checkpoint: what is evaluated; None for a file of predictions.
         best: the run's best checkpoint; None where the run has none.
     """
-    run = Path(setting.recipe.run_dir)
-    parts = [setting.split]
+    run = Path(job.recipe.run_dir)
+    parts = [job.split]
     if options.predictions is not None:
         parts.append(options.predictions.stem)
     elif checkpoint is not None and (best is None or checkpoint.resolve() != best.resolve()):
         parts.append(_checkpoint_name(checkpoint, run))
     own = _own_recipe(run, checkpoint)
     if own is not None:
-        parts += _differences(setting.recipe, own)
+        parts += _differences(job.recipe, own)
     if options.limit is not None:
         parts.append(f"limit-{options.limit}")
     name = re.sub(r"[^\w.+=-]+", "-", "-".join(parts))
@@ -109,8 +109,8 @@ def _differences(recipe: Recipe, own: Recipe) -> Iterator[str]:
         yield "-".join(shards.parts[-2:])
     clip, own_clip = recipe.clip.to_plain(), own.clip.to_plain()
     yield from (f"{key}-{value}" if isinstance(value, int) else key for key, value in clip.items() if value != own_clip.get(key))
-    if recipe.data.sound != own.data.sound:
-        yield "with-sound" if recipe.data.sound else "without-sound"
+    if recipe.data.audio != own.data.audio:
+        yield "with-sound" if recipe.data.audio else "without-sound"
     if recipe.train.precision != own.train.precision:
         yield recipe.train.precision
     if recipe.eval.decode != own.eval.decode:

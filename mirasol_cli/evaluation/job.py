@@ -32,7 +32,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvaluationJob:
     """What is evaluated on what."""
 
     recipe: Recipe
@@ -44,14 +44,14 @@ class Setting:
     shards: Path
 
     @staticmethod
-    def of(recipe: Recipe, options: Options) -> Setting:
+    def of(recipe: Recipe, options: Options) -> EvaluationJob:
         source = recipe.data.training_sources()[0]
         split = options.split or recipe.eval.split
         if not split or Path(split).name != split or split in (".", ".."):
             raise UsageError(f"'{split}' is no name of a split")
         folder = Path(recipe.run_dir) / "eval" / split
         protocol, shards = protocol_of(source.dataset, source.task), source_shards(source, recipe.clip)
-        return Setting(recipe, source.dataset, source.task, split, protocol, folder, shards)
+        return EvaluationJob(recipe, source.dataset, source.task, split, protocol, folder, shards)
 
     @property
     def subset(self) -> Subset | None:

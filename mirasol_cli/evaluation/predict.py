@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import DataError
-from mirasol_cli.evaluation.controls import altered, derangement
-from mirasol_cli.evaluation.protocols import Protocol, judge
+from mirasol_cli.evaluation.controls import apply_control, derangement
+from mirasol_cli.evaluation.protocols import Protocol, score_row
 from mirasol_cli.evaluation.subsets import choose
 from mirasol_cli.files import disk_problem, read_json, read_jsonl, sha256_of, write_atomic, write_json
 from mirasol_cli.inference.answerer import Answerer, Question
@@ -84,23 +84,23 @@ class Plan:
 def predict(plan: Plan, answerer: Answerer, numbers: Sequence[int] | None = None) -> Iterator[list[dict]]:
     """Rows of one batch after the other; `numbers` picks batches (all by default)."""
     shown = plan.media_of()
-    for number in range(batches_of(plan, answerer.settings.batch_clips)) if numbers is None else numbers:
-        size = answerer.settings.batch_clips
+    for number in range(batches_of(plan, answerer.settings.batch_size)) if numbers is None else numbers:
+        size = answerer.settings.batch_size
         yield _predict_batch(plan, answerer, plan.clips[number * size : (number + 1) * size], shown)
 
 
-def batches_of(plan: Plan, batch_clips: int) -> int:
-    return -(-len(plan.clips) // batch_clips)
+def batches_of(plan: Plan, batch_size: int) -> int:
+    return -(-len(plan.clips) // batch_size)
 
 
 def _predict_batch(plan: Plan, answerer: Answerer, clips: list[tuple[int, list[dict]]], shown: dict[int, int]) -> list[dict]:
     present = [(clip, texts) for clip, texts in clips if clip in shown]
     answers: dict[int, list[dict]] = {}
     if present:
-        samples = [altered(plan.split.media(shown[clip]), plan.control, clip, plan.seed) for clip, _ in present]
-        memory = answerer.encode(samples)
+        samples = [apply_control(plan.split.media(shown[clip]), plan.control, clip, plan.seed) for clip, _ in present]
+        text_kv = answerer.encode(samples)
         questions = [[Question(text["question"], text["context"], str(text["id"])) for text in texts] for _, texts in present]
-        results = _answer(plan, answerer, memory, questions, [texts for _, texts in present])
+        results = _answer(plan, answerer, text_kv, questions, [texts for _, texts in present])
         answers = {clip: result for (clip, _), result in zip(present, results, strict=True)}
     rows = []
     for clip, texts in clips:
@@ -112,29 +112,29 @@ def _predict_batch(plan: Plan, answerer: Answerer, clips: list[tuple[int, list[d
                 row |= answers[clip][position]
                 if plan.control == "swap-media":
                     row["shown"] = shown[clip]
-            rows.append(judge(row, plan.protocol))
+            rows.append(score_row(row, plan.protocol))
     return rows
 
 
-def _answer(plan: Plan, answerer: Answerer, memory: Any, questions: list[list[Question]], texts: list[list[dict]]) -> list[list[dict]]:
+def _answer(plan: Plan, answerer: Answerer, text_kv: Any, questions: list[list[Question]], texts: list[list[dict]]) -> list[list[dict]]:
     """prediction, logprob and, where candidates are ranked, scores of every question."""
     protocol = plan.protocol
     if protocol.generates:
         results = [
             [{"prediction": answer.text, "logprob": round(answer.logprob, 4)} for answer in row]
-            for row in answerer.answers(memory, questions)
+            for row in answerer.answers(text_kv, questions)
         ]
     else:
         results = [[{} for _ in row] for row in questions]
     if protocol.ranks_labels and plan.labels:
         once = [row[:1] for row in questions]  # every text of a classification set asks the same
-        scores = answerer.likelihoods(memory, once, [[plan.labels] for _ in once])
+        scores = answerer.likelihoods(text_kv, once, [[plan.labels] for _ in once])
         for row, per_question in zip(results, scores, strict=True):
             for result in row:
                 result["scores"] = [round(value, 4) for value in per_question[0]]
     if not protocol.generates:
         choices = [[text["choices"] for text in row] for row in texts]
-        scores = answerer.likelihoods(memory, questions, choices, per_token=True)
+        scores = answerer.likelihoods(text_kv, questions, choices, per_token=True)
         for row, row_scores, row_choices in zip(results, scores, choices, strict=True):
             for result, values, options in zip(row, row_scores, row_choices, strict=True):
                 if not options:
@@ -184,8 +184,8 @@ def write_predictions(
     """
     name = PREDICTIONS if size == 1 else part_name(rank, size)
     path, origin_path = folder / name, folder / (ORIGIN if size == 1 else f"{name}.origin")
-    numbers = list(range(rank, batches_of(plan, answerer.settings.batch_clips), size))
-    batches = _ids_of_batches(plan, answerer.settings.batch_clips)
+    numbers = list(range(rank, batches_of(plan, answerer.settings.batch_size), size))
+    batches = _ids_of_batches(plan, answerer.settings.batch_size)
     origin = {**origin, "processes": size}
     stored = read_origin(origin_path)
     stored.pop("sha256", None)
@@ -202,16 +202,16 @@ def write_predictions(
                 file.write("".join(json_line(row) + "\n" for row in rows).encode())
                 file.flush()
                 if progress:
-                    progress(min(finished * answerer.settings.batch_clips * size, len(plan.clips)), len(plan.clips))
+                    progress(min(finished * answerer.settings.batch_size * size, len(plan.clips)), len(plan.clips))
     except OSError as error:
         raise disk_problem(error, path) from error
     return path
 
 
-def finish_predictions(folder: Path, plan: Plan, batch_clips: int, size: int, origin: dict) -> None:
+def finish_predictions(folder: Path, plan: Plan, batch_size: int, size: int, origin: dict) -> None:
     """`predictions.jsonl` from the parts of `size` processes, in the order a single process would have written, marked as finished."""
     if size > 1:
-        batches = _ids_of_batches(plan, batch_clips)
+        batches = _ids_of_batches(plan, batch_size)
         with ExitStack() as stack:
             parts = [stack.enter_context(open(folder / part_name(rank, size), "rb")) for rank in range(size)]
             content = b"".join(parts[number % size].readline() for number, ids in enumerate(batches) for _ in ids)

@@ -142,7 +142,7 @@ def protocol_of(dataset: str, task: str) -> Protocol:
     return PROTOCOLS.get((dataset, task)) or _BY_TASK.get(task, _OPEN)
 
 
-def accepted(row: Mapping, protocol: Protocol) -> tuple[str, ...]:
+def gold_answers(row: Mapping, protocol: Protocol) -> tuple[str, ...]:
     """All answers that count as right; empty where the split has no labels.
 
     References are further right answers, but with several labels they are the single labels, none of which is the whole answer.
@@ -151,9 +151,9 @@ def accepted(row: Mapping, protocol: Protocol) -> tuple[str, ...]:
     return first if protocol.kind == MULTILABEL else (*first, *(row.get("references") or ()))
 
 
-def judge(row: Mapping, protocol: Protocol) -> dict:
+def score_row(row: Mapping, protocol: Protocol) -> dict:
     """The row with `correct` and `correct_normalised` set from its prediction (None without a gold answer)."""
-    answers, prediction = accepted(row, protocol), row.get("prediction") or ""
+    answers, prediction = gold_answers(row, protocol), row.get("prediction") or ""
     if not answers:
         return {**row, "correct": None, "correct_normalised": None}
     return {

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import DataError
 from mirasol_cli.evaluation.bootstrap import compare
-from mirasol_cli.evaluation.job import Options, Setting
+from mirasol_cli.evaluation.job import EvaluationJob, Options
 from mirasol_cli.evaluation.metrics import exact
-from mirasol_cli.evaluation.protocols import Protocol, accepted, judge
+from mirasol_cli.evaluation.protocols import Protocol, gold_answers, score_row
 from mirasol_cli.evaluation.scoring import score
 from mirasol_cli.evaluation.submissions import read_predictions
 
@@ -28,7 +28,7 @@ def question_ids(split: ShardSplit, task: str) -> frozenset[str]:
     return frozenset(text["id"] for text in split.texts(task))
 
 
-def completed(given: Mapping[str, dict], questions: Sequence[dict], present: Set[int], protocol: Protocol) -> list[dict]:
+def align_to_questions(given: Mapping[str, dict], questions: Sequence[dict], present: Set[int], protocol: Protocol) -> list[dict]:
     """Every expected question once, in order, with the answer that `given` (id -> row) has for it.
 
     What it does not answer counts as wrong: as `missing` where the clip is not among those `present`, else as `unanswered`.
@@ -38,7 +38,7 @@ def completed(given: Mapping[str, dict], questions: Sequence[dict], present: Set
     for question in questions:
         why_not = "unanswered" if question["clip"] in present else "missing"
         answer = given.get(question["id"]) or {"prediction": "", why_not: True}
-        rows.append(judge({**question, **{key: answer[key] for key in taken if key in answer}}, protocol))
+        rows.append(score_row({**question, **{key: answer[key] for key in taken if key in answer}}, protocol))
     return rows
 
 
@@ -52,43 +52,43 @@ def prepared_share(split: ShardSplit, task: str, protocol: Protocol) -> dict[str
 
 
 def results_of(
-    setting: Setting, rows: list[dict], labels: Sequence[str], options: Options, how: dict[str, Any], split: ShardSplit | None
+    job: EvaluationJob, rows: list[dict], labels: Sequence[str], options: Options, provenance: dict[str, Any], split: ShardSplit | None
 ) -> dict[str, Any]:
-    """What results.json holds. `how` is how the rows were made; `split` is None where only a file of predictions is at hand."""
-    scored = score(rows, setting.protocol, labels, seed=setting.recipe.eval.seed)
+    """What results.json holds. `provenance` is how the rows were made; `split` is None where only a file of predictions is at hand."""
+    scored = score(rows, job.protocol, labels, seed=job.recipe.eval.seed)
     missing = sorted({str(row["video"]) for row in rows if row.get("missing")})
-    protocol = setting.protocol
+    protocol = job.protocol
     results: dict[str, Any] = {
-        "dataset": setting.dataset, "task": setting.task, "split": setting.split, "n": len(rows),
+        "dataset": job.dataset, "task": job.task, "split": job.split, "n": len(rows),
         "missing": sum(bool(row.get("missing")) for row in rows),
-        "unanswered": sum(bool(row.get("unanswered")) for row in rows), "limited": how.get("limit") is not None,
+        "unanswered": sum(bool(row.get("unanswered")) for row in rows), "limited": provenance.get("limit") is not None,
         "metrics": scored.metrics, "counts": scored.counts, "by_type": scored.by_type, "groups": scored.groups,
         "intervals": scored.intervals,
-        "protocol": {"name": protocol.name, "statement": protocol.statement, "paper": protocol.paper or None, **how},
+        "protocol": {"name": protocol.name, "statement": protocol.statement, "paper": protocol.paper or None, **provenance},
         "notes": scored.notes, "missing_videos": missing[:MISSING_LISTED],
     }  # fmt: skip
     if split:
-        results["prepared"] = prepared = prepared_share(split, setting.task, protocol)
+        results["prepared"] = prepared = prepared_share(split, job.task, protocol)
         if prepared["published_questions"] not in (None, prepared["questions"]):
             results["notes"].append(
                 f"the annotation at hand has {prepared['questions']:,} questions where the published split '{split.name}' has "
                 f"{prepared['published_questions']:,}: the figures are not those of the benchmark"
             )
-    if setting.subset:
+    if job.subset:
         clips = len({row["clip"] for row in rows})
-        results["subset"] = {"of": setting.subset.split, "clips": clips, "purpose": setting.subset.purpose}
+        results["subset"] = {"of": job.subset.split, "clips": clips, "purpose": job.subset.purpose}
         if split:
             results["subset"]["of_clips"] = len(split.clips)
     if options.baseline:
-        results["comparison"] = comparison(rows, options.baseline, setting, question_ids(split, setting.task) if split else None)
+        results["comparison"] = comparison(rows, options.baseline, job, question_ids(split, job.task) if split else None)
     return results
 
 
-def comparison(rows: list[dict], baseline: Path, setting: Setting, known: Set[str] | None) -> dict[str, Any]:
+def comparison(rows: list[dict], baseline: Path, job: EvaluationJob, known: Set[str] | None) -> dict[str, Any]:
     """Paired with the baseline's predictions for the same questions, by video; `known` are the ids of the whole split."""
     questions = [{**row, "prediction": None} for row in rows]
     theirs = read_predictions(baseline, questions, known)
-    both = [(row, judge({**row, "prediction": theirs[row["id"]]["prediction"]}, setting.protocol)) for row in rows if row["id"] in theirs]
+    both = [(row, score_row({**row, "prediction": theirs[row["id"]]["prediction"]}, job.protocol)) for row in rows if row["id"] in theirs]
     both = [(row, other) for row, other in both if row["correct"] is not None]
     if not both:
         raise DataError(f"'{baseline}' shares no labelled question with these predictions", "compare predictions of the same split")
@@ -97,11 +97,11 @@ def comparison(rows: list[dict], baseline: Path, setting: Setting, known: Set[st
         mine = [float(row[key]) for row, _ in both]
         baseline_values = [float(other[key]) for _, other in both]
         videos = [str(row["video"]) for row, _ in both]
-        result[name] = dataclasses.asdict(compare(mine, baseline_values, videos, setting.recipe.eval.seed))
+        result[name] = dataclasses.asdict(compare(mine, baseline_values, videos, job.recipe.eval.seed))
     return result
 
 
-def control_line(rows: list[dict], control: str | None, plain: list[dict], protocol: Protocol) -> dict[str, Any]:
+def control_summary(rows: list[dict], control: str | None, plain: list[dict], protocol: Protocol) -> dict[str, Any]:
     """One line of the controls table; `plain` are the rows with everything shown."""
     judged = [row for row in rows if row["correct"] is not None]
     line: dict[str, Any] = {"n": len(judged)}
@@ -127,7 +127,7 @@ def follows_media(rows: list[dict], protocol: Protocol) -> dict[str, Any]:
     follows = keeps = n = 0
     for row in rows:
         same_question = asked.get((row.get("shown", -1), row["question"], row.get("context") or ""), [])
-        answers = [answer for other in same_question for answer in accepted(other, protocol)]
+        answers = [answer for other in same_question for answer in gold_answers(other, protocol)]
         if answers:
             n += 1
             follows += exact(row["prediction"] or "", answers)

@@ -17,8 +17,8 @@ from mirasol_cli.evaluation.protocols import (
     LABEL,
     MULTILABEL,
     Protocol,
-    accepted,
-    judge,
+    gold_answers,
+    score_row,
 )
 
 
@@ -37,7 +37,7 @@ class Scored:
 def score(rows: Sequence[Mapping], protocol: Protocol, labels: Sequence[str] = (), *, seed: int = 0) -> Scored:
     """All figures of `rows`, which hold every expected question once: `missing` is true where the clip has no media, `unanswered`
     where a predictions file has no answer; both count as wrong."""
-    judged = [judge(row, protocol) for row in rows if accepted(row, protocol)]
+    judged = [score_row(row, protocol) for row in rows if gold_answers(row, protocol)]
     notes = []
     if len(judged) < len(rows):
         notes.append(f"{len(rows) - len(judged)} of {len(rows)} questions have no gold answer; they are not scored")
@@ -87,7 +87,7 @@ def _columns(rows: list[dict], protocol: Protocol) -> dict[str, list[float]]:
         "exact_match_normalised": [float(row["correct_normalised"]) for row in rows],
     }
     if protocol.kind == CAPTION:
-        columns["token_f1"] = [metrics.token_f1(row.get("prediction") or "", accepted(row, protocol)) for row in rows]
+        columns["token_f1"] = [metrics.token_f1(row.get("prediction") or "", gold_answers(row, protocol)) for row in rows]
     if protocol.kind == MULTILABEL:
         gold = [[metrics.canonical(label) for label in row.get("references") or [row["answer"]]] for row in rows]
         columns["label_f1"] = [metrics.set_f1(_generated_labels(row), labels) for row, labels in zip(rows, gold, strict=True)]

@@ -1,4 +1,4 @@
-"""The validation that `pretrain` and `finetune` call every `train.evaluate_every` steps."""
+"""The validation that `pretrain` and `finetune` call every `train.eval_every` steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import DataError
-from mirasol_cli.evaluation.job import Options, Setting
+from mirasol_cli.evaluation.job import EvaluationJob, Options
 from mirasol_cli.evaluation.predict import Plan, predict
 from mirasol_cli.inference.answerer import Answerer, Question
 
@@ -20,22 +20,22 @@ VALIDATION_SPLIT = "val"
 
 
 def validator(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Mirasol, Vocabulary], Mapping[str, float]] | None:
-    """Loss and exact match on `train.evaluate_limit` clips of `val`, or None where nothing is to be validated on.
+    """Loss and exact match on `train.val_clips` clips of `val`, or None where nothing is to be validated on.
 
     They are always the same clips, drawn as those of `minival` are. The test split never chooses a checkpoint: without a
     `val` split there is no validation, and one line says so. Only a recipe that is evaluated on its own training split
     (`memorise`) is validated there.
     """
-    if not recipe.train.evaluate_every:
+    if not recipe.train.eval_every:
         return None
     own = {source.split for source in recipe.data.training_sources()}
     name = recipe.eval.split if recipe.eval.split in own else VALIDATION_SPLIT
-    setting = Setting.of(recipe, Options(split=name))
-    sample, seed = recipe.train.evaluate_limit, recipe.eval.seed
+    job = EvaluationJob.of(recipe, Options(split=name))
+    sample, seed = recipe.train.val_clips, recipe.eval.seed
     try:
-        plan = Plan.of(setting.open_split(), setting.task, setting.protocol, sample=sample, seed=seed)
+        plan = Plan.of(job.open_split(), job.task, job.protocol, sample=sample, seed=seed)
     except DataError as error:
-        if setting.shards.is_dir():  # else training itself will say what is missing
+        if job.shards.is_dir():  # else training itself will say what is missing
             say(f"no validation during training: {error.message}")
         return None
     return lambda model, vocabulary: validation_figures(model, vocabulary, plan, recipe)
@@ -52,7 +52,7 @@ def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recip
     """
     was_training = model.training
     settings, device = replace(recipe.eval, decode="greedy"), next(model.parameters()).device
-    answerer = Answerer(model, vocabulary, settings, device, sound=recipe.data.sound, precision=recipe.train.precision)
+    answerer = Answerer(model, vocabulary, settings, device, audio=recipe.data.audio, precision=recipe.train.precision)
     try:
         batches = predict(replace(plan, labels=()), answerer)
         rows = [row for batch in batches for row in batch if row["correct"] is not None and not row.get("missing")]
@@ -69,7 +69,7 @@ def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recip
 
 
 def _loss(plan: Plan, answerer: Answerer) -> dict[str, float]:
-    kept, size = set(plan.split.kept), answerer.settings.batch_clips
+    kept, size = set(plan.split.kept), answerer.settings.batch_size
     texts = {
         clip: [(Question(row["question"], row["context"]), row["answer"]) for row in rows if row["answer"] is not None]
         for clip, rows in plan.clips

@@ -20,7 +20,7 @@ from mirasol_cli.text.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from mirasol_cli.model.mirasol import Mirasol, StreamState
-    from mirasol_cli.model.text_decoder import CrossMemory
+    from mirasol_cli.model.text_decoder import TextKV
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Answerer:
 
     def __init__(
         self, model: Mirasol, vocabulary: Vocabulary, settings: EvalRecipe, device: torch.device | str = "cpu",
-        *, sound: bool = True, precision: str = "auto",
+        *, audio: bool = True, precision: str = "auto",
     ):  # fmt: skip
-        self.model, self.vocabulary, self.settings, self.sound = model.to(device).eval(), vocabulary, settings, sound
+        self.model, self.vocabulary, self.settings, self.audio = model.to(device).eval(), vocabulary, settings, audio
         self.device = torch.device(device)
         self._autocast = computes_in_bf16(precision, self.device)
 
@@ -61,56 +61,56 @@ class Answerer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._autocast else nullcontext()
 
     @torch.inference_mode()
-    def encode(self, samples: Sequence[dict[str, Any]]) -> CrossMemory:
+    def encode(self, samples: Sequence[dict[str, Any]]) -> TextKV:
         """The clips' keys and values for the text decoder; `samples` have the fields of a shard."""
-        media = media_batch(list(samples), self.geometry, sound=self.sound).to(self.device)
+        media = media_batch(list(samples), self.geometry, audio=self.audio).to(self.device)
         with self.precision():
-            return self.model.answer_memory(self.model.encode(media))
+            return self.model.text_kv(self.model.encode(media))
 
     @torch.inference_mode()
-    def encode_further(self, sample: dict[str, Any], state: StreamState | None) -> tuple[CrossMemory, StreamState]:
+    def encode_further(self, sample: dict[str, Any], state: StreamState | None) -> tuple[TextKV, StreamState]:
         """The next piece of a long video: keys and values of its latents, which know of the earlier pieces by `state`.
 
         The latents look back on as many chunks as the model was made for, so that their cache stays as small."""
         chunks, window = self.geometry.chunks, self.model.config.latent.window
-        media = media_batch([sample], self.geometry, sound=self.sound).to(self.device)
+        media = media_batch([sample], self.geometry, audio=self.audio).to(self.device)
         with self.precision():
             encoded, state = self.model.encode_stream(media, state, window=min(window, chunks) if window else chunks)
-            return self.model.answer_memory(encoded), state
+            return self.model.text_kv(encoded), state
 
-    def answers(self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]]) -> list[list[Answer]]:
+    def answers(self, text_kv: TextKV | None, questions: Sequence[Sequence[Question]]) -> list[list[Answer]]:
         """One answer per question, `questions[b]` being those about clip b. The same question about a clip is decoded once."""
         distinct = [list(dict.fromkeys((q.text, q.context) for q in row)) for row in questions]
         prompts = [[self.prompt(Question(text, context)).ids for text, context in row] for row in distinct]
         ids = [{(q.text, q.context): q.id for q in reversed(row)} for row in questions]  # of a clip's equal questions the first one's
         seeds = [[_seed(self.settings.seed, id_of[key]) for key in row] for row, id_of in zip(distinct, ids, strict=True)]
-        decoded = self._decode(memory, prompts, seeds)
+        decoded = self._decode(text_kv, prompts, seeds)
         result = []
         for row, keys, found in zip(questions, distinct, decoded, strict=True):
             by_key = {key: Answer(self.vocabulary.decode(one.ids), one.logprob) for key, one in zip(keys, found, strict=True)}
             result.append([by_key[q.text, q.context] for q in row])
         return result
 
-    def _decode(self, memory: CrossMemory | None, prompts: decoding.Prompts, seeds: list[list[int]]) -> list[list[decoding.Decoded]]:
+    def _decode(self, text_kv: TextKV | None, prompts: decoding.Prompts, seeds: list[list[int]]) -> list[list[decoding.Decoded]]:
         decoder, eos, settings = self.model.text, self.vocabulary.eos, self.settings
         with self.precision():
             if settings.decode == "greedy":
-                return decoding.greedy(decoder, memory, prompts, eos, settings.max_tokens)
+                return decoding.greedy(decoder, text_kv, prompts, eos, settings.max_tokens)
             if settings.decode == "sample":
                 return decoding.sample(
-                    decoder, memory, prompts, eos, settings.max_tokens, seeds=seeds, temperature=settings.temperature, top_p=settings.top_p
+                    decoder, text_kv, prompts, eos, settings.max_tokens, seeds=seeds, temperature=settings.temperature, top_p=settings.top_p
                 )
-            found = decoding.beam(decoder, memory, prompts, eos, settings.max_tokens, beams=settings.beams)
+            found = decoding.beam(decoder, text_kv, prompts, eos, settings.max_tokens, beams=settings.beams)
             return [[best[0] for best in row] for row in found]
 
-    def stream(self, memory: CrossMemory | None, question: Question) -> Iterator[decoding.Decoded]:
-        """Greedy decoding token by token, about the one clip of `memory`."""
+    def stream(self, text_kv: TextKV | None, question: Question) -> Iterator[decoding.Decoded]:
+        """Greedy decoding token by token, about the one clip of `text_kv`."""
         prompt = self.prompt(question).ids
         with self.precision():
-            yield from decoding.stream_greedy(self.model.text, memory, prompt, self.vocabulary.eos, self.settings.max_tokens)
+            yield from decoding.stream_greedy(self.model.text, text_kv, prompt, self.vocabulary.eos, self.settings.max_tokens)
 
     def likelihoods(
-        self, memory: CrossMemory | None, questions: Sequence[Sequence[Question]], candidates: Sequence[Sequence[Sequence[str]]],
+        self, text_kv: TextKV | None, questions: Sequence[Sequence[Question]], candidates: Sequence[Sequence[Sequence[str]]],
         *, per_token: bool = False,
     ) -> list[list[list[float]]]:  # fmt: skip
         """Log-likelihood of every candidate answer (its end included) to every question; `per_token` divides by its tokens."""
@@ -120,7 +120,7 @@ class Answerer:
             encoded.setdefault(id(texts), [self.vocabulary.encode(text.strip()) for text in texts])  # as answers are trained
         tokens = [[encoded[id(texts)] for texts in row] for row in candidates]
         with self.precision():
-            scores = decoding.score_candidates(self.model.text, memory, prompts, tokens, self.vocabulary.eos)
+            scores = decoding.score_candidates(self.model.text, text_kv, prompts, tokens, self.vocabulary.eos)
         if per_token:
             return [
                 [[value / (len(ids) + 1) for value, ids in zip(values, texts, strict=True)] for values, texts in zip(*rows, strict=True)]
@@ -129,7 +129,7 @@ class Answerer:
         return scores
 
     @torch.inference_mode()
-    def loss(self, memory: CrossMemory | None, texts: Sequence[Sequence[tuple[Question, str]]]) -> tuple[float, int]:
+    def loss(self, text_kv: TextKV | None, texts: Sequence[Sequence[tuple[Question, str]]]) -> tuple[float, int]:
         """Cross-entropy of the given answers, `texts[b]` being (question, answer) about clip b, with teacher forcing as in training:
         (sum in nats, tokens)."""
         limits = self.model.config.text
@@ -138,7 +138,7 @@ class Answerer:
         ]
         batch = text_batch(rows).to(self.device)
         with self.precision():
-            total, count = self.model.text.target_loss(batch.tokens_BQL, batch.valid_BQL, batch.target_BQL & batch.valid_BQL, memory)
+            total, count = self.model.text.target_loss(batch.tokens_BQL, batch.valid_BQL, batch.target_BQL & batch.valid_BQL, text_kv)
         return float(total), int(count)
 
     def prompt(self, question: Question) -> Encoded:

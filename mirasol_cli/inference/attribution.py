@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirasol_cli.batches.masking import without_picture, without_sound
+from mirasol_cli.batches.masking import without_audio, without_video
 from mirasol_cli.files import write_atomic
 from mirasol_cli.inference.answerer import Answerer, Question
 from mirasol_cli.inference.video import OpenClip
@@ -26,19 +26,19 @@ UNTRAINED = (
 class Why:
     """Changes of the answer's natural log-probability: above 0, the answer rests on that part.
 
-    `sound` and `picture`: how far it falls when that is masked. `chunks`, OURS: the mean of how far it falls when the chunk is
+    `audio` and `video`: how far it falls when that is masked. `chunks`, OURS: the mean of how far it falls when the chunk is
     masked, and how far it rises from nothing when the chunk alone is shown. What is told by two chunks is lost with neither of
     them, so that masking one by one would call both of no use.
     """
 
     chunks: list[float]
-    sound: float
-    picture: float
+    audio: float
+    video: float
     starts_s: list[float]  # of the chunks
     end_s: float
 
     def to_plain(self) -> dict[str, Any]:
-        return {"chunks": self.chunks, "sound": self.sound, "picture": self.picture, "chunk_starts_s": self.starts_s, "end_s": self.end_s}
+        return {"chunks": self.chunks, "audio": self.audio, "video": self.video, "chunk_starts_s": self.starts_s, "end_s": self.end_s}
 
 
 def measure(answerer: Answerer, clip: OpenClip, question: Question, answer: str) -> Why | None:
@@ -52,26 +52,26 @@ def measure(answerer: Answerer, clip: OpenClip, question: Question, answer: str)
     if clip.sample is None:
         return None
     chunks = range(clip.chunks)
-    masked = [clip.sample, without_sound(clip.sample), without_picture(clip.sample), _without(clip.sample, chunks)]
+    masked = [clip.sample, without_audio(clip.sample), without_video(clip.sample), _without(clip.sample, chunks)]
     masked += [_without(clip.sample, [t]) for t in chunks]
     masked += [_without(clip.sample, [other for other in chunks if other != t]) for t in chunks]
     scores: list[float] = []
     for start in range(0, len(masked), AT_ONCE):
         part = masked[start : start + AT_ONCE]
-        memory = answerer.encode(part)
-        scores += [row[0][0] for row in answerer.likelihoods(memory, [[question]] * len(part), [[[answer]]] * len(part))]
-    whole, no_sound, no_picture, nothing, *rest = scores
+        text_kv = answerer.encode(part)
+        scores += [row[0][0] for row in answerer.likelihoods(text_kv, [[question]] * len(part), [[[answer]]] * len(part))]
+    whole, no_audio, no_video, nothing, *rest = scores
     without, alone = rest[: clip.chunks], rest[clip.chunks :]
     each = clip.chunk_seconds
     return Why(
         chunks=[round((whole - out + only - nothing) / 2, 4) for out, only in zip(without, alone, strict=True)],
-        sound=round(whole - no_sound, 4), picture=round(whole - no_picture, 4),
+        audio=round(whole - no_audio, 4), video=round(whole - no_video, 4),
         starts_s=[round(clip.start_s + t * each, 3) for t in chunks], end_s=round(clip.start_s + clip.seconds, 3),
     )  # fmt: skip
 
 
 def _without(sample: dict[str, Any], chunks: Sequence[int]) -> dict[str, Any]:
-    return without_sound(without_picture(sample, chunks), chunks)
+    return without_audio(without_video(sample, chunks), chunks)
 
 
 def time_line(why: Why) -> Any:
@@ -79,13 +79,13 @@ def time_line(why: Why) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    most = max([abs(value) for value in (*why.chunks, why.sound, why.picture)] + [1e-6])
+    most = max([abs(value) for value in (*why.chunks, why.audio, why.video)] + [1e-6])
     table = Table(title="what the answer rests on (change of its log-probability)", title_justify="left", box=None)
     table.add_column("part")
     table.add_column("", justify="right")
     table.add_column("")
     ends = [*why.starts_s[1:], why.end_s]
-    parts = [("sound", why.sound), ("picture", why.picture)]
+    parts = [("audio", why.audio), ("video", why.video)]
     parts += [(f"{start:.1f}-{end:.1f} s", value) for start, end, value in zip(why.starts_s, ends, why.chunks, strict=True)]
     for name, value in parts:
         bar = "█" * round(30 * abs(value) / most) or "·"
@@ -108,7 +108,7 @@ def draw(why: Why, path: Path, question: str, answer: str) -> Path:
         figure = Figure(figsize=(7, 2.6), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         modality, chunks = figure.subplots(1, 2, width_ratios=[1, 4], sharey=True)
-        modality.bar(["sound", "picture"], [why.sound, why.picture], color=["#d5803a", "#3a7bd5"])
+        modality.bar(["audio", "video"], [why.audio, why.video], color=["#d5803a", "#3a7bd5"])
         ends = [*why.starts_s[1:], why.end_s]
         widths = [end - start for start, end in zip(why.starts_s, ends, strict=True)]
         chunks.bar(why.starts_s, why.chunks, width=widths, align="edge", color="#4a9d6e", edgecolor="white")

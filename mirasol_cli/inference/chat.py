@@ -12,7 +12,7 @@ from mirasol_cli.inference.video import OpenClip
 from mirasol_cli.runtime import console
 
 
-def tell(warnings: Iterable[str], told: set[str], say: Say) -> None:
+def print_warnings(warnings: Iterable[str], told: set[str], say: Say) -> None:
     """Say the warnings that are not in `told`, and put them there."""
     for warning in warnings:
         if warning not in told:
@@ -20,7 +20,7 @@ def tell(warnings: Iterable[str], told: set[str], say: Say) -> None:
             told.add(warning)
 
 
-def answer_aloud(
+def print_answer(
     model: Model, clip: OpenClip, question: str, context: str, stream: TextIO | None, say: Say, told: set[str],
     *, why: bool, repeat: bool = False,
 ) -> Reply:  # fmt: skip
@@ -51,7 +51,7 @@ def answer_aloud(
             console.write(painted.get(), stream, end="")
     if not (live or repeat):
         say(reply.confidence)  # not on stdout, which a script reads as the answer
-    tell(reply.warnings, told, say)
+    print_warnings(reply.warnings, told, say)
     return reply
 
 
@@ -70,7 +70,7 @@ HELP = (
 )
 
 
-class Session:
+class Chat:
     """`run` reads lines until /quit, the end of input, or two Ctrl-C in a row."""
 
     def __init__(self, model: Model, clip: OpenClip, context: str, stream: TextIO, say: Say, *, why: bool = False):
@@ -133,4 +133,4 @@ class Session:
 
     def _answer(self, question: str) -> None:
         told = {*self.model.warnings, *self.clip.warnings}  # when they were opened
-        self.replies.append(answer_aloud(self.model, self.clip, question, self.context, self.stream, self.say, told, why=self.why))
+        self.replies.append(print_answer(self.model, self.clip, question, self.context, self.stream, self.say, told, why=self.why))

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from mirasol_cli.checkpoints.runs import choose_checkpoint
 from mirasol_cli.errors import DataError, UsageError
 from mirasol_cli.inference.attribution import draw
-from mirasol_cli.inference.chat import answer_aloud, tell
+from mirasol_cli.inference.chat import print_answer, print_warnings
 from mirasol_cli.inference.session import Reply, Say, load
 from mirasol_cli.inference.video import find_video
 
@@ -52,14 +52,14 @@ def ask(
     clip = model.open(video, start_s, end_s, say)
     say(f"looked at {clip.sampled}")
     told: set[str] = set()
-    tell((*model.warnings, *clip.warnings), told, say)
+    print_warnings((*model.warnings, *clip.warnings), told, say)
     if not asked and terminal is not None:
-        from mirasol_cli.inference.chat import Session
+        from mirasol_cli.inference.chat import Chat
 
-        return Session(model, clip, context, terminal, say, why=why).run()
+        return Chat(model, clip, context, terminal, say, why=why).run()
 
-    replies = [answer_aloud(model, clip, one, context, stream, say, told, why=why, repeat=questions is not None) for one in asked]
-    plain = [_with_picture(reply, number, len(replies), say) for number, reply in enumerate(replies, 1)]
+    replies = [print_answer(model, clip, one, context, stream, say, told, why=why, repeat=questions is not None) for one in asked]
+    plain = [_with_image(reply, number, len(replies), say) for number, reply in enumerate(replies, 1)]
     if questions is None:
         return plain[0]
     shared = {key: plain[0][key] for key in ("video", "checkpoint")}
@@ -68,13 +68,13 @@ def ask(
     return {"answers": [{key: one[key] for key in each} for one in plain], **shared}
 
 
-def _with_picture(reply: Reply, number: int, count: int, say: Say) -> dict[str, Any]:
+def _with_image(reply: Reply, number: int, count: int, say: Say) -> dict[str, Any]:
     """The reply's JSON; with `--why` its picture is drawn beside, named after the video, in the current folder."""
     plain = reply.to_plain()
     if reply.why:
         suffix = f"-{number}" if count > 1 else ""
         path = draw(reply.why, Path(f"{Path(reply.clip.path).stem}-why{suffix}.png"), reply.question, reply.answer)
-        plain["why"]["picture_file"] = str(path)
+        plain["why"]["image_file"] = str(path)
         say(f"drawn as '{path}'")
     return plain
 

@@ -1,7 +1,7 @@
 """Text out of a `TextDecoder`: greedy, streamed, sampled, beam search, and the likelihoods of given answers.
 
 Prompts are nested as the text is: `prompts[b][q]` holds the ids of question q of clip b. Clips may have different
-numbers of questions and prompts different lengths; every row is decoded as if it were alone. `memory` holds the
+numbers of questions and prompts different lengths; every row is decoded as if it were alone. `text_kv` holds the
 cross-attention's keys and values, projected once per clip.
 """
 
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mirasol_cli.inference.answer_trie import Candidates, Tree, likelihoods, plant, side_by_side
+from mirasol_cli.inference.answer_trie import Candidates, Trie, build_tries, likelihoods, pad_tries
 from mirasol_cli.model.kv_cache import TextCache
-from mirasol_cli.model.text_decoder import CrossMemory, TextDecoder
+from mirasol_cli.model.text_decoder import TextDecoder, TextKV
 
 Prompts = list[list[list[int]]]
 NODES = 512
@@ -30,15 +30,15 @@ class Decoded(NamedTuple):
 
 
 @torch.inference_mode()
-def greedy(decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, eos: int, max_tokens: int) -> list[list[Decoded]]:
+def greedy(decoder: TextDecoder, text_kv: TextKV | None, prompts: Prompts, eos: int, max_tokens: int) -> list[list[Decoded]]:
     """The most probable next token, until `eos` or `max_tokens` tokens (then without an end)."""
-    return _roll_out(decoder, memory, prompts, eos, max_tokens, lambda logprob_RV: logprob_RV.argmax(dim=-1))
+    return _generate(decoder, text_kv, prompts, eos, max_tokens, lambda logprob_RV: logprob_RV.argmax(dim=-1))
 
 
 @torch.inference_mode()
 def sample(
     decoder: TextDecoder,
-    memory: CrossMemory | None,
+    text_kv: TextKV | None,
     prompts: Prompts,
     eos: int,
     max_tokens: int,
@@ -69,13 +69,13 @@ def sample(
         rank_R1 = torch.searchsorted(total_RV, uniform_R1.to(total_RV.device) * total_RV[:, -1:], right=True)
         return order_RV.gather(1, rank_R1.clamp(max=order_RV.shape[1] - 1)).squeeze(1)
 
-    return _roll_out(decoder, memory, prompts, eos, max_tokens, draw)
+    return _generate(decoder, text_kv, prompts, eos, max_tokens, draw)
 
 
 @torch.inference_mode()
 def beam(
     decoder: TextDecoder,
-    memory: CrossMemory | None,
+    text_kv: TextKV | None,
     prompts: Prompts,
     eos: int,
     max_tokens: int,
@@ -92,7 +92,7 @@ def beam(
         return [[[] for _ in row] for row in prompts]
     clips, widest = len(prompts), max(map(len, prompts))
     rows = clips * widest
-    cache, logits_BQV = _read_prompts(decoder, memory, prompts, max_tokens)
+    cache, logits_BQV = _read_prompts(decoder, text_kv, prompts, max_tokens)
     cache = cache.repeat(beams)
     device, vocabulary = logits_BQV.device, logits_BQV.shape[2]
     step_RKV = logits_BQV.view(rows, 1, vocabulary).expand(-1, beams, -1).float().log_softmax(dim=-1)
@@ -121,7 +121,7 @@ def beam(
                 elif len(alive) < beams:
                     alive.append((parent, word, total))
             ended[row] = sorted(ended[row], key=lambda entry: -entry[0])[:beams]
-            if not alive or _settled(ended[row], alive[0][2], length, max_tokens, beams, length_power):
+            if not alive or _beam_done(ended[row], alive[0][2], length, max_tokens, beams, length_power):
                 open_rows.discard(row)
             padded = alive + [(0, eos, -torch.inf)] * (beams - len(alive))
             ids[row] = [ids[row][parent] + [word] for parent, word, _ in padded]
@@ -134,14 +134,16 @@ def beam(
             break
         cache.reorder(torch.tensor(source, device=device))
         score_RK = torch.tensor(score, device=device).view(rows, beams)
-        step_BQV = decoder.step(torch.tensor(token, device=device).view(clips, widest * beams, 1), cache, memory)
+        step_BQV = decoder.step(torch.tensor(token, device=device).view(clips, widest * beams, 1), cache, text_kv)
         step_RKV = step_BQV.view(rows, beams, vocabulary).float().log_softmax(dim=-1)
 
     best = [[answer for _, answer in sorted(found, key=lambda entry: -entry[0])[:beams]] for found in ended]
     return [[best[b * widest + q] for q in range(len(row))] for b, row in enumerate(prompts)]
 
 
-def _settled(ended: list[tuple[float, Decoded]], best_alive: float, length: int, max_tokens: int, beams: int, length_power: float) -> bool:
+def _beam_done(
+    ended: list[tuple[float, Decoded]], best_alive: float, length: int, max_tokens: int, beams: int, length_power: float
+) -> bool:
     """Whether no unfinished answer can still enter the `beams` best: more tokens never raise a log-probability."""
     if len(ended) < beams:
         return False
@@ -150,7 +152,7 @@ def _settled(ended: list[tuple[float, Decoded]], best_alive: float, length: int,
 
 
 @torch.inference_mode()
-def stream_greedy(decoder: TextDecoder, memory: CrossMemory | None, prompt: list[int], eos: int, max_tokens: int) -> Iterator[Decoded]:
+def stream_greedy(decoder: TextDecoder, text_kv: TextKV | None, prompt: list[int], eos: int, max_tokens: int) -> Iterator[Decoded]:
     """Greedy decoding of one prompt about one clip, token by token.
 
     Yields after every token the ids so far and their log-probability; the last item is what `greedy` returns.
@@ -158,7 +160,7 @@ def stream_greedy(decoder: TextDecoder, memory: CrossMemory | None, prompt: list
     if max_tokens < 1:
         yield Decoded([], 0.0)
         return
-    cache, logits_11V = _read_prompts(decoder, memory, [[prompt]], max_tokens)
+    cache, logits_11V = _read_prompts(decoder, text_kv, [[prompt]], max_tokens)
     ids: list[int] = []
     total = 0.0
     for count in range(1, max_tokens + 1):
@@ -170,13 +172,13 @@ def stream_greedy(decoder: TextDecoder, memory: CrossMemory | None, prompt: list
         yield Decoded(list(ids), total)
         if token == eos or count == max_tokens:
             return
-        logits_11V = decoder.step(torch.tensor([[[token]]], device=logits_11V.device), cache, memory)
+        logits_11V = decoder.step(torch.tensor([[[token]]], device=logits_11V.device), cache, text_kv)
 
 
 @torch.inference_mode()
 def score_candidates(
     decoder: TextDecoder,
-    memory: CrossMemory | None,
+    text_kv: TextKV | None,
     prompts: Prompts,
     candidates: Sequence[Sequence[Candidates]],
     eos: int,
@@ -197,32 +199,32 @@ def score_candidates(
     """
     if not any(prompts):
         return [[] for _ in prompts]
-    planted: dict[int, list[Tree]] = {}  # rows that share one list of candidates share its trees
+    built: dict[int, list[Trie]] = {}  # rows that share one list of candidates share its trees
     for options in (options for row in candidates for options in row):
-        if id(options) not in planted:
-            planted[id(options)] = plant(options, eos, nodes)
-    forests = [[planted[id(options)] for options in row] for row in candidates]
-    largest = max((len(tree.token) for trees in planted.values() for tree in trees), default=0) or 1
-    cache, logits_BQV = _read_prompts(decoder, memory, prompts, largest)
+        if id(options) not in built:
+            built[id(options)] = build_tries(options, eos, nodes)
+    all_tries = [[built[id(options)] for options in row] for row in candidates]
+    largest = max((len(trie.token) for tries in built.values() for trie in tries), default=0) or 1
+    cache, logits_BQV = _read_prompts(decoder, text_kv, prompts, largest)
     first_BQV = logits_BQV.float().log_softmax(dim=-1)
     found: list[list[dict[tuple[int, ...], float]]] = [[{} for _ in row] for row in prompts]
 
-    for turn in range(max((len(trees) for trees in planted.values()), default=0)):
-        now = [[trees[turn] if turn < len(trees) else None for trees in row] for row in forests]
-        tokens_BQN, depth_BQN, ancestor_BQNN = (part.to(logits_BQV.device) for part in side_by_side(now, logits_BQV.shape[1]))
-        hidden_BQND = decoder.branch(tokens_BQN, depth_BQN, ancestor_BQNN, cache, memory)
+    for turn in range(max((len(tries) for tries in built.values()), default=0)):
+        now = [[tries[turn] if turn < len(tries) else None for tries in row] for row in all_tries]
+        tokens_BQN, depth_BQN, ancestor_BQNN = (part.to(logits_BQV.device) for part in pad_tries(now, logits_BQV.shape[1]))
+        hidden_BQND = decoder.decode_trie(tokens_BQN, depth_BQN, ancestor_BQNN, cache, text_kv)
         for b, row in enumerate(now):
-            for q, tree in enumerate(row):
-                if tree is not None:
-                    logprob_NV = decoder.logits(hidden_BQND[b, q, : len(tree.token)]).float().log_softmax(dim=-1)
-                    found[b][q] |= likelihoods(tree, logprob_NV, first_BQV[b, q], ancestor_BQNN[b, q], eos)
+            for q, trie in enumerate(row):
+                if trie is not None:
+                    logprob_NV = decoder.logits(hidden_BQND[b, q, : len(trie.token)]).float().log_softmax(dim=-1)
+                    found[b][q] |= likelihoods(trie, logprob_NV, first_BQV[b, q], ancestor_BQNN[b, q], eos)
     return [
         [[scores[tuple(ids)] for ids in options] for scores, options in zip(*row, strict=True)]
         for row in zip(found, candidates, strict=True)
     ]
 
 
-def _read_prompts(decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, room: int) -> tuple[TextCache, Tensor]:
+def _read_prompts(decoder: TextDecoder, text_kv: TextKV | None, prompts: Prompts, room: int) -> tuple[TextCache, Tensor]:
     """Put all prompts into a cache with `room` tokens to spare; returns it with the logits [B, Q, V] that follow them."""
     if any(not ids for row in prompts for ids in row):
         raise ValueError("a prompt has no tokens; give it at least its start token")
@@ -237,17 +239,17 @@ def _read_prompts(decoder: TextDecoder, memory: CrossMemory | None, prompts: Pro
             valid[b, q, : len(ids)] = True
     device = decoder.embed_tokens.weight.device
     cache = decoder.start_cache(len(prompts), widest, longest + room)
-    return cache, decoder.step(tokens.to(device), cache, memory, valid.to(device))
+    return cache, decoder.step(tokens.to(device), cache, text_kv, valid.to(device))
 
 
-def _roll_out(
-    decoder: TextDecoder, memory: CrossMemory | None, prompts: Prompts, eos: int, max_tokens: int, choose: Callable[[Tensor], Tensor]
+def _generate(
+    decoder: TextDecoder, text_kv: TextKV | None, prompts: Prompts, eos: int, max_tokens: int, choose: Callable[[Tensor], Tensor]
 ) -> list[list[Decoded]]:
     """Decode all rows side by side; `choose` picks the next token of each from its log-probabilities [R, V]."""
     if not any(prompts) or max_tokens < 1:
         return [[Decoded([], 0.0) for _ in row] for row in prompts]
     clips, widest = len(prompts), max(map(len, prompts))
-    cache, logits_BQV = _read_prompts(decoder, memory, prompts, max_tokens)
+    cache, logits_BQV = _read_prompts(decoder, text_kv, prompts, max_tokens)
     device = logits_BQV.device
     done_R = torch.tensor([q >= len(row) for row in prompts for q in range(widest)], device=device)
     total_R = torch.zeros(clips * widest, dtype=torch.float64, device=device)
@@ -260,12 +262,12 @@ def _roll_out(
         columns.append(token_R)
         if count == max_tokens or bool(done_R.all()):
             break
-        logits_BQV = decoder.step(token_R.view(clips, widest, 1), cache, memory)
+        logits_BQV = decoder.step(token_R.view(clips, widest, 1), cache, text_kv)
     ids_RL, totals = torch.stack(columns, dim=1).tolist(), total_R.tolist()
     return [
-        [Decoded(_until(ids_RL[b * widest + q], eos), totals[b * widest + q]) for q in range(len(row))] for b, row in enumerate(prompts)
+        [Decoded(_strip_eos(ids_RL[b * widest + q], eos), totals[b * widest + q]) for q in range(len(row))] for b, row in enumerate(prompts)
     ]
 
 
-def _until(ids: list[int], eos: int) -> list[int]:
+def _strip_eos(ids: list[int], eos: int) -> list[int]:
     return ids[: ids.index(eos)] if eos in ids else ids

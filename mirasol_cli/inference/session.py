@@ -113,7 +113,7 @@ class Model:
         asked = Question(question, context)
         text = StreamDecoder(self.answerer.vocabulary)
         told = 0
-        for decoded in self.answerer.stream(clip.memory, asked):
+        for decoded in self.answerer.stream(clip.text_kv, asked):
             for token in decoded.ids[told:]:
                 piece = text.push(token)
                 if show and piece:
@@ -154,7 +154,7 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
     loaded = load_model(folder)
     settings = EvalRecipe(decode="greedy", max_tokens=loaded.recipe.eval.max_tokens)
     recipe, place = loaded.recipe, resolve_device(device)
-    answerer = Answerer(loaded.model, loaded.vocabulary, settings, place, sound=recipe.data.sound, precision=recipe.train.precision)
+    answerer = Answerer(loaded.model, loaded.vocabulary, settings, place, audio=recipe.data.audio, precision=recipe.train.precision)
     warnings = [DEMO_WARNING] if folder.resolve() == DEMO_CHECKPOINT.resolve() else []
     augment = recipe.train.augment
     with_masks = augment.drop_modality > 0 or augment.drop_chunks > 0

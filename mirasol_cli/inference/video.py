@@ -17,7 +17,7 @@ from mirasol_cli.errors import DataError, MediaError, UsageError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.inference.answerer import Answerer
 from mirasol_cli.media.sampling import ClipRequest
-from mirasol_cli.model.text_decoder import CrossMemory
+from mirasol_cli.model.text_decoder import TextKV
 from mirasol_cli.shards.index import AUDIO_STATES
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ SPARSE = 2.0
 HARDLY_LONGER = 1.05
 """OURS: up to so many times the usual length a span is looked at whole. Clips of one nominal length differ by a frame or a packet
 of sound, and 5 % of them may exceed the usual length; cut in two, their chunks would last half as long as those of training."""
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
 
 
 @dataclass
@@ -42,12 +42,12 @@ class OpenClip:
     """A video, encoded: any number of questions can be asked about it."""
 
     path: str
-    memory: CrossMemory
+    text_kv: TextKV
     seconds: float  # of the span that was looked at
     start_s: float
     frames: int  # looked at
     chunks: int
-    audio: str  # none, silent or sound
+    audio: str  # none, silent or audible
     sampled: str  # in words
     warnings: list[str] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)  # "open" in all; of it "decode" and "encode", see `open_clip`
@@ -79,7 +79,7 @@ def find_video(video: str) -> Path:
     if not path.is_file():
         near = _near_name(path)
         raise MediaError(f"there is no file '{video}'", f"did you mean '{near}'?" if near else "check the path", stage="probe")
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         raise MediaError(f"'{video}' is a still image", "give a video", stage="probe")
     return path
 
@@ -99,7 +99,7 @@ def usual_seconds(geometry: ClipGeometry) -> float:
     """OURS: what counts as an ordinary length where the checkpoint does not know its training clips: the longest span whose
     spectrogram needs no pooling."""
     audio = geometry.audio
-    return geometry.chunks * audio.columns * audio.hop / audio.sample_rate
+    return geometry.chunks * audio.columns * audio.hop_length / audio.sample_rate
 
 
 def open_clip(
@@ -148,7 +148,7 @@ def open_clip(
         clip.warnings.append("the video has no sound")
     elif clip.audio == "silent":
         clip.warnings.append("the sound track is silent; it was left out")
-    elif not answerer.sound:
+    elif not answerer.audio:
         clip.warnings.append("this model was trained without sound; the sound was left out")
     return clip
 
@@ -185,12 +185,12 @@ def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipR
     pool.submit("clip", path, [request])
     sample = _next_result(pool)
     decoded = time.perf_counter()
-    memory = answerer.encode([sample])
+    text_kv = answerer.encode([sample])
     start, end = (float(second) for second in sample["span"])
     geometry = answerer.geometry
     real = int(np.asarray(sample["frame_valid"]).sum())
     clip = OpenClip(
-        path=str(path), memory=memory, seconds=end - start, start_s=start, frames=geometry.frames, chunks=geometry.chunks,
+        path=str(path), text_kv=text_kv, seconds=end - start, start_s=start, frames=geometry.frames, chunks=geometry.chunks,
         audio=AUDIO_STATES[int(sample["audio_state"])], sample=sample,
         sampled=f"{geometry.frames} frames evenly over {end - start:.1f} s, in {geometry.chunks} chunks",
         timings_s={"decode": decoded - began, "encode": time.perf_counter() - decoded},
@@ -211,7 +211,7 @@ def _open_in_pieces(
     count = int(np.ceil((end_s - start_s) / piece_s))
     edges = np.linspace(start_s, end_s, count + 1)
     requests = [ClipRequest(start_s=float(first), end_s=float(last)) for first, last in pairwise(edges)]
-    state = memory = None
+    state = text_kv = None
     states: set[int] = set()
     lost: dict[int, MediaError] = {}
     timings = {"decode": 0.0, "encode": 0.0}
@@ -227,16 +227,16 @@ def _open_in_pieces(
             lost[number] = sample
         else:
             states.add(int(sample["audio_state"]))
-            memory, state = answerer.encode_further(sample, state)
+            text_kv, state = answerer.encode_further(sample, state)
         began = time.perf_counter()
         timings["encode"] += began - decoded
         if number % 20 == 19:
             say(f"{number + 1} of {count} pieces read")
-    if memory is None:
+    if text_kv is None:
         raise lost[0]
     each = (end_s - start_s) / (count * geometry.chunks)
     clip = OpenClip(
-        path=str(path), memory=memory, seconds=end_s - start_s, start_s=start_s, frames=count * geometry.frames,
+        path=str(path), text_kv=text_kv, seconds=end_s - start_s, start_s=start_s, frames=count * geometry.frames,
         chunks=count * geometry.chunks, audio=AUDIO_STATES[max(states)], timings_s=timings,
         sampled=f"{count * geometry.frames} frames in {count * geometry.chunks} chunks of {each:.2f} s, read one after the other with a "
         f"memory; the answer rests on the memory and on the last {geometry.chunks} chunks",

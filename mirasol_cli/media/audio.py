@@ -31,7 +31,7 @@ class Window:
     valid: np.ndarray  # bool [samples]: False where the track has no sample (it starts late, ends early, has a hole)
 
 
-def sound_windows(path: Path | str, info: MediaInfo, edges_s: np.ndarray, sample_rate: int) -> Iterator[Window]:
+def audio_windows(path: Path | str, info: MediaInfo, edges_s: np.ndarray, sample_rate: int) -> Iterator[Window]:
     """The windows between neighbouring `edges_s` (ascending, file's timeline), one after the other.
 
     Neighbouring windows share no sample and leave none out. Only what the current window needs is in memory, however

@@ -19,7 +19,7 @@ ClipSample = dict[str, np.ndarray]
 """tubes.<k> uint8 [T, N_k, P_k] | thumbnails uint8 [T, 4, 32, 32, 3] | mel float16 [T, Z, S] | mel_valid uint8 [T, S] |
 frame_valid uint8 [T, F] | frame_times float64 [T, F], s, NaN where there is no frame | span float64 [2], s | audio_state uint8 []"""
 
-NO_SOUND, SILENT, SOUND = 0, 1, 2
+NO_AUDIO, SILENT, AUDIBLE = 0, 1, 2
 """`audio_state`: no sound in this span; a track that is silent all through it; sound."""
 SILENCE = 1e-4
 """Full scale is 1: a span whose every sample lies below this (-80 dBFS) is a broken track, not sound."""
@@ -59,8 +59,8 @@ class _Level:
     @property
     def state(self) -> int:
         if self.loudest is None:
-            return NO_SOUND
-        return SOUND if self.loudest >= SILENCE else SILENT
+            return NO_AUDIO
+        return AUDIBLE if self.loudest >= SILENCE else SILENT
 
 
 def read_samples(

@@ -11,7 +11,7 @@ import numpy as np
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import decord_reader, pyav_reader
-from mirasol_cli.media.audio import Window, sound_windows
+from mirasol_cli.media.audio import Window, audio_windows
 from mirasol_cli.media.container import decoded_frames, open_media
 from mirasol_cli.media.probe import MediaInfo, probe
 from mirasol_cli.media.pyav_reader import TOLERANCE_S, Picked
@@ -55,13 +55,13 @@ def decode_clips(
     info = probe(path, allow_audio_only=allow_audio_only)
     plans: list[_Plan | MediaError] = [_plan(info, request, geometry) for request in requests]
     good = [plan for plan in plans if isinstance(plan, _Plan)]
-    pictures = _pictures(path, info, good, use_decord, progress)
+    images = _picked_frames(path, info, good, use_decord, progress)
     for plan in plans:
         if isinstance(plan, MediaError):
             yield plan
             continue
         try:
-            yield _clip(path, info, plan, next(pictures), geometry, keep_truncated, progress)
+            yield _clip(path, info, plan, next(images), geometry, keep_truncated, progress)
         except MediaError as error:
             yield error
 
@@ -81,7 +81,7 @@ def _plan(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> _Pla
     return _Plan(span, sample_times(span, geometry.frames), framing(info, request, geometry))
 
 
-def _pictures(
+def _picked_frames(
     path: Path | str, info: MediaInfo, plans: list[_Plan], use_decord: bool, progress: Callable[[str], None]
 ) -> Iterator[Picked | None]:
     """What each plan's times show; None for each where the file has no picture."""
@@ -114,7 +114,7 @@ def _clip(
     progress: Callable[[str], None],
 ) -> DecodedClip:
     edges_s = np.linspace(*plan.span_s, geometry.chunks + 1)
-    windows = _reported(sound_windows(path, info, edges_s, geometry.audio.sample_rate), progress)
+    windows = _reported(audio_windows(path, info, edges_s, geometry.audio.sample_rate), progress)
     if picked is None:
         frames = np.zeros((geometry.frames, geometry.size, geometry.size, 3), np.uint8)
         valid, times_s = np.zeros(geometry.frames, bool), np.full(geometry.frames, np.nan)
@@ -141,14 +141,14 @@ def _reported(windows: Iterator[Window], progress: Callable[[str], None]) -> Ite
         yield window
 
 
-def _ends_early(path: Path | str, info: MediaInfo, span_s: tuple[float, float], picture_end_s: float) -> bool:
+def _ends_early(path: Path | str, info: MediaInfo, span_s: tuple[float, float], video_end_s: float) -> bool:
     """Whether the file lacks the end of the span: the picture ends far before it, and so does the sound."""
     start_s, end_s = span_s
-    far = end_s - picture_end_s > max(MISSING_S, MISSING_SHARE * (end_s - start_s))
-    return far and not _sound_reaches(path, info, end_s)
+    far = end_s - video_end_s > max(MISSING_S, MISSING_SHARE * (end_s - start_s))
+    return far and not _audio_reaches(path, info, end_s)
 
 
-def _sound_reaches(path: Path | str, info: MediaInfo, end_s: float) -> bool:
+def _audio_reaches(path: Path | str, info: MediaInfo, end_s: float) -> bool:
     """Whether sound can be decoded up to `end_s`: then the file is whole, and its last picture just stays on screen."""
     if info.audio_index is None:
         return False

@@ -26,9 +26,9 @@ class Orientation:
         """Whether no turn by itself gives this orientation."""
         return self.transpose ^ self.flip_x ^ self.flip_y
 
-    def flipped(self, picture_HWC: np.ndarray) -> np.ndarray:
+    def flipped(self, image_HWC: np.ndarray) -> np.ndarray:
         """A picture that is transposed already, as it is shown; a view, no copy."""
-        return picture_HWC[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        return image_HWC[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
 
 def orientation_of(frame: Any) -> Orientation:

@@ -98,13 +98,13 @@ def _draw_chunk(
 def _spectrogram(mel_ZS: np.ndarray, valid_S: np.ndarray) -> np.ndarray:
     """uint8 [Z, S, 3], low notes at the bottom; normalised values of -2 to 2 from black to white, masked columns red."""
     grey = np.clip((mel_ZS[::-1].astype(np.float32) + 2) / 4 * 255, 0, 255).astype(np.uint8)
-    picture = np.repeat(grey[..., None], 3, -1)
-    picture[:, valid_S == 0] = MASKED
-    return picture
+    image = np.repeat(grey[..., None], 3, -1)
+    image[:, valid_S == 0] = MASKED
+    return image
 
 
-def _paste(sheet: Image.Image, picture_HWC: np.ndarray, x: int, y: int, width: int, height: int) -> None:
-    sheet.paste(Image.fromarray(np.ascontiguousarray(picture_HWC)).resize((width, height), Image.Resampling.NEAREST), (x, y))
+def _paste(sheet: Image.Image, image_HWC: np.ndarray, x: int, y: int, width: int, height: int) -> None:
+    sheet.paste(Image.fromarray(np.ascontiguousarray(image_HWC)).resize((width, height), Image.Resampling.NEAREST), (x, y))
 
 
 def _bar(draw: ImageDraw.ImageDraw, valid: np.ndarray, x: int, y: int, width: int) -> None:

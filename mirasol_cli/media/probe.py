@@ -62,21 +62,21 @@ def probe(path: Path | str, *, allow_audio_only: bool = False) -> MediaInfo:
             "moov atom not found (truncated?)", "no video stream", "still image", "no readable frame", ...
     """
     with open_media(path) as container:
-        pictures = [stream for stream in container.streams.video if not _is_cover(stream) and stream.codec_context is not None]
-        sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
-        if pictures:
-            return _describe_video(container, pictures, sounds)
-        if sounds and allow_audio_only:
-            return _describe_sound(container, container.streams.best("audio") or sounds[0])
+        video_streams = [stream for stream in container.streams.video if not _is_cover(stream) and stream.codec_context is not None]
+        audio_streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
+        if video_streams:
+            return _describe_video(container, video_streams, audio_streams)
+        if audio_streams and allow_audio_only:
+            return _describe_audio(container, container.streams.best("audio") or audio_streams[0])
         if len(container.streams) == 0:
             raise unreadable(path)
-        hint = "only sound was found; --allow-audio-only keeps such files" if sounds else None
+        hint = "only sound was found; --allow-audio-only keeps such files" if audio_streams else None
         raise MediaError("no video stream", hint, stage="probe")
 
 
-def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> MediaInfo:
-    video = max(pictures, key=lambda s: (_is_default(s), s.codec_context.width * s.codec_context.height, -s.index))
-    audio = _sound_of(video, pictures, sounds, container)
+def _describe_video(container: Any, video_streams: list[Any], audio_streams: list[Any]) -> MediaInfo:
+    video = max(video_streams, key=lambda s: (_is_default(s), s.codec_context.width * s.codec_context.height, -s.index))
+    audio = _audio_of(video, video_streams, audio_streams, container)
     _refuse_stills(container, video)
     scan = _scan(container, [video.index] if audio is None else [video.index, audio.index])
     frame = next(decoded_frames(container, video), None)
@@ -103,7 +103,7 @@ def _describe_video(container: Any, pictures: list[Any], sounds: list[Any]) -> M
     )  # fmt: skip
 
 
-def _describe_sound(container: Any, audio: Any) -> MediaInfo:
+def _describe_audio(container: Any, audio: Any) -> MediaInfo:
     scan = _scan(container, [audio.index])
     zero = _start(audio) or 0.0
     return MediaInfo(
@@ -114,15 +114,15 @@ def _describe_sound(container: Any, audio: Any) -> MediaInfo:
     )  # fmt: skip
 
 
-def _sound_of(video: Any, pictures: list[Any], sounds: list[Any], container: Any) -> Any | None:
+def _audio_of(video: Any, video_streams: list[Any], audio_streams: list[Any], container: Any) -> Any | None:
     """The sound that belongs to `video`: of its program where the format has programs (FFmpeg's own choice), else,
     where a file holds as many sounds as pictures, the one of the same rank; else FFmpeg's choice."""
-    if not sounds:
+    if not audio_streams:
         return None
-    if len(pictures) == len(sounds) and "mpegts" not in container.format.name:
-        return sounds[pictures.index(video)]
+    if len(video_streams) == len(audio_streams) and "mpegts" not in container.format.name:
+        return audio_streams[video_streams.index(video)]
     chosen = container.streams.best("audio", related=video)
-    return chosen if chosen in sounds else sounds[0]
+    return chosen if chosen in audio_streams else audio_streams[0]
 
 
 def _is_cover(stream: Any) -> bool:
@@ -141,11 +141,11 @@ def _refuse_stills(container: Any, video: Any) -> None:
     """Raise `MediaError` for one picture in a file, and for the animated formats of browsers."""
     with open(container.name, "rb") as file:
         head = file.read(4096)
-    pictures = STILL_FORMATS.search(container.format.name) or container.format.name == "apng"
-    if pictures and any(mark in head for mark in ANIMATED_MARKS):
+    video_streams = STILL_FORMATS.search(container.format.name) or container.format.name == "apng"
+    if video_streams and any(mark in head for mark in ANIMATED_MARKS):
         raise MediaError("animated picture", "animated PNG and WebP are not read; ffmpeg -i IN OUT.mp4 makes a video", stage="probe")
     brand = container.metadata.get("major_brand", "").strip().lower()
-    if pictures or brand in STILL_BRANDS or _is_one_picture(container, video):
+    if video_streams or brand in STILL_BRANDS or _is_one_picture(container, video):
         raise MediaError("still image", "a video is needed", stage="probe")
 
 

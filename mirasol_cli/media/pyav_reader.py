@@ -193,8 +193,8 @@ def _image(frame: Any, framing: Framing, info: MediaInfo) -> np.ndarray:
     framing = framing.resized(*displayed_size(frame, info.pixel_aspect, info.orientation))
     if info.orientation.transpose:
         frame = _transposed(frame)
-    picture = frame.reformat(width=framing.width, height=framing.height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-    return framing.crop(info.orientation.flipped(picture)).copy()
+    image = frame.reformat(width=framing.width, height=framing.height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    return framing.crop(info.orientation.flipped(image)).copy()
 
 
 def _transposed(frame: Any) -> Any:

@@ -56,7 +56,7 @@ class Framing:
 def clip_span(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> tuple[float, float]:
     """(start, end) in seconds on the file's timeline, inside the video.
 
-    A span shorter than `context_s` is widened around its middle; one that runs past the end is cut there.
+    A span shorter than `min_span_s` is widened around its middle; one that runs past the end is cut there.
 
     Raises:
         MediaError: the span is empty or lies outside the video.
@@ -69,10 +69,10 @@ def clip_span(info: MediaInfo, request: ClipRequest, geometry: ClipGeometry) -> 
         raise MediaError(f"span {start:.2f} to {end:.2f} s is empty", stage="span")
     if start >= info.end_s or end <= 0:
         raise MediaError(f"span {start:.2f} to {end:.2f} s lies outside the video of {info.end_s:.2f} s", stage="span")
-    if end - start < geometry.context_s:
+    if end - start < geometry.min_span_s:
         middle = (start + end) / 2
-        start = max(0.0, min(middle - geometry.context_s / 2, info.end_s - geometry.context_s))
-        end = start + geometry.context_s
+        start = max(0.0, min(middle - geometry.min_span_s / 2, info.end_s - geometry.min_span_s))
+        end = start + geometry.min_span_s
     start, end = max(start, 0.0), min(end, info.end_s)
     if request.view:
         share, place, _ = _draws(request)

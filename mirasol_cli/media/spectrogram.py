@@ -46,12 +46,12 @@ def log_mel(windows: Iterable[Window], geometry: ClipGeometry) -> tuple[np.ndarr
 def chunk_log_mel(window: Window, audio: AudioGeometry) -> tuple[np.ndarray, np.ndarray]:
     """(float16 [Z, S], bool [S]) of one window. More than S columns are pooled as power before the logarithm, over the
     valid ones only; fewer are followed by masked zeros: sound is never stretched."""
-    mel = np.zeros((audio.bins, audio.columns), np.float16)
+    mel = np.zeros((audio.n_mels, audio.columns), np.float16)
     if not window.valid.any():
         return mel, np.zeros(audio.columns, bool)
     waveform = torch.from_numpy(window.waveform)
     power_ZC = kaldi_power(waveform, audio) if audio.frontend == "ast" else mel_power(waveform, audio)
-    valid_C = _column_valid(window.valid, power_ZC.shape[1], audio.hop)
+    valid_C = _column_valid(window.valid, power_ZC.shape[1], audio.hop_length)
     power_ZS, valid_S = _pooled(power_ZC, valid_C, audio.columns)
     floor, mean, std = (AST_FLOOR, AST_MEAN, AST_STD) if audio.frontend == "ast" else (MEL_FLOOR, MEL_MEAN, MEL_STD)
     normal_ZS = (power_ZS.clamp_min(floor).log() - mean) / (2 * std)
@@ -94,7 +94,7 @@ def _pooled(power_ZC: Tensor, valid_C: Tensor, columns: int) -> tuple[Tensor, Te
 
 def mel_power(waveform: Tensor, audio: AudioGeometry) -> Tensor:
     """Mel power spectrogram of float32 [n]: [Z, ceil(n / hop)], centred columns, reflected at the window's own borders."""
-    columns = math.ceil(len(waveform) / audio.hop)
+    columns = math.ceil(len(waveform) / audio.hop_length)
     half = audio.n_fft // 2
     padded = F.pad(waveform, (0, max(0, half + 1 - len(waveform))))
     padded = F.pad(padded[None], (half, half), mode="reflect")[0]
@@ -102,15 +102,17 @@ def mel_power(waveform: Tensor, audio: AudioGeometry) -> Tensor:
     blocks = []
     for first in range(0, columns, BLOCK_COLUMNS):
         count = min(BLOCK_COLUMNS, columns - first)
-        block = padded[first * audio.hop : (first + count - 1) * audio.hop + audio.n_fft]
+        block = padded[first * audio.hop_length : (first + count - 1) * audio.hop_length + audio.n_fft]
         blocks.append(transform(block) if transform is not None else torch_mel(block, audio))
     return torch.cat(blocks, dim=1)
 
 
 def torch_mel(waveform: Tensor, audio: AudioGeometry) -> Tensor:
     """What torchaudio's MelSpectrogram(center=False) computes, bit for bit (HTK scale, no filter normalisation)."""
-    window = torch.hann_window(audio.window, periodic=True)
-    spectrum = torch.stft(waveform[None], audio.n_fft, audio.hop, audio.window, window, center=False, onesided=True, return_complex=True)
+    window = torch.hann_window(audio.win_length, periodic=True)
+    spectrum = torch.stft(
+        waveform[None], audio.n_fft, audio.hop_length, audio.win_length, window, center=False, onesided=True, return_complex=True
+    )
     power = spectrum.abs().pow(2.0)
     return torch.matmul(power.transpose(-1, -2), _mel_filters(audio)).transpose(-1, -2)[0]
 
@@ -120,7 +122,7 @@ def _mel_filters(audio: AudioGeometry) -> Tensor:
     """Triangular filters on the HTK mel scale, [n_fft / 2 + 1, Z]."""
     frequencies = torch.linspace(0, audio.sample_rate // 2, audio.n_fft // 2 + 1)
     top = 2595.0 * math.log10(1.0 + audio.sample_rate / 2 / 700.0)
-    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, audio.bins + 2) / 2595.0) - 1.0)
+    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, audio.n_mels + 2) / 2595.0) - 1.0)
     between = edges[1:] - edges[:-1]
     slopes = edges[None] - frequencies[:, None]
     falling, rising = -slopes[:, :-2] / between[:-1], slopes[:, 2:] / between[1:]
@@ -144,26 +146,31 @@ def _torchaudio_mel(audio: AudioGeometry) -> Any | None:
     if library is None:
         return None
     return library.transforms.MelSpectrogram(
-        sample_rate=audio.sample_rate, n_fft=audio.n_fft, win_length=audio.window, hop_length=audio.hop, n_mels=audio.bins, center=False
+        sample_rate=audio.sample_rate,
+        n_fft=audio.n_fft,
+        win_length=audio.win_length,
+        hop_length=audio.hop_length,
+        n_mels=audio.n_mels,
+        center=False,
     )
 
 
 def kaldi_power(waveform: Tensor, audio: AudioGeometry) -> Tensor:
     """Kaldi's mel filterbank power [Z, columns] as AST was trained with: `torchaudio.compliance.kaldi.fbank` with
     htk_compat, a Hann window, no dither, no energy, before its logarithm. Frames lie inside the window (snip_edges)."""
-    if len(waveform) < audio.window:
-        waveform = F.pad(waveform, (0, audio.window - len(waveform)))
-    frames = waveform.unfold(0, audio.window, audio.hop)
+    if len(waveform) < audio.win_length:
+        waveform = F.pad(waveform, (0, audio.win_length - len(waveform)))
+    frames = waveform.unfold(0, audio.win_length, audio.hop_length)
     blocks = [_kaldi_block(block, audio) for block in frames.split(BLOCK_COLUMNS)]
     return torch.cat(blocks).T
 
 
 def _kaldi_block(frames_CW: Tensor, audio: AudioGeometry) -> Tensor:
-    n_fft = 1 << (audio.window - 1).bit_length()
+    n_fft = 1 << (audio.win_length - 1).bit_length()
     frames = frames_CW - frames_CW.mean(dim=1, keepdim=True)
     previous = F.pad(frames[None], (1, 0), mode="replicate")[0][:, :-1]
-    frames = (frames - 0.97 * previous) * torch.hann_window(audio.window, periodic=False)
-    power = torch.fft.rfft(F.pad(frames, (0, n_fft - audio.window))).abs().pow(2.0)
+    frames = (frames - 0.97 * previous) * torch.hann_window(audio.win_length, periodic=False)
+    power = torch.fft.rfft(F.pad(frames, (0, n_fft - audio.win_length))).abs().pow(2.0)
     return torch.mm(power, _kaldi_filters(audio, n_fft).T)
 
 
@@ -175,8 +182,8 @@ def _kaldi_filters(audio: AudioGeometry, n_fft: int) -> Tensor:
         return 1127.0 * math.log(1.0 + frequency / 700.0)
 
     low, high = mel(20.0), mel(0.5 * audio.sample_rate)
-    step = (high - low) / (audio.bins + 1)
-    number = torch.arange(audio.bins)[:, None]
+    step = (high - low) / (audio.n_mels + 1)
+    number = torch.arange(audio.n_mels)[:, None]
     left, centre, right = low + number * step, low + (number + 1.0) * step, low + (number + 2.0) * step
     bins = 1127.0 * (1.0 + (audio.sample_rate / n_fft) * torch.arange(n_fft / 2) / 700.0).log()[None]
     triangles = torch.clamp(torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)), min=0)

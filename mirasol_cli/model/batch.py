@@ -56,7 +56,7 @@ class TrainingInputs(_Moves):
     """What only training needs of B clips: what is hidden from parts of the model, and what the losses compare with all the same."""
 
     masked_BT: Tensor | None = None  # bool, chunks replaced by the mask token before the latent model
-    memory_alone_B: Tensor | None = None  # bool, the text sees the Combiner's memory and no latent
+    memory_only_B: Tensor | None = None  # bool, the text sees the Combiner's memory and no latent
     turns_BR: Tensor | None = None  # int64, the chunk that the Combiner takes at each turn, in order, -1: none; None: each chunk once
     whole_mel_BTZS: Tensor | None = None  # float32, the spectrogram with nothing masked, where the model hears less
     whole_audio_valid_BTN: Tensor | None = None  # bool, its patches, those of dropped chunks included

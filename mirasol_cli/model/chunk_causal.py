@@ -47,7 +47,7 @@ class ChunkBlock(Block):
     def forward(  # type: ignore[override]
         self,
         x_BTLD: Tensor,
-        memory_BTND: Tensor,
+        source_BTND: Tensor,
         blocks: list[QueryBlock],
         rotary: tuple[Tensor, Tensor],
         past: KeyValue | None,
@@ -56,7 +56,7 @@ class ChunkBlock(Block):
         heads = self.attention.heads
         normed = self.norm1(x_BTLD)
         query = rotate(_heads_first(self.attention.query(normed), heads), *rotary)
-        source = normed if memory_BTND is x_BTLD else self.norm1(memory_BTND)
+        source = normed if source_BTND is x_BTLD else self.norm1(source_BTND)
         key, value = (_heads_first(half, heads) for half in self.attention.key_value(source).chunk(2, dim=-1))
         key = rotate(key, *rotary)
         if past is not None:

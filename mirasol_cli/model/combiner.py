@@ -10,23 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
 from mirasol_cli.model.config import CombinerConfig
-from mirasol_cli.model.layers import BRANCH, Block, key_mask, learned, norm, resize, touch
+from mirasol_cli.model.layers import BRANCH_INIT_SCALE, Block, keep_in_graph, key_mask, learned_parameter, norm, project_width
 from mirasol_cli.model.token_turing import TokenTuringMachine
 
-SHARPNESS = 4.0  # see `start_sharp`
+QUERY_INIT_GAIN = 4.0  # see `init_sharp_attention`
 
 CombinerState = Tensor | ChunkCache | None
 
 
 def build_combiner(config: CombinerConfig, input_width: int, tokens_per_chunk: int) -> Combiner:
     """The Combiner of `config.kind`; M > N is refused, since a Combiner compresses."""
-    if config.kind != "none" and config.outputs > tokens_per_chunk:
-        raise SettingError(
-            "combiner.outputs",
-            f"model.combiner.outputs: M = {config.outputs} outputs are more than the N = {tokens_per_chunk} tokens of a chunk; "
+    if config.kind != "none" and config.num_outputs > tokens_per_chunk:
+        raise FieldError(
+            "combiner.num_outputs",
+            f"model.combiner.num_outputs: M = {config.num_outputs} outputs are more than the N = {tokens_per_chunk} tokens of a chunk; "
             f"set it to {tokens_per_chunk} or less",
         )
     kinds = {combiner.kind: combiner for combiner in Combiner.__subclasses__()}
@@ -40,14 +40,14 @@ class Combiner(nn.Module):
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__()
-        self.outputs = config.outputs
-        self.enter = resize(input_width, config.width)
+        self.outputs = config.num_outputs
+        self.input_proj = project_width(input_width, config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         raise NotImplementedError
 
 
-class LastOutputs(Combiner):
+class TransformerCombiner(Combiner):
     """Transformer over the tokens of one chunk; its last M valid outputs are kept ("transformer", context: chunk).
 
     A chunk with fewer than M valid tokens is filled up with learned tokens. Only the M kept tokens ask in the last
@@ -58,15 +58,15 @@ class LastOutputs(Combiner):
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
-        self.blocks = start_sharp(
-            nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.blocks = init_sharp_attention(
+            nn.ModuleList(Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout) for _ in range(config.layers))
         )
         self.norm = norm(config.width)
-        self.filler = learned(config.outputs, config.width)
+        self.filler = learned_parameter(config.num_outputs, config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         shape = x_BTND.shape[:2]
-        x = self.enter(x_BTND).flatten(0, 1)
+        x = self.input_proj(x_BTND).flatten(0, 1)
         valid = None if valid_BTN is None else valid_BTN.flatten(0, 1)
         mask = key_mask(valid)
         for block in self.blocks[:-1]:
@@ -76,7 +76,7 @@ class LastOutputs(Combiner):
         return last.fill(x, self.filler).unflatten(0, shape), None
 
 
-class HistoryLastOutputs(Combiner):
+class CausalTransformerCombiner(Combiner):
     """Transformer over the tokens of this and all earlier chunks, causal in chunks ("transformer", context: history)."""
 
     kind = "history"
@@ -84,18 +84,18 @@ class HistoryLastOutputs(Combiner):
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
         if (config.width // config.heads) % 2:
-            raise SettingError(
+            raise FieldError(
                 "combiner.heads",
                 f"model.combiner.heads: width {config.width} / {config.heads} heads is odd, but context: history has rotary positions",
             )
-        self.transformer = ChunkTransformer(config.width, config.heads, config.mlp, config.layers, dropout=config.dropout)
-        start_sharp(self.transformer.blocks)
-        self.filler = learned(config.outputs, config.width)
+        self.transformer = ChunkTransformer(config.width, config.heads, config.mlp_dim, config.layers, dropout=config.dropout)
+        init_sharp_attention(self.transformer.blocks)
+        self.filler = learned_parameter(config.num_outputs, config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         assert not isinstance(state, Tensor)
         last = LastValid(valid_BTN, self.outputs)
-        x, cache = self.transformer.append(self.enter(x_BTND), valid_BTN, state, last.pick)
+        x, cache = self.transformer.append(self.input_proj(x_BTND), valid_BTN, state, last.pick)
         return last.fill(x, self.filler), cache
 
 
@@ -119,11 +119,11 @@ class LastValid:
     def fill(self, x: Tensor, filler_MD: Tensor) -> Tensor:
         """[..., M, D] with learned tokens where none was found."""
         if self.index is None:
-            return touch(x, filler_MD)
+            return keep_in_graph(x, filler_MD)
         return torch.where(self.found[..., None], x, filler_MD.to(x.dtype))
 
 
-class Turing(Combiner):
+class TTMCombiner(Combiner):
     """The memory Combiner: a Token Turing Machine whose outputs are the M tokens; its memory is the state."""
 
     kind = "ttm"
@@ -134,26 +134,26 @@ class Turing(Combiner):
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         assert not isinstance(state, ChunkCache)
-        return self.machine(self.enter(x_BTND), valid_BTN, state)
+        return self.machine(self.input_proj(x_BTND), valid_BTN, state)
 
 
-class Perceiver(Combiner):
+class PerceiverCombiner(Combiner):
     """OURS: M learned queries; each block asks the chunk's tokens and the queries themselves."""
 
     kind = "perceiver"
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
-        self.queries = learned(config.outputs, config.width)
+        self.queries = learned_parameter(config.num_outputs, config.width)
         self.token_norm = norm(config.width)
-        self.blocks = start_sharp(
-            nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.blocks = init_sharp_attention(
+            nn.ModuleList(Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout) for _ in range(config.layers))
         )
         self.norm = norm(config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         shape = x_BTND.shape[:2]
-        tokens = self.token_norm(self.enter(x_BTND).flatten(0, 1))
+        tokens = self.token_norm(self.input_proj(x_BTND).flatten(0, 1))
         mask = with_valid_tokens(valid_BTN, self.outputs)
         x = self.queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         for block in self.blocks:
@@ -161,22 +161,22 @@ class Perceiver(Combiner):
         return self.norm(x).unflatten(0, shape), None
 
 
-class ClassTokens(Combiner):
+class ClassTokenCombiner(Combiner):
     """OURS: M learned tokens are appended to the chunk's tokens; their outputs are kept."""
 
     kind = "cls"
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
-        self.tokens = learned(config.outputs, config.width)
-        self.blocks = start_sharp(
-            nn.ModuleList(Block(config.width, config.heads, config.mlp, dropout=config.dropout) for _ in range(config.layers))
+        self.tokens = learned_parameter(config.num_outputs, config.width)
+        self.blocks = init_sharp_attention(
+            nn.ModuleList(Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout) for _ in range(config.layers))
         )
         self.norm = norm(config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
         shape = x_BTND.shape[:2]
-        x = self.enter(x_BTND).flatten(0, 1)
+        x = self.input_proj(x_BTND).flatten(0, 1)
         x = torch.cat([x, self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
         mask = with_valid_tokens(valid_BTN, self.outputs)
         for block in self.blocks[:-1]:
@@ -185,7 +185,7 @@ class ClassTokens(Combiner):
         return self.norm(x).unflatten(0, shape), None
 
 
-class Mean(Combiner):
+class MeanPoolCombiner(Combiner):
     """OURS: the means of M groups of neighbouring tokens; a group without a valid token is filled up."""
 
     kind = "mean"
@@ -193,46 +193,46 @@ class Mean(Combiner):
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
         self.norm = norm(config.width)
-        self.filler = learned(config.outputs, config.width)
+        self.filler = learned_parameter(config.num_outputs, config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
-        x = self.enter(x_BTND)
+        x = self.input_proj(x_BTND)
         group = torch.arange(x.shape[2], device=x.device) * self.outputs // x.shape[2]
         member_MN = (group == torch.arange(self.outputs, device=x.device)[:, None]).to(x.dtype)
         if valid_BTN is None:
             mean = (member_MN / member_MN.sum(-1, keepdim=True)) @ x
-            return touch(self.norm(mean), self.filler), None
+            return keep_in_graph(self.norm(mean), self.filler), None
         member = member_MN * valid_BTN[:, :, None]
         count = member.sum(-1, keepdim=True)
         mean = self.norm((member / count.clamp(min=1)) @ x)
         return torch.where(count > 0, mean, self.filler.to(mean.dtype)), None
 
 
-class NoCombiner(Combiner):
+class IdentityCombiner(Combiner):
     """An ablation: all N tokens go on; invalid ones are replaced by one learned token."""
 
     kind = "none"
 
     def __init__(self, config: CombinerConfig, input_width: int):
         super().__init__(config, input_width)
-        self.filler = learned(config.width)
+        self.filler = learned_parameter(config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
-        x = self.enter(x_BTND)
+        x = self.input_proj(x_BTND)
         if valid_BTN is None:
-            return touch(x, self.filler), None
+            return keep_in_graph(x, self.filler), None
         return torch.where(valid_BTN[..., None], x, self.filler.to(x.dtype)), None
 
 
 @torch.no_grad()
-def start_sharp(blocks: nn.ModuleList) -> nn.ModuleList:
+def init_sharp_attention(blocks: nn.ModuleList) -> nn.ModuleList:
     """OURS: a Combiner's blocks start with branches of full size and with queries so large that each output picks a few
     tokens. Attention that starts out even hands on the mean of all tokens, in which any one of them is lost: the gradient
     that should tell where to look is then too faint to be found."""
     for block in blocks:
         assert isinstance(block, Block)
-        block.scale_branches(1 / BRANCH)
-        block.attention.query.weight *= SHARPNESS
+        block.scale_branches(1 / BRANCH_INIT_SCALE)
+        block.attention.query.weight *= QUERY_INIT_GAIN
     return blocks
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mirasol_cli.fields import SettingError, check_settings, setting
+from mirasol_cli.fields import FieldError, check_fields, checked_field
 from mirasol_cli.geometry import ClipGeometry
 
 
@@ -19,16 +19,16 @@ from mirasol_cli.geometry import ClipGeometry
 class EncoderConfig:
     """The pre-norm ViT over tubes and spectrogram patches (TubeViT Table 11)."""
 
-    width: int = setting(768, "D of the encoders", minimum=6)
-    layers: int = setting(12, minimum=1)
-    heads: int = setting(12, minimum=1)
-    mlp: int = setting(3072, "hidden width of the feed-forward part", minimum=1)
-    share: bool = setting(True, "one trunk for sound and picture (two when each gets its own pretrained weights)")
-    dropout: float = setting(0.0, minimum=0, maximum=0.9)
-    drop_path: float = setting(0.0, "stochastic depth, growing linearly to this at the last layer", minimum=0, maximum=0.9)
+    width: int = checked_field(768, "D of the encoders", minimum=6)
+    layers: int = checked_field(12, minimum=1)
+    heads: int = checked_field(12, minimum=1)
+    mlp_dim: int = checked_field(3072, "hidden width of the feed-forward part", minimum=1)
+    share: bool = checked_field(True, "one trunk for sound and picture (two when each gets its own pretrained weights)")
+    dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
+    drop_path: float = checked_field(0.0, "stochastic depth, growing linearly to this at the last layer", minimum=0, maximum=0.9)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         _divides(self.width, self.heads)
 
 
@@ -36,21 +36,23 @@ class EncoderConfig:
 class CombinerConfig:
     """What turns a chunk's tokens into M (Mirasol3B section 3.3; TTM: Token Turing Machines)."""
 
-    kind: str = setting("transformer", choices=("transformer", "ttm", "perceiver", "cls", "mean", "none"))
-    context: str = setting("chunk", "transformer only: see this chunk, or all chunks so far", choices=("chunk", "history"))
-    outputs: int = setting(32, "M, tokens that leave each chunk (also TTM's process size)", minimum=1)
-    width: int = setting(768, minimum=6)
-    layers: int = setting(4, minimum=1)
-    heads: int = setting(12, minimum=1)
-    mlp: int = setting(3072, minimum=1)
-    memory: int = setting(64, "ttm: memory tokens", minimum=1)
-    write: str = setting("tokenlearner", "ttm: how memory is written; gated is OURS, for long video", choices=("tokenlearner", "gated"))
-    initial_memory: str = setting("learned", "ttm: the original starts from zeros", choices=("learned", "zero"))
-    positions: bool = setting(True, "ttm: learned positions on [memory; input], which tell memory from input")
-    dropout: float = setting(0.0, minimum=0, maximum=0.9)
+    kind: str = checked_field("transformer", choices=("transformer", "ttm", "perceiver", "cls", "mean", "none"))
+    context: str = checked_field("chunk", "transformer only: see this chunk, or all chunks so far", choices=("chunk", "history"))
+    num_outputs: int = checked_field(32, "M, tokens that leave each chunk (also TTM's process size)", minimum=1)
+    width: int = checked_field(768, minimum=6)
+    layers: int = checked_field(4, minimum=1)
+    heads: int = checked_field(12, minimum=1)
+    mlp_dim: int = checked_field(3072, minimum=1)
+    memory_tokens: int = checked_field(64, "ttm: memory tokens", minimum=1)
+    write: str = checked_field(
+        "tokenlearner", "ttm: how memory is written; gated is OURS, for long video", choices=("tokenlearner", "gated")
+    )
+    initial_memory: str = checked_field("learned", "ttm: the original starts from zeros", choices=("learned", "zero"))
+    positions: bool = checked_field(True, "ttm: learned positions on [memory; input], which tell memory from input")
+    dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         _divides(self.width, self.heads)
 
 
@@ -58,31 +60,31 @@ class CombinerConfig:
 class LatentConfig:
     """The block-causal Transformer over chunks."""
 
-    width: int = setting(768, minimum=6)
-    layers: int = setting(14, "0 leaves the autoregression out (an ablation)", minimum=0)
-    heads: int = setting(12, minimum=1)
-    mlp: int = setting(3072, minimum=1)
-    window: int = setting(0, "chunks a chunk may look back on; 0 = all", minimum=0)
-    dropout: float = setting(0.0, minimum=0, maximum=0.9)
+    width: int = checked_field(768, minimum=6)
+    layers: int = checked_field(14, "0 leaves the autoregression out (an ablation)", minimum=0)
+    heads: int = checked_field(12, minimum=1)
+    mlp_dim: int = checked_field(3072, minimum=1)
+    window: int = checked_field(0, "chunks a chunk may look back on; 0 = all", minimum=0)
+    dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         _divides(self.width, self.heads)
         if (self.width // self.heads) % 2:
-            raise SettingError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
+            raise FieldError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
     """The small Transformer that predicts the next chunk's thumbnails (and spectrogram)."""
 
-    width: int = setting(384, minimum=6)
-    layers: int = setting(2, minimum=1)
-    heads: int = setting(6, minimum=1)
-    mlp: int = setting(1536, minimum=1)
+    width: int = checked_field(384, minimum=6)
+    layers: int = checked_field(2, minimum=1)
+    heads: int = checked_field(6, minimum=1)
+    mlp_dim: int = checked_field(1536, minimum=1)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         _divides(self.width, self.heads)
 
 
@@ -90,49 +92,53 @@ class ReconstructionConfig:
 class TextConfig:
     """The text decoder, in the layout of Llama-format checkpoints, with cross-attention every k-th layer."""
 
-    width: int = setting(1024, minimum=6)
-    layers: int = setting(12, minimum=1)
-    heads: int = setting(16, minimum=1)
-    kv_heads: int = setting(16, "grouped-query attention: key/value heads", minimum=1)
-    mlp: int = setting(2816, minimum=1)
-    cross_every: int = setting(2, "cross-attention after every k-th layer", minimum=1)
-    rope_theta: float = setting(10000.0, above=0)
-    norm_eps: float = setting(1e-5, above=0)
-    tie_embeddings: bool = setting(True, "output layer shares the embedding's weights")
-    dropout: float = setting(0.0, minimum=0, maximum=0.9)
-    gate: str = setting("open", "cross-attention gate at the start; `closed` for pretrained decoders", choices=("open", "closed"))
-    max_context: int = setting(512, "tokens of context text kept", minimum=0)
-    max_question: int = setting(128, "tokens of question kept", minimum=1)
-    max_answer: int = setting(64, "tokens of a target kept in training", minimum=1)
+    width: int = checked_field(1024, minimum=6)
+    layers: int = checked_field(12, minimum=1)
+    heads: int = checked_field(16, minimum=1)
+    kv_heads: int = checked_field(16, "grouped-query attention: key/value heads", minimum=1)
+    mlp_dim: int = checked_field(2816, minimum=1)
+    cross_attention_every: int = checked_field(2, "cross-attention after every k-th layer", minimum=1)
+    rope_theta: float = checked_field(10000.0, above=0)
+    norm_eps: float = checked_field(1e-5, above=0)
+    tie_embeddings: bool = checked_field(True, "output layer shares the embedding's weights")
+    dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
+    cross_attention_gate_init: str = checked_field(
+        "open", "cross-attention gate at the start; `closed` for pretrained decoders", choices=("open", "closed")
+    )
+    max_context: int = checked_field(512, "tokens of context text kept", minimum=0)
+    max_question: int = checked_field(128, "tokens of question kept", minimum=1)
+    max_answer: int = checked_field(64, "tokens of a target kept in training", minimum=1)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
         _divides(self.width, self.heads)
         if self.heads % self.kv_heads:
-            raise SettingError("kv_heads", f"{self.heads} heads are not divisible by {self.kv_heads}")
+            raise FieldError("kv_heads", f"{self.heads} heads are not divisible by {self.kv_heads}")
         if (self.width // self.heads) % 2:
-            raise SettingError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
-        if self.cross_every > self.layers:
-            raise SettingError("cross_every", f"{self.cross_every} is above {self.layers} layers; the text would never see the media")
+            raise FieldError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
+        if self.cross_attention_every > self.layers:
+            raise FieldError(
+                "cross_attention_every", f"{self.cross_attention_every} is above {self.layers} layers; the text would never see the media"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The recipe section `model:`, after the preset has been filled in."""
 
-    preset: str = setting("base", choices=("demo", "small", "base", "mirasol3b"))
-    encoder: EncoderConfig = setting(factory=EncoderConfig)
-    combiner: CombinerConfig = setting(factory=CombinerConfig)
-    latent: LatentConfig = setting(factory=LatentConfig)
-    reconstruction: ReconstructionConfig = setting(factory=ReconstructionConfig)
-    text: TextConfig = setting(factory=TextConfig)
+    preset: str = checked_field("base", choices=("demo", "small", "base", "mirasol3b"))
+    encoder: EncoderConfig = checked_field(factory=EncoderConfig)
+    combiner: CombinerConfig = checked_field(factory=CombinerConfig)
+    latent: LatentConfig = checked_field(factory=LatentConfig)
+    reconstruction: ReconstructionConfig = checked_field(factory=ReconstructionConfig)
+    text: TextConfig = checked_field(factory=TextConfig)
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_fields(self)
 
     def latents_per_chunk(self, geometry: ClipGeometry) -> int:
         """M, or N where no Combiner compresses."""
-        return geometry.tokens_per_chunk if self.combiner.kind == "none" else self.combiner.outputs
+        return geometry.tokens_per_chunk if self.combiner.kind == "none" else self.combiner.num_outputs
 
     @staticmethod
     def from_plain(plain: dict) -> ModelConfig:
@@ -148,35 +154,35 @@ class ModelConfig:
 
 def _divides(width: int, heads: int) -> None:
     if width % heads:
-        raise SettingError("heads", f"width {width} is not divisible by {heads} heads")
+        raise FieldError("heads", f"width {width} is not divisible by {heads} heads")
 
 
 # A preset holds only what differs from the class defaults (which are `base`). The paper gives no widths or depths
 # (only "3B" and the share of the audio-video part), so all sizes here are OURS.
 PRESETS: dict[str, dict[str, dict]] = {
     "demo": {
-        "encoder": {"width": 128, "layers": 2, "heads": 4, "mlp": 512},
-        "combiner": {"width": 128, "layers": 1, "heads": 4, "mlp": 512, "outputs": 16, "memory": 32},
-        "latent": {"width": 128, "layers": 2, "heads": 4, "mlp": 512},
-        "reconstruction": {"width": 64, "layers": 1, "heads": 2, "mlp": 256},
-        "text": {"width": 128, "layers": 2, "heads": 4, "kv_heads": 4, "mlp": 384, "cross_every": 1},
+        "encoder": {"width": 128, "layers": 2, "heads": 4, "mlp_dim": 512},
+        "combiner": {"width": 128, "layers": 1, "heads": 4, "mlp_dim": 512, "num_outputs": 16, "memory_tokens": 32},
+        "latent": {"width": 128, "layers": 2, "heads": 4, "mlp_dim": 512},
+        "reconstruction": {"width": 64, "layers": 1, "heads": 2, "mlp_dim": 256},
+        "text": {"width": 128, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_dim": 384, "cross_attention_every": 1},
     },
     "small": {
-        "encoder": {"width": 512, "layers": 8, "heads": 8, "mlp": 2048},
-        "combiner": {"width": 512, "layers": 4, "heads": 8, "mlp": 2048},
-        "latent": {"width": 512, "layers": 6, "heads": 8, "mlp": 2048},
-        "reconstruction": {"width": 256, "layers": 2, "heads": 4, "mlp": 1024},
-        "text": {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "mlp": 1408},
+        "encoder": {"width": 512, "layers": 8, "heads": 8, "mlp_dim": 2048},
+        "combiner": {"width": 512, "layers": 4, "heads": 8, "mlp_dim": 2048},
+        "latent": {"width": 512, "layers": 6, "heads": 8, "mlp_dim": 2048},
+        "reconstruction": {"width": 256, "layers": 2, "heads": 4, "mlp_dim": 1024},
+        "text": {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "mlp_dim": 1408},
     },
     "base": {},
     # ViT-H encoder (TubeViT Table 11), text part in TinyLlama's shape so that those weights fit.
     "mirasol3b": {
-        "encoder": {"width": 1280, "layers": 32, "heads": 16, "mlp": 5120},
-        "combiner": {"width": 2048, "layers": 8, "heads": 16, "mlp": 8192},
-        "latent": {"width": 2048, "layers": 14, "heads": 16, "mlp": 8192},
-        "reconstruction": {"width": 1024, "layers": 6, "heads": 16, "mlp": 4096},
+        "encoder": {"width": 1280, "layers": 32, "heads": 16, "mlp_dim": 5120},
+        "combiner": {"width": 2048, "layers": 8, "heads": 16, "mlp_dim": 8192},
+        "latent": {"width": 2048, "layers": 14, "heads": 16, "mlp_dim": 8192},
+        "reconstruction": {"width": 1024, "layers": 6, "heads": 16, "mlp_dim": 4096},
         "text": {
-            "width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "mlp": 5632, "cross_every": 4, "tie_embeddings": False,
+            "width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "mlp_dim": 5632, "cross_attention_every": 4, "tie_embeddings": False,
         },
     },
 }  # fmt: skip

@@ -78,7 +78,7 @@ class TextCache:
         self.length_R = self.length_R + count_R
         self.longest += tokens
 
-    def grow(self, depth_RN: Tensor, ancestor_RNN: Tensor) -> Placement:
+    def append_trie(self, depth_RN: Tensor, ancestor_RNN: Tensor) -> Placement:
         """Room for a tree of continuations behind all rows; the next call overwrites it."""
         rows, nodes = depth_RN.shape
         used = self._room(nodes)

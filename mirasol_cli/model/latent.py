@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
 from mirasol_cli.model.config import LatentConfig
-from mirasol_cli.model.layers import FeedForward, learned, norm, resize, touch
+from mirasol_cli.model.layers import FeedForward, keep_in_graph, learned_parameter, norm, project_width
 
 
 class LatentModel(nn.Module):
@@ -19,11 +19,11 @@ class LatentModel(nn.Module):
 
     def __init__(self, config: LatentConfig, input_width: int, slots: int):
         super().__init__()
-        self.enter = resize(input_width, config.width)
-        self.slot = learned(slots, config.width) if slots else None
-        self.mask_token = learned(config.width)
+        self.input_proj = project_width(input_width, config.width)
+        self.slot = learned_parameter(slots, config.width) if slots else None
+        self.mask_token = learned_parameter(config.width)
         self.transformer = ChunkTransformer(
-            config.width, config.heads, config.mlp, config.layers, window=config.window, dropout=config.dropout
+            config.width, config.heads, config.mlp_dim, config.layers, window=config.window, dropout=config.dropout
         )
 
     def forward(self, combined_BTMD: Tensor, masked_BT: Tensor | None = None, valid_BT: Tensor | None = None) -> Tensor:
@@ -38,9 +38,9 @@ class LatentModel(nn.Module):
         return self.transformer.append(self._inputs(combined_BTMD, None), valid, cache, window=window)
 
     def _inputs(self, combined: Tensor, masked_BT: Tensor | None) -> Tensor:
-        x = self.enter(combined)
+        x = self.input_proj(combined)
         if masked_BT is None:
-            x = touch(x, self.mask_token)
+            x = keep_in_graph(x, self.mask_token)
         else:
             x = torch.where(masked_BT[..., None, None], self.mask_token.to(x.dtype), x)
         return x if self.slot is None else x + self.slot

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6  # ViT's, not torch's 1e-5
-BRANCH = 0.1
+BRANCH_INIT_SCALE = 0.1
 """OURS: what a block adds to its residual starts at a tenth (LayerScale, arXiv 2103.17239, does so with factors of its
 own). The tokens then reach the text almost as they came in, and a model trained from nothing looks from the first steps
-on; with branches of full size it learns to listen, and stays blind for thousands of steps."""
+on; with full-size residual branches, training ignored the video for thousands of steps while learning from audio."""
 
 
 class Attention(nn.Module):
@@ -35,10 +35,10 @@ class Attention(nn.Module):
         self.key_value = linear(width, 2 * width)
         self.out = linear(width, width)
 
-    def forward(self, x_BLD: Tensor, memory_BKD: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, source_BKD: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, L, D] -> [B, L, D]. `mask` is bool, broadcast to [B, heads, L, K]; True lets a query see a key."""
         query = split_heads(self.query(x_BLD), self.heads)
-        key, value = (split_heads(half, self.heads) for half in self.key_value(memory_BKD).chunk(2, dim=-1))
+        key, value = (split_heads(half, self.heads) for half in self.key_value(source_BKD).chunk(2, dim=-1))
         return self.out(join_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))
 
 
@@ -66,7 +66,7 @@ class Block(nn.Module):
         self.norm2 = norm(width)
         self.mlp = FeedForward(width, mlp, dropout=dropout, gelu=gelu)
         self.dropout, self.drop_path = dropout, drop_path
-        self.scale_branches(BRANCH)
+        self.scale_branches(BRANCH_INIT_SCALE)
 
     @torch.no_grad()
     def scale_branches(self, factor: float) -> None:
@@ -74,11 +74,11 @@ class Block(nn.Module):
         self.attention.out.weight *= factor
         self.mlp.down.weight *= factor
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None = None, memory_BKD: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]. Keys and values come from `memory` where it is given, else from `x`."""
+    def forward(self, x_BLD: Tensor, mask: Tensor | None = None, source_BKD: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]. Keys and values come from `source` where it is given, else from `x`."""
         query = self.norm1(x_BLD)
-        memory = query if memory_BKD is None else self.norm1(memory_BKD)
-        return self.after_attention(x_BLD, self.attention(query, memory, mask))
+        source = query if source_BKD is None else self.norm1(source_BKD)
+        return self.after_attention(x_BLD, self.attention(query, source, mask))
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         """The residual and the feed-forward half; dimension 0 is the sample that stochastic depth drops as a whole."""
@@ -104,12 +104,12 @@ def norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS)
 
 
-def resize(inputs: int, outputs: int) -> nn.Module:
+def project_width(inputs: int, outputs: int) -> nn.Module:
     """A linear layer where two parts differ in width, nothing where they agree."""
     return nn.Identity() if inputs == outputs else linear(inputs, outputs)
 
 
-def learned(*shape: int) -> nn.Parameter:
+def learned_parameter(*shape: int) -> nn.Parameter:
     """A learned token or embedding, N(0, 0.02)."""
     return nn.Parameter(torch.randn(shape) * 0.02)
 
@@ -132,7 +132,7 @@ def key_mask(valid_BL: Tensor | None) -> Tensor | None:
     return (valid_BL | ~valid_BL.any(-1, keepdim=True))[:, None, None, :]
 
 
-def touch(x: Tensor, *parameters: Tensor) -> Tensor:
+def keep_in_graph(x: Tensor, *parameters: Tensor) -> Tensor:
     """x unchanged, with a zero gradient for parameters that this batch did not need: ranks of a distributed run must
     all have a gradient for all parameters, whatever masks their batches carry."""
     for parameter in parameters:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.chunk_causal import ChunkCache
@@ -23,7 +23,7 @@ from mirasol_cli.model.latent import LatentModel
 from mirasol_cli.model.layers import Block
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.objectives import OBJECTIVES
-from mirasol_cli.model.text_decoder import CrossAttention, CrossMemory, DecoderLayer, TextDecoder
+from mirasol_cli.model.text_decoder import CrossAttention, DecoderLayer, TextDecoder, TextKV
 from mirasol_cli.model.tokens import Encoder, SpectrogramTokens, TubeTokens
 
 
@@ -67,12 +67,12 @@ class Mirasol(nn.Module):
         else:
             self.video_encoder, self.audio_encoder = Encoder(config.encoder), Encoder(config.encoder)
         self.combiner = build_combiner(config.combiner, width, geometry.tokens_per_chunk)
-        slots = 0 if config.combiner.kind == "none" else config.combiner.outputs
+        slots = 0 if config.combiner.kind == "none" else config.combiner.num_outputs
         self.latent = LatentModel(config.latent, config.combiner.width, slots)
         built = {name: objective.build(config, geometry) for name, objective in OBJECTIVES.items() if name in self.losses}
         self.objectives = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
-        carried = (config.combiner.memory, config.combiner.width) if config.combiner.kind == "ttm" else None
-        self.text = TextDecoder(config.text, vocab_size, config.latent.width, carried)
+        ttm_memory = (config.combiner.memory_tokens, config.combiner.width) if config.combiner.kind == "ttm" else None
+        self.text = TextDecoder(config.text, vocab_size, config.latent.width, ttm_memory)
 
     # Sound and picture ------------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class Mirasol(nn.Module):
             combined, memory = self.combiner(*in_turn(tokens, valid, turns_BR))
             combined = last_turns(combined, turns_BR, tokens.shape[1])
         latents = self.latent(combined, masked_BT, media.chunk_valid_BT)
-        return Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, present)
+        return Encoded(combined, latents, _ttm_memory(memory), media.chunk_valid_BT, present)
 
     def encode_stream(
         self, media: MediaBatch, state: StreamState | None = None, *, window: int | None = None
@@ -103,7 +103,7 @@ class Mirasol(nn.Module):
         tokens, valid = self._tokens(media)
         combined, memory = self.combiner(tokens, valid, state.combiner if state else None)
         latents, cache = self.latent.append(combined, media.chunk_valid_BT, state.latent if state else None, window=window)
-        encoded = Encoded(combined, latents, _carried(memory), media.chunk_valid_BT, _present(tokens, valid))
+        encoded = Encoded(combined, latents, _ttm_memory(memory), media.chunk_valid_BT, _present(tokens, valid))
         return encoded, StreamState(memory, cache)
 
     def _tokens(self, media: MediaBatch) -> tuple[Tensor, Tensor | None]:
@@ -119,16 +119,16 @@ class Mirasol(nn.Module):
 
     # Text -------------------------------------------------------------------------------------------------------
 
-    def answer_memory(self, encoded: Encoded, memory_alone_B: Tensor | None = None) -> CrossMemory:
-        """Keys and values of every cross-attention layer, once per clip. A clip of `memory_alone_B` hides its latents, so that
+    def text_kv(self, encoded: Encoded, memory_only_B: Tensor | None = None) -> TextKV:
+        """Keys and values of every cross-attention layer, once per clip. A clip of `memory_only_B` hides its latents, so that
         the text has the Combiner's memory alone, as for what a long video showed before the window of its latents."""
         valid = encoded.valid_BT
-        if memory_alone_B is not None:
-            seen_B1 = ~memory_alone_B[:, None]
+        if memory_only_B is not None:
+            seen_B1 = ~memory_only_B[:, None]
             valid = seen_B1.expand(encoded.latents_BTMD.shape[:2]) if valid is None else valid & seen_B1
         slots = encoded.latents_BTMD.shape[2]
         valid_BK = None if valid is None else valid.repeat_interleave(slots, dim=1)
-        return self.text.project_memory(encoded.latents_BTMD.flatten(1, 2), valid_BK, encoded.memory_BKD)
+        return self.text.project_kv(encoded.latents_BTMD.flatten(1, 2), valid_BK, encoded.memory_BKD)
 
     # Losses -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Mirasol(nn.Module):
         losses = Losses(latents_BTMD=encoded.latents_BTMD.detach(), present_BT=encoded.present_BT)
         for name, weight in weights.items():
             if weight > 0 and name not in self.losses:
-                raise SettingError(name, f"loss weight {weight}, but the model was built for {', '.join(self.losses)} only")
+                raise FieldError(name, f"loss weight {weight}, but the model was built for {', '.join(self.losses)} only")
             if weight > 0 and (text is not None or not OBJECTIVES[name].reads_text):
                 losses.parts[name] = OBJECTIVES[name].forward(self, encoded, media, text, extra)
         return losses
@@ -164,7 +164,7 @@ class Mirasol(nn.Module):
         return [module for module in self.modules() if isinstance(module, (Block, DecoderLayer, CrossAttention))]
 
 
-def _carried(state: CombinerState) -> Tensor | None:
+def _ttm_memory(state: CombinerState) -> Tensor | None:
     """A TTM's memory; what other Combiners hand on is no summary that text could read."""
     return state if isinstance(state, Tensor) else None
 

@@ -56,7 +56,7 @@ class Text(Objective):
         from mirasol_cli.model.losses import LossPart
 
         assert text is not None
-        memory = model.answer_memory(encoded, extra.memory_alone_B)
+        memory = model.text_kv(encoded, extra.memory_only_B)
         return LossPart(*model.text.target_loss(text.tokens_BQL, text.valid_BQL, text.target_BQL & text.valid_BQL, memory))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE
 from mirasol_cli.model.config import ReconstructionConfig
-from mirasol_cli.model.layers import Block, learned, linear, norm, resize
+from mirasol_cli.model.layers import Block, learned_parameter, linear, norm, project_width
 
 PATCH = 8  # px of a thumbnail; a query predicts its square in all four thumbnails
 THUMBNAIL_QUERIES = (THUMBNAIL_SIZE // PATCH) ** 2
@@ -23,15 +23,15 @@ class PatchPredictor(nn.Module):
 
     def __init__(self, config: ReconstructionConfig, input_width: int, queries: int, numbers: int):
         super().__init__()
-        self.enter = resize(input_width, config.width)
-        self.queries = learned(queries, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp) for _ in range(config.layers))
+        self.input_proj = project_width(input_width, config.width)
+        self.queries = learned_parameter(queries, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_dim) for _ in range(config.layers))
         self.norm = norm(config.width)
         self.out = linear(config.width, numbers)
 
     def forward(self, latents_BTMD: Tensor) -> Tensor:
         """[B, T, M, D] -> [B, T, queries, numbers]."""
-        latents = self.enter(latents_BTMD).flatten(0, 1)
+        latents = self.input_proj(latents_BTMD).flatten(0, 1)
         x = self.queries.to(latents.dtype).expand(latents.shape[0], -1, -1)
         for block in self.blocks:
             x = block(x, None, torch.cat([latents, x], dim=1))

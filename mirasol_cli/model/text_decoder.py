@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from mirasol_cli.model.config import TextConfig
 from mirasol_cli.model.kv_cache import CacheSlot, TextCache
-from mirasol_cli.model.layers import join_heads, resize, rotary_table, rotate, split_heads
+from mirasol_cli.model.layers import join_heads, project_width, rotary_table, rotate, split_heads
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines [1 or R, 1, L, d / 2], the same for all heads
 
 
 @dataclass(frozen=True)
-class CrossMemory:
+class TextKV:
     """What the text attends to: keys and values of every cross-attention layer, projected once per clip."""
 
     keys: tuple[Tensor, ...]  # per cross-attention layer [B, key/value heads, K, head width]
@@ -49,17 +49,17 @@ class TextDecoder(nn.Module):
         config: sizes. `gate: closed` starts every cross-attention at exactly zero, so that a pretrained decoder starts
             as the language model it was.
         vocab_size: V.
-        memory_width: width of the latents.
-        carried: number and width of the tokens that the Combiner's memory adds to them; None: it has no memory.
+        latent_width: width of the latents.
+        ttm_memory: number and width of the tokens that the Combiner's memory adds to them; None: it has no memory.
     """
 
-    def __init__(self, config: TextConfig, vocab_size: int, memory_width: int, carried: tuple[int, int] | None = None):
+    def __init__(self, config: TextConfig, vocab_size: int, latent_width: int, ttm_memory: tuple[int, int] | None = None):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.embed_tokens = nn.Embedding(vocab_size, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.cross_layers = nn.ModuleList(CrossAttention(config) for _ in range(config.layers // config.cross_every))
-        self.memory = MemoryProjection(config, memory_width, len(self.cross_layers), carried)
+        self.cross_layers = nn.ModuleList(CrossAttention(config) for _ in range(config.layers // config.cross_attention_every))
+        self.kv_proj = TextKVProjection(config, latent_width, len(self.cross_layers), ttm_memory)
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         self.reset_parameters()
@@ -74,35 +74,35 @@ class TextDecoder(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.width**-0.5)
 
-    def project_memory(self, latents_BKD: Tensor, valid_BK: Tensor | None = None, carried_BED: Tensor | None = None) -> CrossMemory:
+    def project_kv(self, latents_BKD: Tensor, valid_BK: Tensor | None = None, ttm_memory_BED: Tensor | None = None) -> TextKV:
         """Keys and values for every cross-attention layer, once per clip.
 
         Args:
             latents_BKD: latents of all chunks, in the order of time (chunk by chunk, K = T * M).
             valid_BK: bool, False for latents of padding chunks; None: all valid. A clip may have none at all.
-            carried_BED: the Combiner's memory after the last chunk, where it has one; always valid.
+            ttm_memory_BED: the Combiner's memory after the last chunk, where it has one; always valid.
         """
-        keys, values = self.memory(latents_BKD, valid_BK, carried_BED)
-        if valid_BK is not None and carried_BED is not None:
-            valid_BK = F.pad(valid_BK, (0, carried_BED.shape[1]), value=True)
-        return CrossMemory(keys, values, valid_BK)
+        keys, values = self.kv_proj(latents_BKD, valid_BK, ttm_memory_BED)
+        if valid_BK is not None and ttm_memory_BED is not None:
+            valid_BK = F.pad(valid_BK, (0, ttm_memory_BED.shape[1]), value=True)
+        return TextKV(keys, values, valid_BK)
 
-    def forward(self, tokens_BQL: Tensor, valid_BQL: Tensor | None = None, memory: CrossMemory | None = None) -> Tensor:
+    def forward(self, tokens_BQL: Tensor, valid_BQL: Tensor | None = None, text_kv: TextKV | None = None) -> Tensor:
         """Next-token logits [B, Q, L, V] of right-padded rows; those at padding mean nothing.
 
         Args:
             tokens_BQL: int64 ids; padding may hold any number.
             valid_BQL: bool, real tokens; None: no padding.
-            memory: from `project_memory`; None leaves the cross-attention out (text alone).
+            text_kv: from `project_kv`; None leaves the cross-attention out (text alone).
         """
-        return self.logits(self.hidden(tokens_BQL, valid_BQL, memory))
+        return self.logits(self.hidden(tokens_BQL, valid_BQL, text_kv))
 
-    def hidden(self, tokens_BQL: Tensor, valid_BQL: Tensor | None = None, memory: CrossMemory | None = None) -> Tensor:
+    def hidden(self, tokens_BQL: Tensor, valid_BQL: Tensor | None = None, text_kv: TextKV | None = None) -> Tensor:
         """States [B, Q, L, D] after the final norm, before the output layer."""
         if valid_BQL is not None:
             tokens_BQL = tokens_BQL.masked_fill(~valid_BQL, 0)
         position_1L = torch.arange(tokens_BQL.shape[2], device=tokens_BQL.device)[None]
-        return self._run(tokens_BQL, position_1L, memory, None)
+        return self._run(tokens_BQL, position_1L, text_kv, None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Output layer: [..., D] to [..., V]."""
@@ -113,7 +113,7 @@ class TextDecoder(nn.Module):
         tokens_BQL: Tensor,
         valid_BQL: Tensor | None,
         target_BQL: Tensor,
-        memory: CrossMemory | None = None,
+        text_kv: TextKV | None = None,
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the target tokens, each predicted from what stands before it: (sum in nats, count).
@@ -124,7 +124,7 @@ class TextDecoder(nn.Module):
         Args:
             target_BQL: bool, tokens that carry loss. The first token of a row has nothing before it and never counts.
         """
-        hidden_BQLD = self.hidden(tokens_BQL, valid_BQL, memory)
+        hidden_BQLD = self.hidden(tokens_BQL, valid_BQL, text_kv)
         wanted = target_BQL[:, :, 1:]
         logits_NV = self.logits(hidden_BQLD[:, :, :-1][wanted])
         loss = F.cross_entropy(logits_NV.float(), tokens_BQL[:, :, 1:][wanted], reduction="sum", label_smoothing=label_smoothing)
@@ -140,7 +140,7 @@ class TextDecoder(nn.Module):
         head_width = self.config.width // self.config.heads
         return TextCache.empty(clips, questions, self.config.layers, self.config.kv_heads, capacity, head_width, device, dtype)
 
-    def step(self, tokens_BQL: Tensor, cache: TextCache, memory: CrossMemory | None = None, valid_BQL: Tensor | None = None) -> Tensor:
+    def step(self, tokens_BQL: Tensor, cache: TextCache, text_kv: TextKV | None = None, valid_BQL: Tensor | None = None) -> Tensor:
         """Append tokens to every row; returns the logits [B, Q, V] that follow each row's last token.
 
         The first call takes the whole prompts (right-padded, told by `valid_BQL`), later ones usually L = 1. Rows may
@@ -150,14 +150,14 @@ class TextDecoder(nn.Module):
         if valid_BQL is not None:
             tokens_BQL = tokens_BQL.masked_fill(~valid_BQL, 0)
         place = cache.append(L)
-        hidden_BQLD = self._run(tokens_BQL, place.position_RL, memory, place.slots)
+        hidden_BQLD = self._run(tokens_BQL, place.position_RL, text_kv, place.slots)
         count_BQ = torch.full((B, Q), L, device=tokens_BQL.device) if valid_BQL is None else valid_BQL.sum(dim=2)
         cache.advance(L, count_BQ.flatten())
         last_BQ1D = (count_BQ - 1).clamp(min=0)[:, :, None, None].expand(-1, -1, 1, hidden_BQLD.shape[3])
         return self.logits(hidden_BQLD.gather(2, last_BQ1D).squeeze(2))
 
-    def branch(
-        self, tokens_BQN: Tensor, depth_BQN: Tensor, ancestor_BQNN: Tensor, cache: TextCache, memory: CrossMemory | None = None
+    def decode_trie(
+        self, tokens_BQN: Tensor, depth_BQN: Tensor, ancestor_BQNN: Tensor, cache: TextCache, text_kv: TextKV | None = None
     ) -> Tensor:
         """States [B, Q, N, D] of a tree of continuations of the cached rows, all in one pass; the cache goes on as before.
 
@@ -166,21 +166,21 @@ class TextDecoder(nn.Module):
             depth_BQN: int64, tokens between the cached row and the node (0: follows the row directly).
             ancestor_BQNN: bool, [.., i, j]: node i continues from node j or is it.
         """
-        place = cache.grow(depth_BQN.flatten(0, 1), ancestor_BQNN.flatten(0, 1))
-        return self._run(tokens_BQN, place.position_RL, memory, place.slots)
+        place = cache.append_trie(depth_BQN.flatten(0, 1), ancestor_BQNN.flatten(0, 1))
+        return self._run(tokens_BQN, place.position_RL, text_kv, place.slots)
 
-    def _run(self, tokens_BQL: Tensor, position_RL: Tensor, memory: CrossMemory | None, slots: list[CacheSlot] | None) -> Tensor:
+    def _run(self, tokens_BQL: Tensor, position_RL: Tensor, text_kv: TextKV | None, slots: list[CacheSlot] | None) -> Tensor:
         B, Q, L = tokens_BQL.shape
         x_RLD = F.dropout(self.embed_tokens(tokens_BQL).flatten(0, 1), self.config.dropout, self.training)
         cosines, sines = rotary_table(position_RL, self.config.width // self.config.heads, self.config.rope_theta)
         rotary = cosines[:, None], sines[:, None]
-        mask, present = (None, None) if memory is None else memory.mask()
+        mask, present = (None, None) if text_kv is None else text_kv.mask()
         for number, layer in enumerate(self.layers):
             x_RLD = layer(x_RLD, rotary, None if slots is None else slots[number])
-            cross, rest = divmod(number + 1, self.config.cross_every)
-            if memory is not None and not rest:
+            cross, rest = divmod(number + 1, self.config.cross_attention_every)
+            if text_kv is not None and not rest:
                 x_BqD = x_RLD.view(B, Q * L, -1)
-                x_BqD = self.cross_layers[cross - 1](x_BqD, memory.keys[cross - 1], memory.values[cross - 1], mask, present)
+                x_BqD = self.cross_layers[cross - 1](x_BqD, text_kv.keys[cross - 1], text_kv.values[cross - 1], mask, present)
                 x_RLD = x_BqD.view(B * Q, L, -1)
         return self.norm(x_RLD).view(B, Q, L, -1)
 
@@ -231,16 +231,16 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.mlp, bias=False)
-        self.up_proj = nn.Linear(config.width, config.mlp, bias=False)
-        self.down_proj = nn.Linear(config.mlp, config.width, bias=False)
+        self.gate_proj = nn.Linear(config.width, config.mlp_dim, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_dim, bias=False)
+        self.down_proj = nn.Linear(config.mlp_dim, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class CrossAttention(nn.Module):
-    """Attention of text to latents behind a tanh gate, with a residual. Keys and values come from `MemoryProjection`."""
+    """Attention of text to latents behind a tanh gate, with a residual. Keys and values come from `TextKVProjection`."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -249,7 +249,7 @@ class CrossAttention(nn.Module):
         self.q_proj = nn.Linear(config.width, config.width, bias=False)
         self.o_proj = nn.Linear(config.width, config.width, bias=False)
         # One number, not a scalar tensor: sharded training takes no parameters without a dimension.
-        self.gate = nn.Parameter(torch.full((1,), 1.0 if config.gate == "open" else 0.0))
+        self.gate = nn.Parameter(torch.full((1,), 1.0 if config.cross_attention_gate_init == "open" else 0.0))
 
     def forward(self, x_BqD: Tensor, keys: Tensor, values: Tensor, mask_B11K: Tensor | None, present_B11: Tensor | None) -> Tensor:
         query = split_heads(self.q_proj(self.norm(x_BqD)), self.heads)
@@ -259,7 +259,7 @@ class CrossAttention(nn.Module):
         return x_BqD + F.dropout(torch.tanh(self.gate) * mixed_BqD, self.dropout, self.training)
 
 
-class MemoryProjection(nn.Module):
+class TextKVProjection(nn.Module):
     """Latents, and behind them the Combiner's memory where it has one, to the keys and values of every cross-attention layer.
 
     OURS: the latents are normalised and receive a fixed sine/cosine of their place in the sequence. The latent model
@@ -268,29 +268,31 @@ class MemoryProjection(nn.Module):
     has a learned vector of its own, of the same scale.
     """
 
-    def __init__(self, config: TextConfig, memory_width: int, cross_layers: int, carried: tuple[int, int] | None = None):
+    def __init__(self, config: TextConfig, latent_width: int, cross_layers: int, ttm_memory: tuple[int, int] | None = None):
         super().__init__()
         self.kv_heads = config.kv_heads
         narrow = config.kv_heads * (config.width // config.heads)
-        self.norm = nn.RMSNorm(memory_width, eps=config.norm_eps)
-        if carried is not None:
-            count, width = carried
-            self.enter = resize(width, memory_width)
-            self.carried_norm = nn.RMSNorm(memory_width, eps=config.norm_eps)
-            self.slot = nn.Parameter(torch.randn(count, memory_width) * 0.5**0.5)  # the scale of sines and cosines
-        self.k_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
-        self.v_proj = nn.ModuleList(nn.Linear(memory_width, narrow, bias=False) for _ in range(cross_layers))
+        self.norm = nn.RMSNorm(latent_width, eps=config.norm_eps)
+        if ttm_memory is not None:
+            count, width = ttm_memory
+            self.input_proj = project_width(width, latent_width)
+            self.memory_norm = nn.RMSNorm(latent_width, eps=config.norm_eps)
+            self.memory_position = nn.Parameter(torch.randn(count, latent_width) * 0.5**0.5)  # the scale of sines and cosines
+        self.k_proj = nn.ModuleList(nn.Linear(latent_width, narrow, bias=False) for _ in range(cross_layers))
+        self.v_proj = nn.ModuleList(nn.Linear(latent_width, narrow, bias=False) for _ in range(cross_layers))
 
     def forward(
-        self, latents_BKD: Tensor, valid_BK: Tensor | None, carried_BED: Tensor | None = None
+        self, latents_BKD: Tensor, valid_BK: Tensor | None, ttm_memory_BED: Tensor | None = None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         if valid_BK is not None:
             latents_BKD = latents_BKD.masked_fill(~valid_BK[:, :, None], 0)
         position_K = torch.arange(latents_BKD.shape[1], device=latents_BKD.device)
         x_BKD = self.norm(latents_BKD)
         x_BKD = x_BKD + sine_positions(position_K, latents_BKD.shape[2]).to(x_BKD.dtype)
-        if carried_BED is not None:
-            x_BKD = torch.cat([x_BKD, self.carried_norm(self.enter(carried_BED).to(self.slot.dtype)) + self.slot], dim=1)
+        if ttm_memory_BED is not None:
+            x_BKD = torch.cat(
+                [x_BKD, self.memory_norm(self.input_proj(ttm_memory_BED).to(self.memory_position.dtype)) + self.memory_position], dim=1
+            )
         # Each head's in one piece: decoding reads them again for every token.
         keys = tuple(split_heads(project(x_BKD), self.kv_heads).contiguous() for project in self.k_proj)
         values = tuple(split_heads(project(x_BKD), self.kv_heads).contiguous() for project in self.v_proj)

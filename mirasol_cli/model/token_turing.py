@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirasol_cli.model.config import CombinerConfig
-from mirasol_cli.model.layers import BRANCH, Block, FeedForward, learned, linear, norm, touch
+from mirasol_cli.model.layers import BRANCH_INIT_SCALE, Block, FeedForward, keep_in_graph, learned_parameter, linear, norm
 
 BOTTLENECK = 64  # hidden units of TokenLearner's small network
-LONGEST = 256.0
+MAX_TIMESCALE_CHUNKS = 256.0
 """Chunks over which the slowest memory token of a gated write forgets, at the start. A model of short clips does not learn to use
 slower ones: with 1,024 it remembered less after training on longer clips, not more."""
 
@@ -60,15 +60,15 @@ class WriteGate(nn.Module):
     def __init__(self, width: int, memory: int):
         super().__init__()
         self.memory_norm, self.written_norm = norm(width), norm(width)
-        self.open = linear(2 * width, width)
+        self.gate_proj = linear(2 * width, width)
         with torch.no_grad():
-            self.open.weight *= BRANCH
-        paces = torch.logspace(0, 1, memory, base=LONGEST)
-        self.pace = nn.Parameter(-paces.log()[:, None])
+            self.gate_proj.weight *= BRANCH_INIT_SCALE
+        paces = torch.logspace(0, 1, memory, base=MAX_TIMESCALE_CHUNKS)
+        self.gate_bias = nn.Parameter(-paces.log()[:, None])
 
     def forward(self, memory_BKD: Tensor, written_BKD: Tensor) -> Tensor:
         both = torch.cat([self.memory_norm(memory_BKD), self.written_norm(written_BKD)], dim=-1)
-        return memory_BKD + (self.open(both) + self.pace).sigmoid() * (written_BKD - memory_BKD)
+        return memory_BKD + (self.gate_proj(both) + self.gate_bias).sigmoid() * (written_BKD - memory_BKD)
 
 
 class TokenTuringMachine(nn.Module):
@@ -76,21 +76,21 @@ class TokenTuringMachine(nn.Module):
 
     def __init__(self, config: CombinerConfig):
         super().__init__()
-        width, self.outputs = config.width, config.outputs
-        self.initial_memory = learned(config.memory, width) if config.initial_memory == "learned" else None
-        self.memory_size = config.memory
-        self.read = TokenLearner(width, config.outputs, config.dropout)
-        self.write = TokenLearner(width, config.memory, config.dropout)
-        self.gate = WriteGate(width, config.memory) if config.write == "gated" else None
+        width, self.outputs = config.width, config.num_outputs
+        self.initial_memory = learned_parameter(config.memory_tokens, width) if config.initial_memory == "learned" else None
+        self.memory_size = config.memory_tokens
+        self.read = TokenLearner(width, config.num_outputs, config.dropout)
+        self.write = TokenLearner(width, config.memory_tokens, config.dropout)
+        self.gate = WriteGate(width, config.memory_tokens) if config.write == "gated" else None
         placed = config.positions
-        self.read_memory_position = learned(config.memory, width) if placed else None
-        self.read_input_position = learned(width) if placed else None
-        self.write_memory_position = learned(config.memory, width) if placed else None
-        self.write_input_position = learned(width) if placed else None
-        self.write_output_position = learned(config.outputs, width) if placed else None
-        self.process_position = learned(config.outputs, width)
+        self.read_memory_position = learned_parameter(config.memory_tokens, width) if placed else None
+        self.read_input_position = learned_parameter(width) if placed else None
+        self.write_memory_position = learned_parameter(config.memory_tokens, width) if placed else None
+        self.write_input_position = learned_parameter(width) if placed else None
+        self.write_output_position = learned_parameter(config.num_outputs, width) if placed else None
+        self.process_position = learned_parameter(config.num_outputs, width)
         self.process = nn.ModuleList(
-            Block(width, config.heads, config.mlp, dropout=config.dropout, gelu="tanh") for _ in range(config.layers)
+            Block(width, config.heads, config.mlp_dim, dropout=config.dropout, gelu="tanh") for _ in range(config.layers)
         )
         self.process_norm = norm(width)
         self.dropout = config.dropout
@@ -104,7 +104,7 @@ class TokenTuringMachine(nn.Module):
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, memory_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Invalid inputs get no weight in read and write. Memory and outputs are always valid."""
         memory = self.start(x_BTND) if memory_BKD is None else memory_BKD
-        read, write = _placed(x_BTND, self.read_input_position), _placed(x_BTND, self.write_input_position)
+        read, write = _add_position(x_BTND, self.read_input_position), _add_position(x_BTND, self.write_input_position)
         # Unbound at once: the gradient of a single slice would be as large as the whole.
         inputs = zip(*(x.unbind(dim=1) for x in (read, self.read.score(read), write, self.write.score(write))), strict=True)
         outputs = []
@@ -115,10 +115,10 @@ class TokenTuringMachine(nn.Module):
             memory = written if valid_BN is None else torch.where(valid_BN.any(dim=1)[:, None, None], written, memory)
             outputs.append(output)
         result = torch.stack(outputs, dim=1)
-        return (touch(result, memory), memory) if len(outputs) == 1 else (result, memory)  # one chunk alone never uses its write
+        return (keep_in_graph(result, memory), memory) if len(outputs) == 1 else (result, memory)  # one chunk alone never uses its write
 
     def _read(self, memory: Tensor, x_BND: Tensor, scores_BNP: Tensor, valid_BN: Tensor | None) -> Tensor:
-        before = _placed(memory, self.read_memory_position)
+        before = _add_position(memory, self.read_memory_position)
         return self.read([before, x_BND], [self.read.score(before), scores_BNP], _padded(valid_BN, memory.shape[1], 0))
 
     def _process(self, x_BMD: Tensor) -> Tensor:
@@ -128,13 +128,13 @@ class TokenTuringMachine(nn.Module):
         return self.process_norm(x)
 
     def _write(self, memory: Tensor, x_BND: Tensor, scores_BNP: Tensor, output: Tensor, valid_BN: Tensor | None) -> Tensor:
-        before, after = _placed(memory, self.write_memory_position), _placed(output, self.write_output_position)
+        before, after = _add_position(memory, self.write_memory_position), _add_position(output, self.write_output_position)
         scores = [self.write.score(before), scores_BNP, self.write.score(after)]
         written = self.write([before, x_BND, after], scores, _padded(valid_BN, memory.shape[1], output.shape[1]))
         return written if self.gate is None else self.gate(memory, written)
 
 
-def _placed(x: Tensor, position: Tensor | None) -> Tensor:
+def _add_position(x: Tensor, position: Tensor | None) -> Tensor:
     return x if position is None else x + position
 
 

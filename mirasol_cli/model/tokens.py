@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
 from mirasol_cli.model.config import EncoderConfig
-from mirasol_cli.model.layers import Block, key_mask, learned, norm, sine_cosine
+from mirasol_cli.model.layers import Block, key_mask, learned_parameter, norm, sine_cosine
 
 
 class TubeTokens(nn.Module):
@@ -29,13 +29,13 @@ class TubeTokens(nn.Module):
         self.tubes: Sequence[Tube] = geometry.tubes
         for tube in self.tubes:
             if width % tube.kernels_per_token:
-                raise SettingError(
+                raise FieldError(
                     "encoder.width",
                     f"model.encoder.width: {width} is not divisible by the {tube.kernels_per_token} kernels that {tube.describe()} joins "
                     "into one token",
                 )
         self.maps = nn.ModuleList(token_map(tube.kernel_numbers, width // tube.kernels_per_token) for tube in self.tubes)
-        self.kind = learned(len(self.tubes), width)
+        self.kind = learned_parameter(len(self.tubes), width)
         centres = [centre for tube in self.tubes for centre in tube.centres(*geometry.chunk_shape)]
         self.register_buffer("position_ND", tube_positions(centres, width), persistent=False)
         mirrored = [(t, y, geometry.size - x) for t, y, x in centres]
@@ -68,7 +68,7 @@ class SpectrogramTokens(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.map = token_map(geometry.patch**2, width)
-        self.kind = learned(width)
+        self.kind = learned_parameter(width)
         rows, columns = geometry.grid
         centres = [
             (row * geometry.patch_stride + geometry.patch / 2, column * geometry.patch_stride + geometry.patch / 2)
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         super().__init__()
         last = max(config.layers - 1, 1)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp, dropout=config.dropout, drop_path=config.drop_path * index / last)
+            Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout, drop_path=config.drop_path * index / last)
             for index in range(config.layers)
         )
         self.norm = norm(config.width)

@@ -16,7 +16,7 @@ from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.registry import DATASETS, RENDERED, open_dataset
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
-from mirasol_cli.fields import SettingError, check_folder_name
+from mirasol_cli.fields import FieldError, check_folder_name
 from mirasol_cli.files import disk_problem, sha256_of
 from mirasol_cli.prepare import engines
 from mirasol_cli.prepare.plan import (
@@ -28,10 +28,10 @@ from mirasol_cli.prepare.plan import (
     check_existing,
     check_texts,
     default_workers,
-    limited,
+    group_by_split,
     part_of,
     plan_split,
-    together,
+    take_first,
 )
 from mirasol_cli.prepare.report import DecodingProgress, Say, finish_split, say_table, split_summary
 from mirasol_cli.runtime.console import progress_bar
@@ -147,14 +147,14 @@ def prepare(
         if dataset in RENDERED and not dry_run:
             render(open_dataset(dataset).WORLD, root, chosen, limit, workers or default_workers(), say)
         if dataset in RENDERED and dry_run:
-            source, found, videos = planned(open_dataset(dataset), root, chosen, limit, task)
+            source, found, videos = dry_splits(open_dataset(dataset), root, chosen, limit, task)
         else:
             source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
             videos = VideoIndex(root, audio=allow_audio_only)
         check_texts(out, found, source.NAME, origin, repair=verify)
         plans = [
-            plan_split(out / name, limited(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
-            for name, tasks in together(found, splits).items()
+            plan_split(out / name, take_first(tasks, limit), geometry, videos, source.candidates, retry_failed=retry_failed, repair=verify)
+            for name, tasks in group_by_split(found, splits).items()
         ]
         check_found(plans, videos, source)
         say(f"{source.NAME}: {sum(len(plan.expected) for plan in plans)} clips; licence: {source.LICENCE}")
@@ -168,7 +168,7 @@ def prepare(
             if merge:
                 check_parts(plans)
             else:
-                fill(plans, decode, engine, mine, retry_failed, out, say)
+                write_missing_shards(plans, decode, engine, mine, retry_failed, out, say)
             if mine is None:
                 for plan in plans:
                     finish_split(plan, source, origin)
@@ -277,7 +277,7 @@ def default_out(recipe: Recipe, dataset: str, manifest: Path | None) -> Path:
         return default_shards(recipe.data.dataset, recipe.clip)
     try:
         check_folder_name("dataset", manifest.stem)
-    except SettingError as error:
+    except FieldError as error:
         raise UsageError(f"'{manifest.name}' gives no name for a folder: {error.message}", "name the shard folder with --out") from None
     return default_shards(manifest.stem, recipe.clip)
 
@@ -316,7 +316,7 @@ def render(world: World, root: Path, recipe: Recipe, limit: int | None, workers:
             raise disk_problem(error, root) from error
 
 
-def planned(
+def dry_splits(
     source: ModuleType, root: Path, recipe: Recipe, limit: int | None, task: str | None
 ) -> tuple[ModuleType, list[Split], VideoIndex]:  # fmt: skip
     """What would be read if the world's videos were rendered."""
@@ -372,7 +372,7 @@ def _names(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def fill(
+def write_missing_shards(
     plans: Sequence[SplitPlan], decode: DecodeOptions, engine: str, mine: tuple[int, int] | None, retry_failed: bool, out: Path, say: Say
 ) -> None:
     """Write the shards that are not there yet, of this part; puts their records into the plans."""

@@ -38,7 +38,7 @@ Watch = Callable[[int, float], None]
 
 
 @dataclass(eq=False)
-class Filling:
+class ShardInProgress:
     """A shard on its way, and how many of its jobs are not done."""
 
     work: ShardWork
@@ -50,7 +50,7 @@ class Filling:
 class Job:
     """All open spans of one source in one shard."""
 
-    filling: Filling
+    filling: ShardInProgress
     source: Found
     positions: list[int] = field(default_factory=list)
     unpacked: Path | None = None  # where a tar member lies meanwhile
@@ -72,7 +72,7 @@ def write_shards(
     """
     with ExitStack() as scratch, ThreadPoolExecutor(1) as writer:
         decoding = _Decoding(works, pool, scratch, watch)
-        writing: tuple[Filling, Future[ShardRecord]] | None = None
+        writing: tuple[ShardInProgress, Future[ShardRecord]] | None = None
         for filling in decoding.filled():
             if writing is not None:
                 yield writing[0].work.slot.folder, writing[1].result()
@@ -88,13 +88,13 @@ class _Decoding:
         self._works, self._pool, self._scratch, self._watch = iter(works), pool, scratch, watch
         self._unpacked: Path | None = None  # where tar members lie meanwhile; made when the first is needed
         self._results = pool.results()
-        self._open: list[Filling] = []
+        self._open: list[ShardInProgress] = []
         self._waiting: deque[Job] = deque()
         self._in_flight: dict[Hashable, Job] = {}
         self._tag = 0
         self._ahead = 2
 
-    def filled(self) -> Iterator[Filling]:
+    def filled(self) -> Iterator[ShardInProgress]:
         """The shards, each as soon as nothing of it is open any more."""
         self._feed()
         while self._open:
@@ -174,10 +174,10 @@ class _Decoding:
             self._watch(len(job.positions), seconds)
 
 
-def open_shard_work(work: ShardWork) -> Filling:
+def open_shard_work(work: ShardWork) -> ShardInProgress:
     """A draft that already holds what needs no decoding: intact rows of an earlier shard, old failures, missing files."""
     draft = ShardDraft(work.slot)
-    draft.take_over()
+    draft.reuse_rows()
     unknown = set(draft.open_positions)
     for failure in work.given_up:
         position = failure.clip - work.slot.first
@@ -185,11 +185,11 @@ def open_shard_work(work: ShardWork) -> Filling:
             draft.fail(position, failure.stage, failure.reason, failure.hint)
     for position in draft.open_positions:
         if work.sources[position] is None:
-            draft.miss(position)
-    return Filling(work, draft)
+            draft.mark_missing(position)
+    return ShardInProgress(work, draft)
 
 
-def jobs_of(filling: Filling) -> list[Job]:
+def jobs_of(filling: ShardInProgress) -> list[Job]:
     """One job per source."""
     jobs: dict[tuple, Job] = {}
     for position in filling.draft.open_positions:

@@ -281,7 +281,7 @@ def bytes_needed(plans: Iterable[SplitPlan], *, retry_failed: bool, part: tuple[
     return decoded + replaced
 
 
-def together(splits: Iterable[Split], wanted: Sequence[str]) -> dict[str, list[Split]]:
+def group_by_split(splits: Iterable[Split], wanted: Sequence[str]) -> dict[str, list[Split]]:
     """The tasks of each wanted split (none named: of all). Raises UsageError for a split that is not there."""
     tasks: dict[str, list[Split]] = {}
     for split in splits:
@@ -292,7 +292,7 @@ def together(splits: Iterable[Split], wanted: Sequence[str]) -> dict[str, list[S
     return {name: tasks[name] for name in tasks if not wanted or name in wanted}
 
 
-def limited(splits: Sequence[Split], limit: int | None) -> list[Split]:
+def take_first(splits: Sequence[Split], limit: int | None) -> list[Split]:
     """The splits with only the first `limit` clips, and the texts about those."""
     if limit is None:
         return list(splits)

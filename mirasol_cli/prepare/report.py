@@ -20,7 +20,7 @@ from mirasol_cli.shards.index import (
     FAILURES,
     INCOMPLETE,
     INDEX,
-    LISTS,
+    PROBLEMS,
     ShardRecord,
     SplitIndex,
     TaskEntry,
@@ -64,7 +64,7 @@ def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
         for clip, share in r.incomplete
     )
     files[INCOMPLETE] = write_lines(plan.folder / INCOMPLETE, incomplete)
-    files[LISTS] = write_lines(plan.folder / LISTS, [lists(plan, records)])
+    files[PROBLEMS] = write_lines(plan.folder / PROBLEMS, [lists(plan, records)])
     made_by = plan.index.versions if plan.index and not plan.written else versions()
     index = SplitIndex(
         split=plan.name, geometry=plan.geometry, views=plan.views, clips_per_shard=clips_per_shard(plan.geometry), versions=made_by,
@@ -82,16 +82,16 @@ def lists(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
     def keys(clips: Iterable[int]) -> list[str]:
         return [plan.clips[clip].key for clip in clips]
 
-    def with_sound(state: str) -> list[str]:
+    def with_audio_state(state: str) -> list[str]:
         return keys(clip for r in records for clip, audio in zip(r.kept, r.audio, strict=True) if AUDIO_STATES[audio] == state)
 
     return {
         "missing": keys(clip for record in records for clip in record.missing),
         "failed": keys(failure.clip for record in records for failure in record.failed),
-        "without_sound": with_sound("none"),
-        "silent": with_sound("silent"),
+        "without_audio": with_audio_state("none"),
+        "silent": with_audio_state("silent"),
         "short": keys(clip for record in records for clip in record.short),
-        "without_picture": keys(clip for record in records for clip, share in record.incomplete if share == 1),
+        "without_video": keys(clip for record in records for clip, share in record.incomplete if share == 1),
         "duplicates": {name: list(paths) for name, paths in sorted(plan.duplicates.items())},
         "links_outside": list(plan.outside),
         "unreadable_folders": list(plan.unreadable),
@@ -118,7 +118,7 @@ def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, A
     def wanted(clip: int) -> bool:
         return only is None or clip in only
 
-    kept = missing = failed = expected = size = short = incomplete = without_picture = 0
+    kept = missing = failed = expected = size = short = incomplete = without_video = 0
     seconds, audio = 0.0, Counter(dict.fromkeys(AUDIO_STATES, 0))
     reasons: Counter[str] = Counter()
     for record in records:
@@ -131,14 +131,14 @@ def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, A
         missing += sum(map(wanted, record.missing))
         short += sum(map(wanted, record.short))
         incomplete += sum(wanted(clip) and share < 1 for clip, share in record.incomplete)
-        without_picture += sum(wanted(clip) and share == 1 for clip, share in record.incomplete)
+        without_video += sum(wanted(clip) and share == 1 for clip, share in record.incomplete)
         reasons.update(kind_of_reason(failure.reason) for failure in record.failed if wanted(failure.clip))
     failed = reasons.total()
     expected = kept + missing + failed
     share = round(kept / expected, 4) if expected else 0.0
     return {
         "expected": expected, "kept": kept, "failed": failed, "missing": missing, "audio": dict(audio), "short": short,
-        "incomplete": incomplete, "without_picture": without_picture,
+        "incomplete": incomplete, "without_video": without_video,
         "share": share, "seconds": round(seconds, 3), "bytes": size, "reasons": dict(reasons.most_common()),
     }  # fmt: skip
 
@@ -161,7 +161,7 @@ def split_summary(plan: SplitPlan) -> dict[str, Any]:
 
 def say_table(splits: dict[str, dict[str, Any]], say: Say, terminal: bool | None = None) -> None:
     """The counts of every split: a table on a terminal, a line for each split elsewhere. Then what deserves a look."""
-    columns = ("split", "expected", "kept", "failed", "missing", "questions", "no sound", "silent", "sound", "present", "hours", "MB")
+    columns = ("split", "expected", "kept", "failed", "missing", "questions", "no audio", "silent", "audible", "present", "hours", "MB")
     rows = [
         (name, c["expected"], c["kept"], c["failed"], c["missing"], c["questions"], *(c["audio"][state] for state in AUDIO_STATES),
          f"{c['share']:.1%}", f"{c['seconds'] / 3600:.2f}", f"{c['bytes'] / 1e6:.0f}")
@@ -175,11 +175,11 @@ def say_table(splits: dict[str, dict[str, Any]], say: Say, terminal: bool | None
         _say_some(name, reasons, f"kinds of failures, all in {name}/{FAILURES}", say)
         if c["incomplete"]:
             say(f"  {name}: {c['incomplete']} kept with frames missing, listed in {name}/{INCOMPLETE}")
-        if c["without_picture"]:
-            say(f"  {name}: {c['without_picture']} kept for their sound alone; which is in {name}/{LISTS}")
+        if c["without_video"]:
+            say(f"  {name}: {c['without_video']} kept for their sound alone; which is in {name}/{PROBLEMS}")
         _say_some(name, c["notes"], f"notes, all in {name}/{INDEX}", say)
         if c["duplicates"]:
-            say(f"  {name}: {c['duplicates']} names fit several files; which were taken is in {name}/{LISTS}")
+            say(f"  {name}: {c['duplicates']} names fit several files; which were taken is in {name}/{PROBLEMS}")
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class StoppedByMain(MirasolError):
+class AbortedByRank0(MirasolError):
     """On the other processes, when the first one has failed; the first one's message tells why."""
 
     kind = "stopped"
@@ -72,7 +72,7 @@ class World:
             return EnvironmentProblem(
                 f"process {self.rank} of {self.size} waited more than {self.timeout_s:g} s for another one",
                 "see the output of the process that is behind; if it only works longer than that, raise run.process_group_timeout_s "
-                "or lower train.evaluate_limit; go on with --resume",
+                "or lower train.val_clips; go on with --resume",
             )
         if self.size > 1 and any(words in text for words in _GONE):
             return EnvironmentProblem(
@@ -89,7 +89,7 @@ class World:
         dist.all_reduce(total)
         return total.tolist()
 
-    def on_main(self, work: Callable[[], Result]) -> Result | None:
+    def run_on_rank0(self, work: Callable[[], Result]) -> Result | None:
         """Run `work` on the first process while the others wait; returns its result there, None elsewhere.
 
         If it raises, every process raises, so that none is left waiting for the others.
@@ -106,14 +106,14 @@ class World:
         if error is not None:
             raise error
         if code:
-            raise StoppedByMain(code)
+            raise AbortedByRank0(code)
         return result
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
-    def from_main(self, content: bytes | None) -> bytes:
+    def broadcast_bytes(self, content: bytes | None) -> bytes:
         """The first process's `content`, on every process."""
         if self.size == 1:
             return content or b""
@@ -125,13 +125,13 @@ class World:
         dist.broadcast(data, 0)
         return bytes(data.tolist())
 
-    def share(self, batch: int) -> range:
+    def local_slice(self, batch: int) -> range:
         """Positions of the global batch that this process takes: equal contiguous shares in rank order."""
         if batch % self.size:
             near = max(self.size, round(batch / self.size) * self.size)
             raise UsageError(
-                f"train.batch_clips: {batch} does not divide into equal shares for {self.size} processes",
-                f"use a multiple of {self.size}, for example train.batch_clips={near}",
+                f"train.global_batch_size: {batch} does not divide into equal shares for {self.size} processes",
+                f"use a multiple of {self.size}, for example train.global_batch_size={near}",
             )
         each = batch // self.size
         return range(self.rank * each, (self.rank + 1) * each)
@@ -189,10 +189,10 @@ def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         ) from error
 
 
-def prepare_blocks(model: Mirasol, *, checkpoint_activations: bool, compile: bool) -> None:
+def prepare_blocks(model: Mirasol, *, activation_checkpointing: bool, compile: bool) -> None:
     """Recompute and compile block by block, in place and without renaming a parameter."""
     for block in model.blocks():
-        if checkpoint_activations:
+        if activation_checkpointing:
             block.forward = _recomputed(block.forward)
         if compile:
             block.compile()
@@ -255,7 +255,7 @@ def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
     return sharded is not None and isinstance(tensor, sharded.DTensor)
 
 
-def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+def gather_full(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """The tensors unsharded, as copies on the CPU, on the first process; nothing elsewhere. All processes call this together.
 
     One tensor at a time, so that no device ever has to hold all of a sharded model.
@@ -268,7 +268,7 @@ def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     return found
 
 
-def like(full: Tensor, reference: Tensor) -> Tensor:
+def shard_like(full: Tensor, reference: Tensor) -> Tensor:
     """`full` (the same on every process) on the device, in the type and sharding of `reference`, without communication."""
     if is_sharded_tensor(reference):
         from torch.distributed.tensor import distribute_tensor

@@ -5,7 +5,7 @@
                   <task>.jsonl              texts that point to clips by number
                   failures.jsonl            clips that could not be used: video, stage, reason, hint
                   incomplete.jsonl          clips that were kept and lack frames: video, share of the frames that is missing
-                  lists.json                what deserves a look: clips missing, failed, silent, without sound, short; names that several
+                  problems.json                what deserves a look: clips missing, failed, silent, without sound, short; names that several
                                             files fit; links and folders that were not looked into
                   index.json                geometry, reader, licence, counts, sizes and checksums of all of the above; written last
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA = 2
-INDEX, CLIPS, FAILURES, INCOMPLETE, LISTS = "index.json", "clips.jsonl", "failures.jsonl", "incomplete.jsonl", "lists.json"
+INDEX, CLIPS, FAILURES, INCOMPLETE, PROBLEMS = "index.json", "clips.jsonl", "failures.jsonl", "incomplete.jsonl", "problems.json"
 SHARD_BYTES = 256_000_000
 """About what a shard holds."""
 LARGEST_SHARD = 1024
 """Most clips of a shard."""
 METADATA_KEY = "mirasol"
 """The one metadata key, holding JSON: several keys would be written in no fixed order."""
-AUDIO_STATES = ("none", "silent", "sound")
+AUDIO_STATES = ("none", "silent", "audible")
 """Meaning of `audio_state` 0, 1, 2: no sound stream, digital silence, sound."""
 
 
@@ -75,7 +75,7 @@ def field_shapes(geometry: ClipGeometry) -> dict[str, tuple[str, tuple[int, ...]
     }
     return tubes | {
         "thumbnails": ("uint8", (chunks, THUMBNAIL_FRAMES, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)),
-        "mel": ("float16", (chunks, geometry.audio.bins, columns)),
+        "mel": ("float16", (chunks, geometry.audio.n_mels, columns)),
         "mel_valid": ("uint8", (chunks, columns)),
         "frame_valid": ("uint8", (chunks, geometry.frames_per_chunk)),
         "frame_times": ("float64", (chunks, geometry.frames_per_chunk)),
@@ -157,7 +157,7 @@ class SplitIndex:
     versions: dict[str, str]
     counts: dict[str, Any]
     tasks: dict[str, TaskEntry]
-    files: dict[str, str]  # name -> sha256 of clips.jsonl, failures.jsonl, incomplete.jsonl, lists.json
+    files: dict[str, str]  # name -> sha256 of clips.jsonl, failures.jsonl, incomplete.jsonl, problems.json
     shards: list[ShardRecord]
     reader: int = READER_VERSION  # of the decoders that read the videos
     schema: int = SCHEMA
@@ -169,12 +169,12 @@ class SplitIndex:
             "tasks": {task: asdict(entry) for task, entry in self.tasks.items()}, "files": self.files,
             "shards": [record.to_plain() for record in self.shards],
         }  # fmt: skip
-        write_sealed(path, plain)
+        write_checksummed(path, plain)
 
     @staticmethod
     def read(path: Path) -> SplitIndex:
         """Raises ShardError if the index is missing, damaged, or of another schema or reader."""
-        plain = read_sealed(path)
+        plain = read_checksummed(path)
         check_reader(plain, path)
         try:
             plain["geometry"] = ClipGeometry.from_plain(plain["geometry"])
@@ -208,7 +208,7 @@ def check_reader(plain: Mapping[str, Any], path: Path) -> None:
 REPAIR_HINT = "`mirasol prepare ... --verify` lists what is damaged; with `--retry-failed` beside it, that is prepared again"
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_checksummed(path: Path, value: dict[str, Any]) -> None:
     """Atomic JSON, one line per key and per item of a list, with a checksum of the rest as its last key."""
     lines = []
     for key, item in value.items():
@@ -221,8 +221,8 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote. Raises ShardError that names the file if it is missing or any of it was changed."""
+def read_checksummed(path: Path) -> dict[str, Any]:
+    """What `write_checksummed` wrote. Raises ShardError that names the file if it is missing or any of it was changed."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:

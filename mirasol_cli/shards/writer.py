@@ -29,11 +29,11 @@ from mirasol_cli.shards.index import (
     clips_per_shard,
     field_shapes,
     keys_digest,
-    read_sealed,
+    read_checksummed,
     record_name,
     row_checksum,
     shard_name,
-    write_sealed,
+    write_checksummed,
 )
 from mirasol_cli.shards.reader import open_shard
 
@@ -74,7 +74,7 @@ class ShardSlot:
         Raises ShardError if it was made with another geometry or, unless `repair`, by another reader.
         """
         try:
-            plain = read_sealed(self.record_path)
+            plain = read_checksummed(self.record_path)
         except ShardError:
             return None
         try:
@@ -117,7 +117,7 @@ class ShardDraft:
                 self._rows[name][position * self.slot.views + view] = value
         self._kept.add(position)
 
-    def miss(self, position: int) -> None:
+    def mark_missing(self, position: int) -> None:
         """There is no file for this clip."""
         self._missing.add(position)
 
@@ -127,7 +127,7 @@ class ShardDraft:
             clip=self.slot.first + position, key=clip.key, video=clip.video, stage=stage, reason=reason, hint=hint or ""
         )
 
-    def take_over(self) -> None:
+    def reuse_rows(self) -> None:
         """Copy the intact rows of clips of this slot from the shard file that is there already, if any: they need no decoding."""
         try:
             tensors, metadata = open_shard(self.slot.path, self.slot.geometry)
@@ -187,7 +187,7 @@ class ShardDraft:
         else:
             slot.path.unlink(missing_ok=True)
         described = {"schema": SCHEMA, "reader": READER_VERSION, "geometry": slot.geometry.to_plain(), "record": record.to_plain()}
-        write_sealed(slot.record_path, described)
+        write_checksummed(slot.record_path, described)
         return record
 
     def _compact(self, kept: Sequence[int]) -> None:

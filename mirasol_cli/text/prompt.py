@@ -9,12 +9,22 @@ paper does not say how question and answer share the sequence, so the form is OU
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from mirasol_cli.model.config import TextConfig
 from mirasol_cli.text.tokenizer import Vocabulary
 
 CONTEXT, QUESTION, ANSWER = "context:", "question:", "answer:"
+
+
+class Limits(Protocol):
+    """The most tokens of each part (a model's `TextConfig` has them)."""
+
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def max_question(self) -> int: ...
+    @property
+    def max_answer(self) -> int: ...
 
 
 class Encoded(NamedTuple):
@@ -31,7 +41,7 @@ class Cut(NamedTuple):
     context: int
 
 
-def encode_prompt(vocabulary: Vocabulary, question: str, context: str, limits: TextConfig) -> Encoded:
+def encode_prompt(vocabulary: Vocabulary, question: str, context: str, limits: Limits) -> Encoded:
     """Ids of everything before the answer.
 
     Runs of white space count as one space. Context ends after `max_context` tokens, the question after `max_question`, each for
@@ -46,16 +56,16 @@ def encode_prompt(vocabulary: Vocabulary, question: str, context: str, limits: T
     return Encoded(ids, sum(_cut(len(question_ids), len(context_ids), limits)))
 
 
-def cut_tokens(vocabulary: Vocabulary, question: str, context: str, limits: TextConfig) -> Cut:
+def cut_tokens(vocabulary: Vocabulary, question: str, context: str, limits: Limits) -> Cut:
     """What `encode_prompt` leaves out of each."""
     return _cut(len(vocabulary.encode(_one_line(question))), len(vocabulary.encode(_one_line(context))), limits)
 
 
-def _cut(question: int, context: int, limits: TextConfig) -> Cut:
+def _cut(question: int, context: int, limits: Limits) -> Cut:
     return Cut(max(question - limits.max_question, 0), max(context - limits.max_context, 0))
 
 
-def encode_target(vocabulary: Vocabulary, answer: str, limits: TextConfig) -> Encoded:
+def encode_target(vocabulary: Vocabulary, answer: str, limits: Limits) -> Encoded:
     """Ids of the answer without outer white space, and the end token.
 
     An answer above `max_answer` tokens is cut and then has no end token: the model shall not learn to stop there.

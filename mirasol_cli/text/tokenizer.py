@@ -57,7 +57,7 @@ def train_vocabulary(lines: Iterable[str], size: int, *, most_lines: int = MOST_
         characters = len(set("".join(texts)))
         raise UsageError(
             f"a vocabulary of {size} pieces has no room for {BYTES} bytes, 3 control pieces and up to {characters} characters: {error}",
-            f"set init.vocabulary to {BYTES + 4 + characters} or more",
+            f"set init.vocab_size to {BYTES + 4 + characters} or more",
         ) from None
     return model.getvalue()
 

@@ -33,12 +33,12 @@ class Draw:
     mel_bins: tuple[int, int]  # first masked bin, number of masked bins
     mel_columns: tuple[tuple[int, int], ...]  # the same for the columns of each chunk
     turns: int  # how many times in a row the Combiner takes each chunk
-    memory_alone: bool  # the text sees the Combiner's memory and no latent
+    memory_only: bool  # the text sees the Combiner's memory and no latent
 
     @staticmethod
     def of(generator: torch.Generator, augment: AugmentRecipe, geometry: ClipGeometry, views: int) -> Draw:
         """Everything at once and in a fixed order, so that switching one change off leaves the others as they were."""
-        chunks, bins, columns = geometry.chunks, geometry.audio.bins, geometry.audio.columns
+        chunks, bins, columns = geometry.chunks, geometry.audio.n_mels, geometry.audio.columns
         u_view, u_flip, u_gain, u_offset, u_modality, u_drop = torch.rand(6, generator=generator).tolist()
         drop_T, masked_T = torch.rand(chunks, generator=generator), torch.rand(chunks, generator=generator) < augment.mask_latents
         u_mel = torch.rand(2 + 2 * chunks, generator=generator).tolist()
@@ -58,8 +58,8 @@ class Draw:
             masked_T=masked_T,
             mel_bins=_span(u_mel[0], u_mel[1], augment.mask_bins, bins),
             mel_columns=tuple(_span(u_mel[2 + 2 * t], u_mel[3 + 2 * t], augment.mask_columns, columns) for t in range(chunks)),
-            turns=1 + int(u_turns * augment.stretch),
-            memory_alone=u_memory < augment.memory_alone,
+            turns=1 + int(u_turns * augment.max_chunk_repeats),
+            memory_only=u_memory < augment.memory_only,
         )
 
 
@@ -101,7 +101,7 @@ def augmented(
     )
     extra = TrainingInputs(
         masked_BT=_if_any(torch.stack([draw.masked_T for draw in draws])),
-        memory_alone_B=_if_any(torch.tensor([draw.memory_alone for draw in draws])),
+        memory_only_B=_if_any(torch.tensor([draw.memory_only for draw in draws])),
         turns_BR=repeated_chunks([draw.turns for draw in draws], chunks),
         whole_mel_BTZS=media.mel_BTZS if keep_audio and mel_BTZS is not media.mel_BTZS else None,
         whole_audio_valid_BTN=whole_audio_BTN if keep_audio else None,

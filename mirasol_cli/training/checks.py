@@ -68,8 +68,8 @@ def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:
     reasons: dict[str, str] = {}
     if recipe.clip.chunks == 1:
         reasons = dict.fromkeys(("latent", "video", "audio"), "a clip is one chunk (clip.chunks=1), so there is no next one")
-    elif not recipe.data.sound:
-        reasons["audio"] = "data.sound is false"
+    elif not recipe.data.audio:
+        reasons["audio"] = "data.audio is false"
     elif "audio" in recipe.loss.weights and not any(source.audible for source in sources):
         reasons["audio"] = f"none of the {sum(len(source.by_clip) for source in sources):,} clips has sound"
     wanted = list(recipe.loss.weights)

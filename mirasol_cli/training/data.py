@@ -63,13 +63,13 @@ class TrainingData:
 
     def step_units(self, step: int) -> list[Unit]:
         """The units of the global batch of a step (from 0)."""
-        batch = self.recipe.train.batch_clips
+        batch = self.recipe.train.global_batch_size
         return [self.order.unit(i) for i in range(step * batch, (step + 1) * batch)]
 
     def micro_batches(self, step: int, share: range) -> list[MicroBatch]:
-        """The units of `share` (positions in the global batch), at most `train.micro_batch_clips` at once."""
+        """The units of `share` (positions in the global batch), at most `train.micro_batch_size` at once."""
         units = self.step_units(step)
-        size = self.recipe.train.micro_batch_clips or len(share)
+        size = self.recipe.train.micro_batch_size or len(share)
         pieces = [share[start : start + size] for start in range(0, len(share), size)]
         return [self._micro_batch([units[position] for position in piece]) for piece in pieces]
 
@@ -92,7 +92,7 @@ class TrainingData:
             samples.append(source.split.media(unit.clip, draw.view))
             draws.append(draw)
             rows.append([self._encode(source.texts[position]) for position in unit.text_indices])
-        media = media_batch(samples, self.recipe.clip, sound=self.recipe.data.sound)
+        media = media_batch(samples, self.recipe.clip, audio=self.recipe.data.audio)
         media, extra = augmented(media, draws, self.recipe.clip, keep_audio="audio" in self.recipe.loss.weights)
         return MicroBatch(media, text_batch(rows), extra, tuple(units))
 

@@ -111,7 +111,7 @@ class Display:
         return Panel(grid, title=self.title, title_align="left")
 
 
-def check_extras(recipe: Recipe) -> None:
+def check_loggers(recipe: Recipe) -> None:
     """Raises EnvironmentProblem if the recipe asks for TensorBoard or Weights & Biases and it is not installed."""
     for wanted, module, name in (
         (recipe.run.tensorboard, "tensorboard", "TensorBoard"),
@@ -121,7 +121,7 @@ def check_extras(recipe: Recipe) -> None:
             raise EnvironmentProblem(f"run.{module}: {name} is not installed", f"pip install {module}")
 
 
-class Extras:
+class ExperimentLoggers:
     """TensorBoard and Weights & Biases, where the recipe asks for them; imported only then. To be closed whatever ends the run.
 
     A resumed run (`step` > 0) goes on in the same curves: TensorBoard drops what was written after `step`, W&B knows the run
@@ -131,7 +131,7 @@ class Extras:
     def __init__(self, recipe: Recipe, path: Path, stage: str, *, step: int = 0, started: str = ""):
         self._board: Any = None
         self._wandb: Any = None
-        check_extras(recipe)
+        check_loggers(recipe)
         if recipe.run.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -144,7 +144,7 @@ class Extras:
                 project="mirasol", name=recipe.name, id=run_id, dir=str(path), config=recipe.to_plain(), job_type=stage, resume="allow"
             )
 
-    def __enter__(self) -> Extras:
+    def __enter__(self) -> ExperimentLoggers:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -57,17 +57,17 @@ def dry_run(
         seconds of a step on one process (None where none was timed).
 
     Raises:
-        UsageError: `train.batch_clips` does not divide into equal shares for the processes.
+        UsageError: `train.global_batch_size` does not divide into equal shares for the processes.
         RecipeError: a `freeze` pattern matches nothing, or sections do not go together.
         CheckpointError, DataError: what `init` names is missing.
     """
     if limit is not None:
         recipe = replace(recipe, data=replace(recipe.data, limit=limit))
     train, where = recipe.train, resolve_device(device)
-    bf16, share = computes_in_bf16(train.precision, where), len(World(0, processes, where).share(train.batch_clips))
+    bf16, share = computes_in_bf16(train.precision, where), len(World(0, processes, where).local_slice(train.global_batch_size))
     clips, questions = clips_at_once(recipe, share), recipe.data.questions_per_clip
     given = given_tokenizer(recipe)
-    vocab_size = Vocabulary.from_file(given).size if given else recipe.init.vocabulary
+    vocab_size = Vocabulary.from_file(given).size if given else recipe.init.vocab_size
     model = build_model(recipe, vocab_size, "meta")
     notes = freeze_parts(model, recipe)
     by_part = {part: sum(p.numel() for m in modules for p in m.parameters()) for part, modules in model.parts().items()}
@@ -79,7 +79,7 @@ def dry_run(
     if batch is not None:
         texts = _texts_of(batch)
     flops = forward_flops(model, **texts)
-    fixed = fixed_bytes(total, trained, ema=train.ema > 0) // (processes if train.parallel == "fsdp" else 1)
+    fixed = fixed_bytes(total, trained, ema=train.ema_decay > 0) // (processes if train.parallel == "fsdp" else 1)
     activations = activation_bytes(recipe, clips, questions, bf16=bf16)
     memory = fixed + clips * recipe.clip.bytes_per_clip + activations
     step_s, timed = None, "no step was timed"
@@ -94,7 +94,10 @@ def dry_run(
             timed = f"{step_s:.2g} s a step on {where}, as timed on {size} clips of these data: {clock(step_s * train.steps)} in all"
 
     apart = f", in {processes} processes of {share} clips each" if processes > 1 else ""
-    say(f"{stage} {recipe.name}: {train.steps:,} steps of {train.batch_clips} clips, up to {questions} questions each, on {where}{apart}")
+    say(
+        f"{stage} {recipe.name}: {train.steps:,} steps of {train.global_batch_size} clips, up to {questions} questions each, on "
+        f"{where}{apart}"
+    )
     say(f"{'part':<16}{'parameters':>16}{'GFLOP/clip':>14}")
     for part, count in by_part.items():
         say(f"{part:<16}{count:>16,}{flops.get(part, 0) / 1e9:>14.2f}")
@@ -104,14 +107,15 @@ def dry_run(
         say(note)
     say(f"vocabulary: {vocab_size:,} pieces ({f'from {given}' if given else 'at most; trained on the training texts'})")
     say(
-        f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' if train.ema > 0 else ''} {gib(fixed)} "
+        f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' if train.ema_decay > 0 else ''} "
+        f"{gib(fixed)} "
         f"+ activations of {clips} clips {gib(activations)}, with texts at their longest, + their media"
     )
-    say(f"computing: {3 * sum(flops.values()) * train.batch_clips / 1e12:.3g} TFLOP a step; {timed}")
+    say(f"computing: {3 * sum(flops.values()) * train.global_batch_size / 1e12:.3g} TFLOP a step; {timed}")
     if found["problem"] is not None:
         say(f"the data are missing: {found['problem']}")
     else:
-        epochs = train.steps * train.batch_clips / found["units_per_epoch"]
+        epochs = train.steps * train.global_batch_size / found["units_per_epoch"]
         units = f"{found['units_per_epoch']:,} units an epoch; {epochs:.3g} epochs"
         say(f"data: {found['clips']:,} clips with {found['texts']:,} texts = {units}")
     return {
@@ -132,7 +136,7 @@ def time_step(recipe: Recipe, vocab_size: int, batch: MicroBatch, where: torch.d
     state = torch.random.get_rng_state()
     model = build_model(recipe, vocab_size, where).train()
     freeze_parts(model, recipe)
-    prepare_blocks(model, checkpoint_activations=recipe.train.checkpoint_activations, compile=False)
+    prepare_blocks(model, activation_checkpointing=recipe.train.activation_checkpointing, compile=False)
     optimizer, weights = build_optimizer(model, recipe.train), recipe.loss.weights
     media, text, extra = batch.media.to(where), batch.text.to(where), batch.extra.to(where)
     counts = {name: max(1, int(OBJECTIVES[name].count(batch.media, batch.text, batch.extra, recipe.clip))) for name in weights}
@@ -142,7 +146,7 @@ def time_step(recipe: Recipe, vocab_size: int, batch: MicroBatch, where: torch.d
         with torch.autocast(where.type, torch.bfloat16) if bf16 else nullcontext():
             loss = model(media, text, weights, extra).total(weights, counts)
         loss.backward()
-        clip_gradients(model.parameters(), recipe.train.clip_norm)
+        clip_gradients(model.parameters(), recipe.train.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         if where.type != "cpu":
@@ -162,7 +166,7 @@ def _open(recipe: Recipe) -> tuple[TrainingData | None, dict[str, Any]]:
         given = given_tokenizer(recipe)
         lines = islice(training_lines(sources), VOCABULARY_LINES)
         data = TrainingData(
-            recipe, sources, Vocabulary.from_file(given) if given else Vocabulary(train_vocabulary(lines, recipe.init.vocabulary))
+            recipe, sources, Vocabulary.from_file(given) if given else Vocabulary(train_vocabulary(lines, recipe.init.vocab_size))
         )
         data.micro_batches(0, range(1))  # its media must be readable
     except ShardError as error:

@@ -30,7 +30,7 @@ def forward_flops(model: Mirasol, *, questions: int = 1, tokens: int = 64, targe
                 torch.empty(1, geometry.chunks, count, tube.numbers_per_token, dtype=torch.uint8)
                 for count, tube in zip(geometry.tube_tokens, geometry.tubes, strict=True)
             ),
-            mel_BTZS=torch.empty(1, geometry.chunks, geometry.audio.bins, geometry.audio.columns),
+            mel_BTZS=torch.empty(1, geometry.chunks, geometry.audio.n_mels, geometry.audio.columns),
             thumbnails=torch.empty(1, geometry.chunks, THUMBNAIL_FRAMES, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3, dtype=torch.uint8),
         )
         text_BQL = torch.zeros(1, questions, tokens, dtype=torch.int64)
@@ -51,7 +51,7 @@ def forward_flops(model: Mirasol, *, questions: int = 1, tokens: int = 64, targe
     latents = counted("latent", lambda: model.latent(combined))
     counted("objectives", lambda: [predictor(latents[:, :-1]) for predictor in model.objectives.values()])
     carried = memory if isinstance(memory, torch.Tensor) else None
-    seen = counted("text", lambda: model.text.project_memory(latents.flatten(1, 2), None, carried))
+    seen = counted("text", lambda: model.text.project_kv(latents.flatten(1, 2), None, carried))
     hidden = counted("text", lambda: model.text.hidden(text_BQL, None, seen))
     counted("text", lambda: model.text.logits(hidden[:, :, :targets]))
     return flops

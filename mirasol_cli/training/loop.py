@@ -34,11 +34,11 @@ from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.device import resolve_device
-from mirasol_cli.runtime.distributed import World, gradient_sync, is_sharded, joined_world, whole
+from mirasol_cli.runtime.distributed import World, gather_full, gradient_sync, is_sharded, joined_world
 from mirasol_cli.runtime.signals import STOPS, SignalFlags
 from mirasol_cli.text.tokenizer import Vocabulary
 from mirasol_cli.training.data import MicroBatch
-from mirasol_cli.training.display import Display, Extras
+from mirasol_cli.training.display import Display, ExperimentLoggers
 from mirasol_cli.training.flops import forward_flops
 from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_per_s
 from mirasol_cli.training.optimizer import clip_gradients, set_rate
@@ -128,9 +128,11 @@ def _outcome_written(run: Run) -> Iterator[None]:
 
 def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[str, Any]:
     train, world = run.recipe.train, run.world
-    share = world.share(train.batch_clips)
-    extras = world.on_main(lambda: Extras(run.recipe, run.folder.path, run.stage, step=run.step, started=run.folder.started))
-    interval, metrics = Interval(), run.folder.last_metrics() if world.is_main else {}
+    share = world.local_slice(train.global_batch_size)
+    extras = world.run_on_rank0(
+        lambda: ExperimentLoggers(run.recipe, run.folder.path, run.stage, step=run.step, started=run.folder.started)
+    )
+    interval, metrics = MetricWindow(), run.folder.last_metrics() if world.is_main else {}
     run.model.train()
     with (
         extras or nullcontext(),
@@ -146,14 +148,14 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                 for note in interval.empty_losses(run):
                     display.note(note)
                 line = {"step": run.step, "kind": "train", **interval.line(run, result, ahead.waited_s)}
-                interval, ahead.waited_s = Interval(), 0.0
+                interval, ahead.waited_s = MetricWindow(), 0.0
                 metrics.update(line)
                 if extras is not None:
                     run.folder.append(line)
                     extras.write(line)
                 display.train(line)
             validation, improved = None, False
-            if validate is not None and train.evaluate_every and (run.step % train.evaluate_every == 0 or run.step == train.steps):
+            if validate is not None and train.eval_every and (run.step % train.eval_every == 0 or run.step == train.steps):
                 validation = _validate(run, validate)
                 score = score_of_validation(validation)
                 improved = score is not None and (run.best is None or score >= run.best)  # of equals the latest
@@ -200,7 +202,7 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
     """One optimizer step on the global batch, of which `batches` are this process's share.
 
     Raises:
-        Diverged: not finite, and `train.bad_steps` allows no (further) skip.
+        Diverged: not finite, and `train.max_skipped_steps` allows no (further) skip.
     """
     train, world, device = run.recipe.train, run.world, run.world.device
     torch.manual_seed(step_seed(train.seed, run.step, world.rank))  # dropout needs no state in the checkpoint
@@ -222,7 +224,7 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
 
     agreed = Agreement.reach(world, sums, signals)
     means = {name: total / counts[name] for name, total, count in zip(names, agreed.sums, totals, strict=True) if count}
-    norm = clip_gradients(run.model.parameters(), train.clip_norm)
+    norm = clip_gradients(run.model.parameters(), train.max_grad_norm)
     rate = set_rate(run.optimizer, run.step, train)
     skipped = any(agreed.bad) or not math.isfinite(norm)
     if skipped:
@@ -231,8 +233,8 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
     else:
         run.optimizer.step()
         run.optimizer.zero_grad()
-        if run.averages is not None:
-            run.averages.update(run.model, run.step)
+        if run.ema is not None:
+            run.ema.update(run.model, run.step)
         run.bad_steps = 0
     run.step += 1
     return StepResult(
@@ -240,7 +242,7 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
         loss=math.nan if skipped else sum(run.weights[name] * mean for name, mean in means.items()),
         norm=norm,
         rate=rate,
-        clips=train.batch_clips,
+        clips=train.global_batch_size,
         questions=int(questions),
         skipped=skipped,
         save=agreed.save,
@@ -292,7 +294,7 @@ def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
     def write() -> None:
         units = run.data.step_units(run.step)
         each = len(units) // world.size
-        size = train.micro_batch_clips or each
+        size = train.micro_batch_size or each
         rows = []
         for position, unit in enumerate(units):
             rank, place = divmod(position, each)
@@ -300,12 +302,13 @@ def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
             rows.append({**run.data.describe(unit), "process": rank, "loss_not_finite": found})
         write_json(path, {"step": run.step + 1, "skipped_in_a_row": run.bad_steps, "clips": rows})
 
-    world.on_main(write)
-    if run.bad_steps > train.bad_steps:
+    world.run_on_rank0(write)
+    if run.bad_steps > train.max_skipped_steps:
         what = "a loss" if any(bad) else "the gradient norm"
         raise Diverged(
             f"{what} is not finite in step {run.step + 1}; no weight was changed by it. The clips of the batch are in '{path}'",
-            f"go on with --resume and skipped steps allowed (train.bad_steps=3), or start another run (run.dir=...) from its weights "
+            f"go on with --resume and skipped steps allowed (train.max_skipped_steps=3), or start another run (run.dir=...) from its "
+            f"weights "
             f"(init.checkpoint={run.folder.path}) with a lower train.lr"
             if any(is_complete(path) for path in checkpoints_in(run.folder.checkpoints))
             else "no checkpoint was saved yet: start another run (run.dir=...) with a lower train.lr",
@@ -318,7 +321,7 @@ def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
 def _validate(run: Run, validate: Validate) -> dict[str, float]:
     """The metrics on every process; computed on the first one, on the averaged weights where there are any."""
     with _validated_model(run) as model, torch.no_grad():
-        found = run.world.on_main(lambda: {key: float(value) for key, value in validate(model, run.vocabulary).items()})
+        found = run.world.run_on_rank0(lambda: {key: float(value) for key, value in validate(model, run.vocabulary).items()})
     # The others need the score only: it decides whether all save.
     given = [0.0, 0.0] if found is None else [found.get("exact_match", math.nan), found.get("loss", math.nan)]
     exact, loss = run.world.sum(given)
@@ -333,8 +336,8 @@ def _validated_model(run: Run) -> Iterator[Mirasol]:
     communication different from the others', and the next backward pass would hang.
     """
     if is_sharded(run.model):
-        weights = whole(model_tensors(run.model), run.world)
-        weights |= whole(run.averages.values, run.world) if run.averages is not None else {}
+        weights = gather_full(model_tensors(run.model), run.world)
+        weights |= gather_full(run.ema.values, run.world) if run.ema is not None else {}
         model = run.model
         if run.world.is_main:
             with torch.device(run.world.device), torch.random.fork_rng():
@@ -344,18 +347,18 @@ def _validated_model(run: Run) -> Iterator[Mirasol]:
         run.model.train()
         return
     run.model.eval()
-    if run.averages is not None:
-        run.averages.swap(run.model)
+    if run.ema is not None:
+        run.ema.swap(run.model)
     try:
         yield run.model
     finally:
-        if run.averages is not None:
-            run.averages.swap(run.model)
+        if run.ema is not None:
+            run.ema.swap(run.model)
         run.model.train()
 
 
 @dataclass
-class Interval:
+class MetricWindow:
     """Steps since the last log line."""
 
     began: float = field(default_factory=time.perf_counter)

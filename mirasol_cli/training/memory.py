@@ -51,7 +51,7 @@ def fixed_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
 
 def clips_at_once(recipe: Recipe, share: int) -> int:
     """Clips of a micro batch of a process that takes `share` clips of every global batch."""
-    return min(recipe.train.micro_batch_clips or share, share)
+    return min(recipe.train.micro_batch_size or share, share)
 
 
 def activation_bytes(recipe: Recipe, clips: int, questions: int, *, bf16: bool) -> int:
@@ -64,20 +64,25 @@ def activation_bytes(recipe: Recipe, clips: int, questions: int, *, bf16: bool) 
     slots = config.latents_per_chunk(geometry)
     chunks, all_tokens = geometry.chunks, geometry.tokens_per_chunk
     text = config.text
-    turns = chunks * recipe.train.augment.stretch  # of a Token Turing Machine
+    turns = chunks * recipe.train.augment.max_chunk_repeats  # of a Token Turing Machine
     text_tokens = questions * (text.max_question + text.max_answer)
     parts = [  # (tokens of a clip, width, feed-forward width, blocks)
-        (chunks * all_tokens, config.encoder.width, config.encoder.mlp, config.encoder.layers),
-        (chunks * all_tokens, config.combiner.width, config.combiner.mlp, config.combiner.layers if config.combiner.kind != "ttm" else 0),
-        (turns * slots, config.combiner.width, config.combiner.mlp, config.combiner.layers if config.combiner.kind == "ttm" else 0),
-        (chunks * slots, config.latent.width, config.latent.mlp, config.latent.layers),
-        (text_tokens, text.width, 2 * text.mlp, text.layers + text.layers // text.cross_every),
+        (chunks * all_tokens, config.encoder.width, config.encoder.mlp_dim, config.encoder.layers),
+        (
+            chunks * all_tokens,
+            config.combiner.width,
+            config.combiner.mlp_dim,
+            config.combiner.layers if config.combiner.kind != "ttm" else 0,
+        ),
+        (turns * slots, config.combiner.width, config.combiner.mlp_dim, config.combiner.layers if config.combiner.kind == "ttm" else 0),
+        (chunks * slots, config.latent.width, config.latent.mlp_dim, config.latent.layers),
+        (text_tokens, text.width, 2 * text.mlp_dim, text.layers + text.layers // text.cross_attention_every),
     ]
     number = 2 if bf16 else 4
     total = 0
     for tokens, width, mlp, blocks in parts:
         block = tokens * (10 * width + 2 * mlp) * number
-        total += blocks * tokens * width * number + block if recipe.train.checkpoint_activations else blocks * block
+        total += blocks * tokens * width * number + block if recipe.train.activation_checkpointing else blocks * block
     return clips * total
 
 
@@ -110,13 +115,13 @@ def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
     recipe = run.recipe
     parameters = sum(p.numel() for p in run.model.parameters())
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    clips = clips_at_once(recipe, len(run.world.share(recipe.train.batch_clips)))
+    clips = clips_at_once(recipe, len(run.world.local_slice(recipe.train.global_batch_size)))
     activations = activation_bytes(recipe, clips, recipe.data.questions_per_clip, bf16=run.bf16)
     return EnvironmentProblem(
         f"out of memory in step {run.step + 1} on {run.world.device}, with {gib(peak_bytes(run.world.device))} used at most: "
-        f"{parameters:,} parameters with gradients and optimizer {gib(fixed_bytes(parameters, trainable, ema=run.averages is not None))}, "
+        f"{parameters:,} parameters with gradients and optimizer {gib(fixed_bytes(parameters, trainable, ema=run.ema is not None))}, "
         f"activations of {clips} clips x {recipe.clip.chunks} chunks x {recipe.clip.tokens_per_chunk} tokens "
         f"and up to {recipe.data.questions_per_clip} questions each about {gib(activations)}",
-        f"lower train.micro_batch_clips (now {clips}), set train.checkpoint_activations=true, or lower data.questions_per_clip; "
+        f"lower train.micro_batch_size (now {clips}), set train.activation_checkpointing=true, or lower data.questions_per_clip; "
         "on several GPUs also train.parallel=fsdp",
     )

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from mirasol_cli.config.schema import RatesRecipe, TrainRecipe
 from mirasol_cli.errors import CheckpointError
-from mirasol_cli.runtime.distributed import is_sharded_tensor, like
+from mirasol_cli.runtime.distributed import is_sharded_tensor, shard_like
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _ENCODER_PARTS = ("video_tokens", "audio_tokens", "encoder", "video_encoder", "audio_encoder")
 
 
 def part_of(name: str) -> str:
-    """The key of `train.rates` that a parameter falls under, from the first word of its name."""
+    """The key of `train.lr_mult` that a parameter falls under, from the first word of its name."""
     first = name.split(".", 1)[0]
     if first in _ENCODER_PARTS:
         return "encoder"
@@ -46,17 +46,17 @@ def encoder_depths(names: Iterable[str]) -> dict[str, int]:
     return depths
 
 
-def rate_factor(name: str, rates: RatesRecipe, layer_decay: float, depths: Mapping[str, int]) -> float:
-    """Factor on the learning rate of one parameter: its part's rate, times `layer_decay` per encoder layer above it."""
+def rate_factor(name: str, rates: RatesRecipe, layerwise_lr_decay: float, depths: Mapping[str, int]) -> float:
+    """Factor on the learning rate of one parameter: its part's rate, times `layerwise_lr_decay` per encoder layer above it."""
     factor: float = getattr(rates, part_of(name))
     if part_of(name) != "encoder":
         return factor
     first, layer = name.split(".", 1)[0], _LAYER.search(name)
     if layer and first in depths:
-        return factor * layer_decay ** (depths[first] - 1 - int(layer.group(1)))
+        return factor * layerwise_lr_decay ** (depths[first] - 1 - int(layer.group(1)))
     if first in depths:  # the trunk's own norms come after its last layer
         return factor
-    return factor * layer_decay ** max(depths.values(), default=0)  # tokenizers lie below the first layer
+    return factor * layerwise_lr_decay ** max(depths.values(), default=0)  # tokenizers lie below the first layer
 
 
 def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def parameter_groups(model: nn.Module, train: TrainRecipe) -> list[dict[str, Any
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            factor, decay = rate_factor(name, train.rates, train.layer_decay, depths), name in decayed
+            factor, decay = rate_factor(name, train.lr_mult, train.layerwise_lr_decay, depths), name in decayed
             group = groups.setdefault(
                 (factor, decay), {"params": [], "names": [], "factor": factor, "weight_decay": train.weight_decay if decay else 0.0}
             )
@@ -82,11 +82,11 @@ def build_optimizer(model: nn.Module, train: TrainRecipe) -> torch.optim.AdamW:
 
 
 def rate_at(step: int, train: TrainRecipe) -> float:
-    """Share of the peak rate at optimizer step `step` (from 0): linear warm-up, then a cosine to `min_lr` just after the last."""
+    """Share of the peak rate at optimizer step `step` (from 0): linear warm-up, then a cosine to `min_lr_ratio` just after the last."""
     if step < train.warmup_steps:
         return (step + 1) / (train.warmup_steps + 1)
     way = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
-    return train.min_lr + (1 - train.min_lr) * 0.5 * (1 + math.cos(math.pi * way))
+    return train.min_lr_ratio + (1 - train.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * way))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, step: int, train: TrainRecipe) -> float:
@@ -134,7 +134,7 @@ class AveragedWeights:
             different = ", ".join(sorted(tensors.keys() ^ self.values.keys())[:5])
             raise CheckpointError(f"the averaged weights of '{source}' do not belong to this model: {different}", "use another checkpoint")
         for name, value in self.values.items():
-            value.copy_(like(tensors[name], value))
+            value.copy_(shard_like(tensors[name], value))
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
@@ -176,7 +176,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
                 elif value.shape != parameter.shape:
                     raise CheckpointError(f"'{source}': {key}/{name} has shape {list(value.shape)}, the model {list(parameter.shape)}")
                 else:
-                    state[key] = like(value, parameter.detach()).clone()
+                    state[key] = shard_like(value, parameter.detach()).clone()
             if state:
                 optimizer.state[parameter] = state
     if left:

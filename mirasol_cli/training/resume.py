@@ -11,11 +11,11 @@ from mirasol_cli.errors import RecipeError
 
 CHANGEABLE = (
     "eval.*", "run.*", "data.shards", "data.sources.*.shards",
-    "train.checkpoint_every", "train.keep", "train.log_every", "train.evaluate_every", "train.evaluate_limit", "train.bad_steps",
-    "train.micro_batch_clips", "train.parallel", "train.compile", "train.checkpoint_activations",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.eval_every", "train.val_clips", "train.max_skipped_steps",
+    "train.micro_batch_size", "train.parallel", "train.compile", "train.activation_checkpointing",
 )  # fmt: skip
 """Keys that may differ on resume. The last three change how the same step is computed (equal to rounding, no longer to the bit).
-`train.micro_batch_clips` changes the step itself, but for text and reconstruction: the latent loss takes variance and spread from
+`train.micro_batch_size` changes the step itself, but for text and reconstruction: the latent loss takes variance and spread from
 the clips that are in memory at once."""
 
 _PATTERNS = [re.compile(re.escape(key).replace(r"\*", r"[^:]*")) for key in CHANGEABLE]

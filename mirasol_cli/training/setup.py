@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mirasol_cli.batches.sources import OpenSource, open_sources, training_lines
 from mirasol_cli.checkpoints.folder import (
-    SCHEMA,
+    CHECKPOINT_SCHEMA,
     Contents,
     Score,
     best_of,
@@ -36,18 +36,18 @@ from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
 from mirasol_cli.config.reader import dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.files import finite, read_json
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.console import tell
 from mirasol_cli.runtime.device import computes_in_bf16
-from mirasol_cli.runtime.distributed import World, parallelise, prepare_blocks, whole
+from mirasol_cli.runtime.distributed import World, gather_full, parallelise, prepare_blocks
 from mirasol_cli.runtime.folder_lock import HeldLock, folder_lock
 from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
 from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
 from mirasol_cli.training.data import TrainingData
-from mirasol_cli.training.display import check_extras
+from mirasol_cli.training.display import check_loggers
 from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at
 from mirasol_cli.training.resume import check_resumable
 
@@ -69,7 +69,7 @@ class Run:
     model: Mirasol
     runner: nn.Module  # what a step calls: the model, or DDP around it
     optimizer: torch.optim.AdamW
-    averages: AveragedWeights | None
+    ema: AveragedWeights | None
     bf16: bool
     step: int = 0  # optimizer steps done
     bad_steps: int = 0  # not-finite steps in a row
@@ -90,7 +90,7 @@ def started_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accep
         MirasolError: as `start_run`.
     """
     with ExitStack() as stack:
-        lock = world.on_main(lambda: stack.enter_context(folder_lock(Path(recipe.run_dir), tell)))
+        lock = world.run_on_rank0(lambda: stack.enter_context(folder_lock(Path(recipe.run_dir), tell)))
         run = start_run(recipe, stage, world, resume=resume, accept_data=accept_data)
         run.lock = lock
         yield run
@@ -108,9 +108,9 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         EnvironmentProblem: TensorBoard or W&B is asked for and not installed.
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
-    world.share(recipe.train.batch_clips)
+    world.local_slice(recipe.train.global_batch_size)
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
-    check_extras(recipe)
+    check_loggers(recipe)
     notes: list[str] = []
     resumed = _find_resumed(folder, recipe, world, resume, notes)
     sources = open_sources(recipe)
@@ -118,7 +118,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
     data = TrainingData(recipe, sources, vocabulary)
     state = _resumed_state(resumed, recipe, notes)
     accepted = _compare_data(state, data, accept_data, notes) if resumed is not None else []
-    notes += world.on_main(lambda: empty_losses(recipe, sources) + cut_texts(data)) or []
+    notes += world.run_on_rank0(lambda: empty_losses(recipe, sources) + cut_texts(data)) or []
 
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
     model = build_model(recipe, vocabulary.size, world.device)
@@ -128,21 +128,21 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         notes += initialise(model, recipe, vocabulary)
     notes += freeze_parts(model, recipe)
     bf16 = computes_in_bf16(recipe.train.precision, world.device)
-    prepare_blocks(model, checkpoint_activations=recipe.train.checkpoint_activations, compile=recipe.train.compile)
+    prepare_blocks(model, activation_checkpointing=recipe.train.activation_checkpointing, compile=recipe.train.compile)
     runner = parallelise(model, world, recipe.train.parallel, bf16=bf16)
     optimizer = build_optimizer(model, recipe.train)
-    averages = AveragedWeights(model, recipe.train.ema) if recipe.train.ema > 0 else None
+    ema = AveragedWeights(model, recipe.train.ema_decay) if recipe.train.ema_decay > 0 else None
     if resumed is not None:
         load_optimizer_tensors(optimizer, read_tensors(resumed, "optimizer") or {}, str(resumed / "optimizer.safetensors"))
-        if averages is not None:
-            averages.load(read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
+        if ema is not None:
+            ema.load(read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
     run = Run(
-        recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, averages, bf16,
+        recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, ema, bf16,
         step=state["step"], bad_steps=state["bad_steps"], notes=notes,
     )  # fmt: skip
     best = best_of(checkpoints_in(folder.checkpoints))
     run.best = score_of(best) if best else None
-    world.on_main(lambda: folder.begin(dump_recipe(recipe), run.step, accepted))
+    world.run_on_rank0(lambda: folder.begin(dump_recipe(recipe), run.step, accepted))
     return run
 
 
@@ -151,7 +151,7 @@ def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> 
     try:
         with torch.device(device):
             return Mirasol(recipe.model, recipe.clip, vocab_size, recipe.loss.weights)
-    except SettingError as error:
+    except FieldError as error:
         raise RecipeError([f"the sections model and clip do not go together: {error.message}"]) from error
 
 
@@ -176,7 +176,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
                 raise CheckpointError(f"'{folder.path}' is a {stage} run", f"go on with `mirasol {stage}`, or choose another run.dir")
         return newest
 
-    newest = world.on_main(find)
+    newest = world.run_on_rank0(find)
     number = int(newest.name.removeprefix("step-")) if newest else -1
     number = int(world.sum([number if world.is_main else 0])[0])
     if number < 0:
@@ -235,8 +235,8 @@ def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None,
         return Vocabulary.from_file(given)
 
     # Trained once and handed out, since nothing may depend on every machine having the same SentencePiece.
-    made = world.on_main(lambda: train_vocabulary(training_lines(sources), recipe.init.vocabulary))
-    vocabulary = Vocabulary(world.from_main(made))
+    made = world.run_on_rank0(lambda: train_vocabulary(training_lines(sources), recipe.init.vocab_size))
+    vocabulary = Vocabulary(world.broadcast_bytes(made))
     notes.append(f"trained a vocabulary of {vocabulary.size} pieces on the training texts")
     return vocabulary
 
@@ -343,26 +343,26 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
 
 def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
     """A checkpoint of the step just done, then rotation. All processes call this together."""
-    model_state = whole(model_tensors(run.model), run.world)
-    optimizer_state = whole(optimizer_tensors(run.optimizer), run.world)
-    averages = whole(run.averages.values, run.world) if run.averages is not None else None
+    model_state = gather_full(model_tensors(run.model), run.world)
+    optimizer_state = gather_full(optimizer_tensors(run.optimizer), run.world)
+    ema = gather_full(run.ema.values, run.world) if run.ema is not None else None
 
     def write() -> None:
         if run.lock is not None:
             run.lock.check()
         tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
-        if averages is not None:
-            tensors["ema"] = averages
+        if ema is not None:
+            tensors["ema"] = ema
         write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors))
-        rotate(run.folder.checkpoints, run.recipe.train.keep)
+        rotate(run.folder.checkpoints, run.recipe.train.keep_checkpoints)
 
-    run.world.on_main(write)
+    run.world.run_on_rank0(write)
 
 
 def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, bytes]:
     """The files beside the tensors; no clock time in them, so that equal runs write equal bytes."""
     config = {
-        "schema": SCHEMA,
+        "schema": CHECKPOINT_SCHEMA,
         "clip": run.recipe.clip.to_plain(),
         "model": run.recipe.to_plain()["model"],
         "losses": list(run.weights),

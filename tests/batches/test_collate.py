@@ -17,7 +17,7 @@ GEOMETRY = ClipGeometry(
     chunks=3,
     size=32,
     tubes=(Tube(kernel=(2, 16, 16), stride=(2, 16, 16)), Tube(kernel=(1, 16, 16), stride=(4, 16, 16))),
-    audio=AudioGeometry(bins=32, columns=48),
+    audio=AudioGeometry(n_mels=32, columns=48),
 )
 
 
@@ -61,7 +61,7 @@ def test_absent_and_silent_sound_is_masked_and_zero(audio_state: int) -> None:
 
 
 def test_sound_off_masks_all_sound() -> None:
-    batch = media_batch([sample()], GEOMETRY, sound=False)
+    batch = media_batch([sample()], GEOMETRY, audio=False)
     assert batch.audio_valid_BTN is not None
     assert not batch.audio_valid_BTN.any()
     assert not batch.mel_BTZS.any()
@@ -111,7 +111,7 @@ def test_clips_with_fewer_chunks_are_padded() -> None:
 
 
 def test_samples_of_another_geometry_are_refused_with_the_numbers() -> None:
-    other = replace(GEOMETRY, audio=AudioGeometry(bins=32, columns=64))
+    other = replace(GEOMETRY, audio=AudioGeometry(n_mels=32, columns=64))
     with pytest.raises(ShardError, match=r"'mel' of a sample is \(3, 32, 48\), the recipe's clip section gives \(3, 32, 64\)"):
         media_batch([sample()], other)
     broken = sample()

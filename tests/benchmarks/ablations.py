@@ -56,7 +56,7 @@ class Runner:
         """What is this run's own in its recipe, but for paths."""
         from mirasol_cli.config.reader import load_recipe
 
-        words = [f"train.seed={job.seed}", "train.keep=1"]
+        words = [f"train.seed={job.seed}", "train.keep_checkpoints=1"]
         steps = self.steps[job.condition.series]
         if steps is not None:
             warmup = load_recipe(str(ROOT / job.condition.recipe)).train.warmup_steps

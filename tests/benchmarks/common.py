@@ -257,7 +257,7 @@ def random_media(geometry: Any, clips: int, device: str = "cpu") -> Any:
     chunks, audio = geometry.chunks, geometry.audio
     return MediaBatch(
         tubes=tuple(pixels(clips, chunks, n, t.numbers_per_token) for n, t in zip(geometry.tube_tokens, geometry.tubes, strict=True)),
-        mel_BTZS=torch.randn(clips, chunks, audio.bins, audio.columns, device=device),
+        mel_BTZS=torch.randn(clips, chunks, audio.n_mels, audio.columns, device=device),
         thumbnails=pixels(clips, chunks, 4, 32, 32, 3),
     )
 

@@ -42,7 +42,7 @@ def main() -> None:
     @torch.inference_mode()
     def evaluate(count: int) -> None:
         model.eval()
-        memory = model.answer_memory(model.encode(media))
+        memory = model.text_kv(model.encode(media))
         prompts = [random_text(1, count, VOCABULARY, length=16).tokens_BQL[0].tolist()]
         greedy(model.text, memory, prompts, eos=-1, max_tokens=6)
 

@@ -85,7 +85,7 @@ def made_up_run(folder: Path, preset: str, overrides: list[str], clips: int, que
     write_texts_split(folder / "shards" / "test", texts, [f"v{clip}.mp4" for clip in range(clips)], geometry=geometry)
     recipe = Recipe(
         name="benchmark", data=DataRecipe(shards=str(folder / "shards")), clip=geometry, model=config,
-        eval=EvalRecipe(batch_clips=clips), run=RunRecipe(dir=str(folder / "run")),
+        eval=EvalRecipe(batch_size=clips), run=RunRecipe(dir=str(folder / "run")),
     )  # fmt: skip
     torch.manual_seed(0)
     model = Mirasol(config, geometry, vocabulary.size)

@@ -41,7 +41,7 @@ def step(case: str, checkpoint: bool, threads: int, smoke: bool) -> dict:
     preset, overrides, vocabulary = CASES[case]
     config, geometry = resolved_model("demo" if smoke else preset, *(SMOKE if smoke else overrides))
     model, weights = Mirasol(config, geometry, vocabulary), {"text": 10.0, "latent": 1.0, "video": 1.0}
-    prepare_blocks(model, checkpoint_activations=checkpoint, compile=False)
+    prepare_blocks(model, activation_checkpointing=checkpoint, compile=False)
     optimizer = build_optimizer(model, TrainRecipe())
     media, text = random_media(geometry, 1), random_text(1, 4, vocabulary)
     start = time.perf_counter()

@@ -60,7 +60,7 @@ class Trial:
         with self.device:
             self.model = Mirasol(self.config, self.geometry, self.vocabulary)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        prepare_blocks(self.model, checkpoint_activations=args.checkpoint, compile=not args.no_compile)
+        prepare_blocks(self.model, activation_checkpointing=args.checkpoint, compile=not args.no_compile)
         if not args.no_shard:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", rank=0, world_size=1)
             mesh = init_device_mesh(self.device.type, (1,))
@@ -147,7 +147,7 @@ def decoding(trial: Trial, tokens: int) -> dict[str, Any]:
         trial.model.encode(media)
         trial.wait()
         start = time.perf_counter()
-        memory = trial.model.answer_memory(trial.model.encode(media))
+        memory = trial.model.text_kv(trial.model.encode(media))
         trial.wait()
         encoded = time.perf_counter()
         greedy(trial.model.text, memory, prompts, eos=-1, max_tokens=2)

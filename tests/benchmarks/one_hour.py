@@ -99,8 +99,8 @@ def segment(folder: Path, name: str, scene: Any) -> Path:
     if not path.exists():
         square, partial = folder / f".{name}-96px.mp4", folder / f".{name}.mp4"
         render(scene, square)
-        picture = ["-vf", "scale=360:360,pad=640:360:(ow-iw)/2:0,fps=25", "-c:v", "libx264", "-preset", "veryfast", "-g", "50"]
-        ffmpeg("-i", str(square), *picture, "-c:a", "aac", "-ar", "16000", "-t", str(SEGMENT_S), str(partial))
+        video = ["-vf", "scale=360:360,pad=640:360:(ow-iw)/2:0,fps=25", "-c:v", "libx264", "-preset", "veryfast", "-g", "50"]
+        ffmpeg("-i", str(square), *video, "-c:a", "aac", "-ar", "16000", "-t", str(SEGMENT_S), str(partial))
         square.unlink()
         partial.replace(path)
     return path

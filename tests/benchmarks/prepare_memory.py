@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 KINDS = {
-    "mp4": dict(codec="libx264", sound_codec="aac"),
-    "mkv": dict(codec="libx264", sound_codec="libopus"),
-    "webm": dict(codec="libvpx", sound_codec="libopus", options={"deadline": "realtime", "cpu-used": "8"}),
-    "avi": dict(codec="mpeg4", sound_codec="libmp3lame"),
+    "mp4": dict(codec="libx264", audio_codec="aac"),
+    "mkv": dict(codec="libx264", audio_codec="libopus"),
+    "webm": dict(codec="libvpx", audio_codec="libopus", options={"deadline": "realtime", "cpu-used": "8"}),
+    "avi": dict(codec="mpeg4", audio_codec="libmp3lame"),
 }
 OVERRIDES = ("clip.frames=32", "clip.chunks=4", "clip.size=96")
 
@@ -92,8 +92,8 @@ def write_world(folder: Path, clips: int) -> Path:
     kinds = []
     for suffix, kind in KINDS.items():
         for seconds in (2, 3, 4):
-            sound = None if seconds == 3 else clicks([0.5, 1.5], seconds)
-            kinds.append(write_clip(folder / f"{seconds}.{suffix}", regular(25 * seconds, 25), size=(160, 120), sound=sound, **kind))
+            audio = None if seconds == 3 else clicks([0.5, 1.5], seconds)
+            kinds.append(write_clip(folder / f"{seconds}.{suffix}", regular(25 * seconds, 25), size=(160, 120), audio=audio, **kind))
     broken = folder / "half.mp4"
     broken.write_bytes(kinds[0].read_bytes()[:-3000])
     rows = []

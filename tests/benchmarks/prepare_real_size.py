@@ -45,9 +45,9 @@ for path in sys.argv[1:]:
 
 
 def render(path: Path, size: str, seconds: int) -> None:
-    picture = f"testsrc2=s={size}:r=25:d={seconds},noise=alls=12:allf=t"
-    sound = f"anoisesrc=d={seconds}:c=pink:a=0.4,aresample=44100"
-    command = ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound, "-shortest", "-c:v", "libx264",
+    video = f"testsrc2=s={size}:r=25:d={seconds},noise=alls=12:allf=t"
+    audio = f"anoisesrc=d={seconds}:c=pink:a=0.4,aresample=44100"
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", video, "-f", "lavfi", "-i", audio, "-shortest", "-c:v", "libx264",
                "-preset", "veryfast", "-crf", "28", "-g", "125", "-pix_fmt", "yuv420p", "-c:a", "aac", str(path)]  # fmt: skip
     subprocess.run(command, check=True)
 

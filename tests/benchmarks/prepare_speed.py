@@ -78,10 +78,10 @@ for number, line in enumerate(open(sys.argv[1])):
 
 
 def render(path: Path, seconds: int, seed: int) -> None:
-    picture = f"testsrc2=s=640x360:r=25:d={seconds},hue=h={seed * 37 % 360},noise=alls=12:allf=t:all_seed={seed}"
-    sound = f"anoisesrc=d={seconds}:c=pink:a=0.4:seed={seed},aresample=44100"
+    video = f"testsrc2=s=640x360:r=25:d={seconds},hue=h={seed * 37 % 360},noise=alls=12:allf=t:all_seed={seed}"
+    audio = f"anoisesrc=d={seconds}:c=pink:a=0.4:seed={seed},aresample=44100"
     video = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "28", "-g", "125", "-pix_fmt", "yuv420p"]
-    sources = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound, "-shortest"]
+    sources = ["-f", "lavfi", "-i", video, "-f", "lavfi", "-i", audio, "-shortest"]
     command = ["ffmpeg", "-v", "error", "-y", *sources, *video, "-c:a", "aac", "-movflags", "+faststart", str(path)]
     subprocess.run(command, check=True)
 

@@ -66,7 +66,7 @@ class Case:
 
         geometry, random = self.geometry, np.random.default_rng(0)
         frames = random.integers(0, 256, (batch, geometry.chunks, *geometry.chunk_shape, 3), dtype=np.uint8)
-        mel = torch.randn(batch, geometry.chunks, geometry.audio.bins, geometry.audio.columns)
+        mel = torch.randn(batch, geometry.chunks, geometry.audio.n_mels, geometry.audio.columns)
         thumbnails = torch.randint(0, 256, (batch, geometry.chunks, 4, 32, 32, 3), dtype=torch.uint8)
         return frames, mel, thumbnails
 
@@ -105,7 +105,7 @@ class Case:
 
         self.model.eval()
         with torch.inference_mode():
-            memory = self.model.answer_memory(self.model.encode(self._media(self.prompt_inputs)))
+            memory = self.model.text_kv(self.model.encode(self._media(self.prompt_inputs)))
         answer = greedy(self.model.text, memory, [[[0]]] * self.shape["generate_batch"], eos=-1, max_tokens=tokens)
         if len(answer[0][0].ids) != tokens:
             raise RuntimeError(f"{len(answer[0][0].ids)} tokens came, {tokens} were asked for")
@@ -116,7 +116,7 @@ def geometry(shape: dict, chunks: int):  # type: ignore[no-untyped-def]
 
     height, width, time = shape["video_patch"]
     tube = Tube(kernel=(time, height, width), stride=(time, height, width))
-    audio = AudioGeometry(bins=shape["mels"], columns=2 * shape["audio_frames_per_chunk"], patch=shape["audio_patch"][0])
+    audio = AudioGeometry(n_mels=shape["mels"], columns=2 * shape["audio_frames_per_chunk"], patch=shape["audio_patch"][0])
     found = ClipGeometry(frames=chunks * shape["frames_per_chunk"], chunks=chunks, size=shape["image"], tubes=(tube,), audio=audio)
     if (found.video_tokens, found.audio_tokens) != (32, 8):
         raise RuntimeError(f"{found.video_tokens} + {found.audio_tokens} tokens per chunk, not 32 + 8")
@@ -134,14 +134,16 @@ def model_config(shape: dict):  # type: ignore[no-untyped-def]
     )
 
     width, heads = shape["dim"], shape["heads"]
-    size = {"width": width, "heads": heads, "mlp": width * shape["ff_mult"]}
-    half = {"width": width // 2, "heads": heads // 2, "mlp": width * shape["ff_mult"] // 2}
+    size = {"width": width, "heads": heads, "mlp_dim": width * shape["ff_mult"]}
+    half = {"width": width // 2, "heads": heads // 2, "mlp_dim": width * shape["ff_mult"] // 2}
     return ModelConfig(
         encoder=EncoderConfig(**size, layers=shape["encoder_depth"], share=False),
-        combiner=CombinerConfig(**size, layers=shape["combiner_depth"], kind="transformer", context="chunk", outputs=shape["m"]),
+        combiner=CombinerConfig(**size, layers=shape["combiner_depth"], kind="transformer", context="chunk", num_outputs=shape["m"]),
         latent=LatentConfig(**size, layers=shape["autoregressive_depth"]),
         reconstruction=ReconstructionConfig(**half, layers=1),
-        text=TextConfig(width=width, heads=heads, kv_heads=heads, layers=shape["text_depth"], mlp=688, cross_every=1, tie_embeddings=False),
+        text=TextConfig(
+            width=width, heads=heads, kv_heads=heads, layers=shape["text_depth"], mlp_dim=688, cross_attention_every=1, tie_embeddings=False
+        ),
         heads=("latent", "video", "audio"),
     )
 

@@ -119,8 +119,8 @@ name: reading
 data: {{dataset: synthetic, shards: "{folder / "shards"}"}}
 clip: {{frames: 32, chunks: 4, size: 64}}
 model: {{preset: demo}}
-init: {{vocabulary: 300}}
-train: {{steps: {steps}, batch_clips: 8, lr: 1e-4, checkpoint_every: {steps}, log_every: 5}}
+init: {{vocab_size: 300}}
+train: {{steps: {steps}, global_batch_size: 8, lr: 1e-4, checkpoint_every: {steps}, log_every: 5}}
 run: {{dir: "{folder / "run"}"}}
 """
     train(parse_recipe(text, "reading.yaml"), stage="finetune", device="cpu", threads=threads)

@@ -57,7 +57,7 @@ def made_checkpoint(folder: Path, recipe) -> Path:  # type: ignore[no-untyped-de
     lines = [f"context: question: answer: what plays {word}?" for word in ("first", "last", "drum", "flute", "bell", "horn")]
     vocabulary = Vocabulary(train_vocabulary(lines, 300))
     model, plain = Mirasol(recipe.model, recipe.clip, vocabulary.size, recipe.loss.weights), recipe.to_plain()
-    about = {"schema": checkpoints_folder.SCHEMA, "clip": plain["clip"], "model": plain["model"], "losses": list(model.losses)}
+    about = {"schema": checkpoints_folder.CHECKPOINT_SCHEMA, "clip": plain["clip"], "model": plain["model"], "losses": list(model.losses)}
     about |= {"vocab_size": vocabulary.size, "usual_clip_s": 10.0}
     files = {
         "config.json": json.dumps(about).encode(),

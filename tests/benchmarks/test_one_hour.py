@@ -91,7 +91,7 @@ def test_memory_counts_the_processes_below() -> None:
 
 def asked(answer: str, *, chunks: int, seconds: float, peak_mb: float) -> Asked:
     answers = [{"question": q, "answer": answer, "logprob": -0.1, "timings_s": {"decode": 1.0, "encode": 1.0}} for q in QUESTIONS]
-    video = {"seconds": 60.0, "frames": 8 * chunks, "chunks": chunks, "audio": "sound"}
+    video = {"seconds": 60.0, "frames": 8 * chunks, "chunks": chunks, "audio": "audible"}
     return Asked({"answers": answers, "video": video}, seconds, peak_mb)
 
 

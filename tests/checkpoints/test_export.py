@@ -16,7 +16,7 @@ from tests import synthetic
 def test_an_exported_checkpoint_is_small_whole_and_close(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 6)
     run = tmp_path / "run"
-    train(synthetic.recipe(run, tmp_path / "shards", "train.steps=2", "train.ema=0.5"), stage="finetune", device="cpu")
+    train(synthetic.recipe(run, tmp_path / "shards", "train.steps=2", "train.ema_decay=0.5"), stage="finetune", device="cpu")
     export(run, tmp_path / "out")
     verify(tmp_path / "out")
     assert not list(tmp_path.glob(".*export"))

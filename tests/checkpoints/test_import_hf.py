@@ -27,14 +27,14 @@ from tests.small_model import of_clip
 WIDTH, LAYERS, HEADS, MLP = 24, 3, 2, 40
 PIECES = 50
 GEOMETRY = ClipGeometry(
-    frames=16, chunks=2, size=64, audio=AudioGeometry(frontend="ast", bins=32, columns=48, patch_stride=10)
+    frames=16, chunks=2, size=64, audio=AudioGeometry(frontend="ast", n_mels=32, columns=48, patch_stride=10)
 )  # fmt: skip
 CONFIG = ModelConfig(
-    encoder=EncoderConfig(width=WIDTH, layers=LAYERS, heads=HEADS, mlp=MLP),
-    combiner=CombinerConfig(width=16, layers=1, heads=2, mlp=16, outputs=4),
-    latent=LatentConfig(width=16, layers=1, heads=2, mlp=16),
-    reconstruction=ReconstructionConfig(width=16, layers=1, heads=2, mlp=16),
-    text=TextConfig(width=32, layers=4, heads=4, kv_heads=2, mlp=48, cross_every=2, tie_embeddings=False),
+    encoder=EncoderConfig(width=WIDTH, layers=LAYERS, heads=HEADS, mlp_dim=MLP),
+    combiner=CombinerConfig(width=16, layers=1, heads=2, mlp_dim=16, num_outputs=4),
+    latent=LatentConfig(width=16, layers=1, heads=2, mlp_dim=16),
+    reconstruction=ReconstructionConfig(width=16, layers=1, heads=2, mlp_dim=16),
+    text=TextConfig(width=32, layers=4, heads=4, kv_heads=2, mlp_dim=48, cross_attention_every=2, tie_embeddings=False),
 )
 
 
@@ -100,8 +100,8 @@ def build(config: ModelConfig = CONFIG, geometry: ClipGeometry = GEOMETRY, piece
 
 def still_clip(seed: int = 0) -> np.ndarray:
     """[T, F, H, W, 3], one picture all through."""
-    picture = np.random.default_rng(seed).integers(0, 256, (1, 1, 64, 64, 3), dtype=np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(picture, (2, 8, 64, 64, 3)))
+    image = np.random.default_rng(seed).integers(0, 256, (1, 1, 64, 64, 3), dtype=np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(image, (2, 8, 64, 64, 3)))
 
 
 @pytest.mark.parametrize("kind", ["ViT", "DeiT"])
@@ -135,8 +135,8 @@ def test_an_inflated_kernel_gives_the_sources_patch_embedding_on_a_still_clip(hf
     clip = still_clip()
     with torch.no_grad():
         tokens = model.video_tokens([torch.from_numpy(part)[None] for part in cut_tubes(clip, geometry)]) - model.video_tokens.position_ND
-        picture = (torch.from_numpy(clip[0, 0]).float() / 255 - torch.tensor(mean)) / torch.tensor(std)
-        expected = source.embeddings.patch_embeddings(picture.permute(2, 0, 1)[None])[0]
+        image = (torch.from_numpy(clip[0, 0]).float() / 255 - torch.tensor(mean)) / torch.tensor(std)
+        expected = source.embeddings.patch_embeddings(image.permute(2, 0, 1)[None])[0]
     count = expected.shape[0]
     for chunk in range(2):
         for part in (tokens[0, chunk, :count], tokens[0, chunk, count:]):  # both tubes: one frame, and the mean of four
@@ -224,8 +224,8 @@ def test_other_constants_of_an_ast_are_folded_in(hf: Any, tmp_path: Path) -> Non
     [
         ({"frontend": "mel"}, "clip.audio.frontend is mel, the source has ast"),
         ({"patch_stride": 16}, "clip.audio.patch_stride is 16, the source has 10"),
-        ({"bins": 64}, "clip.audio.bins is 64, the source has 32"),
-        ({"hop": 320}, "clip.audio.hop is 320, the source has 160"),
+        ({"n_mels": 64}, "clip.audio.n_mels is 64, the source has 32"),
+        ({"hop_length": 320}, "clip.audio.hop_length is 320, the source has 160"),
     ],
 )
 def test_another_front_end_than_asts_is_refused_with_the_numbers(hf: Any, tmp_path: Path, change: dict, words: str) -> None:
@@ -249,7 +249,7 @@ def test_a_llama_with_closed_gates_is_the_source(hf: Any, tmp_path: Path, option
     model = build(replace(CONFIG, text=text))
     report = load_text_decoder(model, tmp_path)
     ids = torch.randint(0, PIECES, (2, 3, 11))
-    memory = model.text.project_memory(torch.randn(2, 8, 16))
+    memory = model.text.project_kv(torch.randn(2, 8, 16))
     with torch.no_grad():
         expected = source(ids.flatten(0, 1)).logits.view(2, 3, 11, PIECES)
         assert (model.text(ids, None, memory) - expected).abs().max() <= 1e-4
@@ -267,7 +267,7 @@ def test_a_llama_with_closed_gates_is_the_source(hf: Any, tmp_path: Path, option
     assert answer.ids == generated[0, len(prompt) :].tolist()
     assert len(set(answer.ids)) > 2
     assert report.unexpected == ()
-    assert all(name.startswith(("text.cross_layers.", "text.memory.")) for name in report.missing)
+    assert all(name.startswith(("text.cross_layers.", "text.kv_proj.")) for name in report.missing)
     assert "text.layers.3.mlp.down_proj.weight" in report.loaded
 
 

@@ -148,7 +148,7 @@ def test_help_and_completion_import_nothing_heavy(arguments: list[str], environm
         (["finetune", "dmeo"], "there is no recipe 'dmeo'; did you mean demo"),
         (["finetune", "demo", "--lr", "3"], "use train.lr=3"),
         (["finetune", "demo", "--lr=3"], "use train.lr=3"),
-        (["finetune", "demo", "--batch-size", "4"], "use train.batch_clips=4"),
+        (["finetune", "demo", "--batch-size", "4"], "use train.global_batch_size=4"),
         (["finetune", "demo", "--train.lr", "3"], "use train.lr=3"),
         (["finetune", "demo", "--resum"], "no such option: --resum; did you mean --resume?"),
         (["finetune", "demo", "--frobnicate"], "no such option: --frobnicate"),
@@ -251,7 +251,7 @@ def test_ctrl_c_says_what_happened(
 def test_ctrl_c_ends_with_its_code_wherever_it_strikes(tmp_path: Path) -> None:
     lines = ["import sys", "from mirasol_cli.cli import app, doctor"]
     lines += ["doctor.examine = lambda: exec('raise KeyboardInterrupt')"]  # as many libraries call it while they are imported
-    lines += ["sys.argv = ['mirasol', 'doctor']", "cli.main()"]
+    lines += ["sys.argv = ['mirasol', 'doctor']", "app.main()"]
     (tmp_path / "struck.py").write_text("\n".join(lines))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run([sys.executable, "-m", "struck"], env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -411,11 +411,11 @@ def test_eval_takes_a_run_folder_wherever_it_lies_now(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "key", ["model.combiner.kind=mean", "train.lr=1", "loss.text=1", "init.vocabulary=300", "train={lr: 1}", "data.limit=3"]
+    "key", ["model.combiner.kind=mean", "train.lr=1", "loss.text=1", "init.vocab_size=300", "train={lr: 1}", "data.limit=3"]
 )
 def test_eval_refuses_keys_that_it_does_not_read(key: str, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     calls = fake(monkeypatch, "mirasol_cli.evaluation.command.evaluate", RESULTS)
-    code, _, err = run(capsys, "eval", "demo", key, "eval.batch_clips=3")
+    code, _, err = run(capsys, "eval", "demo", key, "eval.batch_size=3")
     name = key.partition("=")[0]
     if name == "train":  # a section that holds a key which is read
         assert code == 0
@@ -438,7 +438,8 @@ def test_ask_passes_every_option_on(monkeypatch: pytest.MonkeyPatch, capsys: Out
 
 def test_threads_are_set_before_torch_is_imported() -> None:
     code = (
-        "import os, sys; from mirasol_cli.cli import app; cli.set_threads(3); print(os.environ['OMP_NUM_THREADS'], 'torch' in sys.modules)"
+        "import os, sys; from mirasol_cli.cli import app, options; options.set_threads(3); "
+        "print(os.environ['OMP_NUM_THREADS'], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["3", "False"]
@@ -481,7 +482,7 @@ def test_recipes_commands(tmp_path: Path, capsys: Output) -> None:
     assert json.loads(run(capsys, "recipes", "validate", "demo", "--json")[1])["ok"] is True
 
 
-SMALL_CLIPS = ["clip.frames=32", "clip.chunks=4", "clip.size=48", "clip.audio.bins=64", "clip.audio.columns=64", "model.preset=demo"]
+SMALL_CLIPS = ["clip.frames=32", "clip.chunks=4", "clip.size=48", "clip.audio.n_mels=64", "clip.audio.columns=64", "model.preset=demo"]
 
 
 @pytest.mark.parametrize(
@@ -489,7 +490,7 @@ SMALL_CLIPS = ["clip.frames=32", "clip.chunks=4", "clip.size=48", "clip.audio.bi
     [
         (
             ["msrvtt", *SMALL_CLIPS],
-            "model.combiner.outputs: M = 32 outputs are more than the N = 31 tokens of a chunk; set it to 31 or less",
+            "model.combiner.num_outputs: M = 32 outputs are more than the N = 31 tokens of a chunk; set it to 31 or less",
         ),
         (["demo", "freeze=['nosuch.*']"], "freeze: 'nosuch.*' matches no parameter"),
         (["demo", "init.video_encoder=a", "init.audio_encoder=b"], "would both fill the one encoder that sound and picture share"),

@@ -24,7 +24,7 @@ CLAIMS: dict[str, tuple[str, set[str]]] = {
     "no-autoregression": ("full", NO_PREDICTION),
     "no-reconstruction": ("full", {"loss.video"}),
     "no-latent-loss": ("full", {"loss.latent"}),
-    "no-audio": ("full", {"data.sound"}),
+    "no-audio": ("full", {"data.audio"}),
     "history": ("full", {"model.combiner.context"}),
     "ttm": ("full", {"model.combiner.kind"}),
     "perceiver": ("full", {"model.combiner.kind"}),
@@ -41,9 +41,9 @@ CLAIMS: dict[str, tuple[str, set[str]]] = {
 }
 REFERENCES = {"full", "long-4-transformer"}
 # How long and how often a run goes.
-LENGTH = {"name", "train.steps", "train.checkpoint_every", "train.evaluate_every", "train.evaluate_limit"}
+LENGTH = {"name", "train.steps", "train.checkpoint_every", "train.eval_every", "train.val_clips"}
 # The ablations are about a Transformer or a plain Token Turing Machine as Combiner, and clips that the text sees whole.
-LONG_MEMORY = {"model.combiner.kind", "model.combiner.write", "train.augment.memory_alone", "train.augment.stretch"}
+LONG_MEMORY = {"model.combiner.kind", "model.combiner.write", "train.augment.memory_only", "train.augment.max_chunk_repeats"}
 
 
 def load(name: str) -> Recipe:
@@ -67,7 +67,7 @@ def test_full_is_the_demo_recipe_but_for_its_length_and_its_long_memory() -> Non
 
 def test_long_recipes_are_those_of_the_long_world_but_for_their_length_and_start() -> None:
     changed = set(changed_keys(load_recipe("demo-long"), load("long-16-ttm")))
-    assert changed <= {*LENGTH, *LONG_MEMORY, "train.batch_clips", "train.warmup_steps", "init.checkpoint"}
+    assert changed <= {*LENGTH, *LONG_MEMORY, "train.global_batch_size", "train.warmup_steps", "init.checkpoint"}
 
 
 def test_longer_input_starts_from_the_same_model() -> None:
@@ -117,7 +117,7 @@ def test_a_step_reaches_every_parameter(name: str) -> None:
 
     media = MediaBatch(
         tubes=tuple(pixels(2, clip.chunks, n, t.numbers_per_token) for n, t in zip(clip.tube_tokens, clip.tubes, strict=True)),
-        mel_BTZS=torch.randn(2, clip.chunks, clip.audio.bins, clip.audio.columns),
+        mel_BTZS=torch.randn(2, clip.chunks, clip.audio.n_mels, clip.audio.columns),
         thumbnails=pixels(2, clip.chunks, 4, 32, 32, 3),
     )
     tokens = torch.randint(3, 300, (2, 1, 9))

@@ -15,7 +15,7 @@ from mirasol_cli.config.reader import dump_recipe, known_keys, load_recipe, near
 from mirasol_cli.config.schema import DataRecipe, InitRecipe, RatesRecipe, Recipe, RunRecipe, SourceRecipe, TrainRecipe
 from mirasol_cli.config.yaml import dump_value, parse_scalar, parse_yaml
 from mirasol_cli.errors import RecipeError
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.geometry import CHUNK_TUBES, TUBEVIT_TUBES, ClipGeometry, Tube
 from mirasol_cli.model.config import PRESETS
 
@@ -85,11 +85,11 @@ def test_every_key_given_twice_is_named_with_both_lines() -> None:
 
 
 def test_all_errors_come_at_once_each_with_file_line_and_fix() -> None:
-    text = HEAD + "data: {sound: off}\nclip:\n  frames: 100\n  chunks: 16\n"
+    text = HEAD + "data: {audio: off}\nclip:\n  frames: 100\n  chunks: 16\n"
     text += "train:\n  learning_rate: 1e-4\n  betas: [1]\n  lr: -3\nmodle: {}\n"
     found = "\n".join(problems(text, "foo", "model.combiner.kind=tmt", "eval.beams=2.5", "init.checkpoint=3"))
     for line in (
-        "r.yaml:3: `data.sound` is true or false; the text 'off' was given; write false",
+        "r.yaml:3: `data.audio` is true or false; the text 'off' was given; write false",
         "r.yaml:6: `clip.chunks`: 100 frames do not divide into 16 equal chunks",
         "r.yaml:8: unknown key `train.learning_rate`; did you mean `train.lr`?",
         "r.yaml:9: `train.betas` takes 2 values; 1 were given",
@@ -107,7 +107,8 @@ def test_all_errors_come_at_once_each_with_file_line_and_fix() -> None:
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("lr", "train.lr"), ("train.bach_clips", "train.batch_clips"), ("clip.frame", "clip.frames"), ("batch_size", "train.batch_clips"),
+        ("lr", "train.lr"), ("train.global_bach_size", "train.global_batch_size"), ("clip.frame", "clip.frames"), ("batch_size",
+        "train.global_batch_size"),
         ("model.combinner", "model.combiner"), ("eval.dcode", "eval.decode"), ("train.drop_modality", "train.augment.drop_modality"),
         ("zzzzzz", None),
     ],
@@ -131,7 +132,7 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_ones() -> None:
         ("schema: 1\nname: ../../x\n", "`name`: '../../x' cannot name a folder"),
         (HEAD + "data: {dataset: ..}\n", "`data.dataset`: '..' cannot name a folder"),
         (HEAD + "data: {sources: [{dataset: /etc}]}\n", "`data.sources.0.dataset`"),
-        (HEAD + "train: 3\n", "`train` is a section with the keys steps, batch_clips"),
+        (HEAD + "train: 3\n", "`train` is a section with the keys steps, global_batch_size"),
         (HEAD + "freeze: text\n", "`freeze` is a list, such as [a, b]; the text 'text' was given"),
         (HEAD + "freeze: [1]\n", "`freeze.0` is text; the number 1 was given"),
         (HEAD + "clip: {tubes: chunks}\n", "'chunks' is not one of chunk, tubevit"),
@@ -152,8 +153,8 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_ones() -> None:
         (HEAD + "loss: {text: 0, latent: 0, video: 0}\n", "there is nothing to train"),
         (HEAD + "model: {encoder: {width: 100, heads: 3}}\n", "`model.encoder.heads`: width 100 is not divisible by 3 heads"),
         (
-            HEAD + "train:\n  augment:\n    memory_alone: 0.5\n",
-            "r.yaml:5: `train.augment.memory_alone`: the Combiner 'transformer' has no memory, which this trains",
+            HEAD + "train:\n  augment:\n    memory_only: 0.5\n",
+            "r.yaml:5: `train.augment.memory_only`: the Combiner 'transformer' has no memory, which this trains",
         ),
         (HEAD + "model: {preset: huge}\n", "'huge' is not one of demo, small, base, mirasol3b"),
     ],
@@ -163,10 +164,10 @@ def test_a_wrong_value_says_what_was_given_and_what_is_expected(text: str, fragm
 
 
 def test_values_that_are_allowed() -> None:
-    recipe = parse_recipe(HEAD + "train: {steps: 1e4, lr: 1, micro_batch_clips: null}\neval:\n", "r")
+    recipe = parse_recipe(HEAD + "train: {steps: 1e4, lr: 1, micro_batch_size: null}\neval:\n", "r")
     assert (recipe.train.steps, type(recipe.train.steps)) == (10000, int)
     assert (recipe.train.lr, type(recipe.train.lr)) == (1.0, float)
-    assert recipe.train.micro_batch_clips is None
+    assert recipe.train.micro_batch_size is None
     assert recipe.eval == Recipe(name="x").eval  # a section whose keys are all commented out
     assert recipe.run_dir == "runs/x"
 
@@ -254,10 +255,10 @@ def test_explain_carries_the_help_of_every_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "wrong"), [(InitRecipe, {"vocabulary": 3}), (RatesRecipe, {"text": -1.0}), (RunRecipe, {"process_group_timeout_s": 0.0})]
+    ("section", "wrong"), [(InitRecipe, {"vocab_size": 3}), (RatesRecipe, {"text": -1.0}), (RunRecipe, {"process_group_timeout_s": 0.0})]
 )
 def test_a_section_made_in_python_is_checked_as_one_from_a_file(section: type, wrong: dict) -> None:
-    with pytest.raises(SettingError, match=next(iter(wrong))):
+    with pytest.raises(FieldError, match=next(iter(wrong))):
         section(**wrong)
 
 
@@ -313,17 +314,17 @@ def test_geometry_of_the_shipped_recipes() -> None:
     sizes = {name: (load_recipe(name).clip.frames, load_recipe(name).clip.chunks) for name in EXPECTED}
     for name in ("msrvtt", "msvd", "activitynet", "nextqa-mc", "nextqa-oe"):
         assert sizes[name] == (128, 16)
-        assert load_recipe(name).data.sound is False
-        assert load_recipe(name, ["data.sound=true"]).data.sound is True
+        assert load_recipe(name).data.audio is False
+        assert load_recipe(name, ["data.audio=true"]).data.audio is True
     for name in ("vggsound", "kinetics-sounds", "epic-sounds", "audioset"):
         assert sizes[name] == (32, 4)
-        assert load_recipe(name).data.sound is True
+        assert load_recipe(name).data.audio is True
     assert sizes["activitynet-512"] == (512, 64)
     assert load_recipe("activitynet-512").model == load_recipe("activitynet").model
-    assert load_recipe("epic-sounds").clip.context_s == 10
+    assert load_recipe("epic-sounds").clip.min_span_s == 10
     memorise = load_recipe("memorise")
     assert (memorise.clip.frames, memorise.clip.chunks, memorise.clip.size) == (32, 4, 112)
-    assert (memorise.data.sound, memorise.eval.split, memorise.model.preset) == (True, "train", "demo")
+    assert (memorise.data.audio, memorise.eval.split, memorise.model.preset) == (True, "train", "demo")
 
 
 def test_pretrain_and_captions_agree_on_the_shards() -> None:

@@ -32,7 +32,7 @@ def lay_out_vggsound(root: Path) -> Path:
     write(root, {"data/vggsound.csv": table, "data/stat.csv": stat})
     for number, (*_, name, seconds) in enumerate(VGG_ROWS):
         if name:
-            stand_in(root / "videos" / name, number, seconds, sound=number % 2 == 0)
+            stand_in(root / "videos" / name, number, seconds, audio=number % 2 == 0)
     return root
 
 
@@ -45,7 +45,7 @@ def test_vggsound(tmp_path: Path) -> None:
     counted = {name: tuple(found[key] for key in ("expected", "kept", "failed", "missing", "questions")) for name, found in summary.items()}
     assert counted["test"] == (2, 2, 0, 0, 2)
     assert [sum(found[place] for name, found in counted.items() if name != "test") for place in range(5)] == [5, 4, 0, 1, 5]
-    assert sum(found["audio"]["sound"] for found in summary.values()) == sum(found["kept"] for found in summary.values()) // 2
+    assert sum(found["audio"]["audible"] for found in summary.values()) == sum(found["kept"] for found in summary.values()) // 2
     for name in summary:
         split = shards.split(name)
         assert split.labels == sorted({row[2] for row in VGG_ROWS})

@@ -111,11 +111,11 @@ def test_the_tubes_that_cover_the_picture_look_when_the_test_above_says() -> Non
     scene = next(scene for scene in scenes(0, "test", 400) if len(scene.sights) == 1)
     between = looks(16)[5] + 0.3
     unseen = replace(scene, sights=(replace(scene.sights[0], enter=between / SECONDS, leave=(between + 2) / SECONDS),))
-    whole_picture = len(geometry(16).tubes) - 1
-    assert geometry(16).tubes[whole_picture].kernel == (1, 16, 16)
-    assert changed_tokens(unseen, 4, whole_picture) == 0
-    assert changed_tokens(unseen, 16, whole_picture) == 0
-    assert changed_tokens(unseen, 64, whole_picture) >= 2
+    whole_frame = len(geometry(16).tubes) - 1
+    assert geometry(16).tubes[whole_frame].kernel == (1, 16, 16)
+    assert changed_tokens(unseen, 4, whole_frame) == 0
+    assert changed_tokens(unseen, 16, whole_frame) == 0
+    assert changed_tokens(unseen, 64, whole_frame) >= 2
 
 
 def test_the_track_plays_when_the_scene_says_and_is_never_digital_silence() -> None:

@@ -145,7 +145,7 @@ def test_the_batch_size_changes_no_answer(world, decode):
     world = replace(world, eval=replace(world.eval, decode=decode))
     evaluate(world, Options(report=False))
     rows = read_jsonl(folder / "predictions.jsonl")
-    evaluate(replace(world, eval=replace(world.eval, batch_clips=1)), Options(report=False))
+    evaluate(replace(world, eval=replace(world.eval, batch_size=1)), Options(report=False))
     alone = read_jsonl(folder / "predictions.jsonl")
     assert [r["prediction"] for r in rows] == [r["prediction"] for r in alone]
     logprobs, logprobs_alone = ([row["logprob"] for row in some if not row.get("missing")] for some in (rows, alone))
@@ -162,7 +162,7 @@ def test_several_processes_make_the_file_of_one(world, tmp_path):
     folder.mkdir()
     for rank in range(3):
         write_predictions(folder, plan, answerer, {}, rank=rank, size=3)
-    predict.finish_predictions(folder, plan, world.eval.batch_clips, 3, {})
+    predict.finish_predictions(folder, plan, world.eval.batch_size, 3, {})
     assert (folder / "predictions.jsonl").read_bytes() == whole
     assert sorted(entry.name for entry in folder.iterdir()) == ["predictions.jsonl", "predictions.origin.json"]
 
@@ -174,14 +174,14 @@ def test_two_real_processes_give_the_figures_of_one(world, tmp_path):
     figures = json.loads((run_folder(world) / "results.json").read_text())
     (run_folder(world) / "predictions.jsonl").unlink()
     (tmp_path / "tiny.yaml").write_text(dump_recipe(world))
-    command = [sys.executable, "-m", "mirasol_cli", "eval", str(tmp_path / "tiny.yaml"), "--nproc", "2", "--control", "no-sound"]
+    command = [sys.executable, "-m", "mirasol_cli", "eval", str(tmp_path / "tiny.yaml"), "--nproc", "2", "--control", "no-audio"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("exact_match ") == 1
     assert (run_folder(world) / "predictions.jsonl").read_bytes() == whole
     again = json.loads((run_folder(world) / "results.json").read_text())
     assert again["metrics"] == figures["metrics"]
-    assert (run_folder(world) / "no-sound" / "results.json").is_file()
+    assert (run_folder(world) / "no-audio" / "results.json").is_file()
 
 
 def test_only_the_rows_of_the_plan_are_scored(world):
@@ -255,7 +255,7 @@ def test_what_differs_from_the_runs_own_evaluation_goes_to_a_folder_of_its_own(w
         (world, Options(checkpoint=str(tmp_path / "other"), report=False), f"test-other-{other.name}"),
         (replace(world, eval=beams), Options(report=False), "test-beam-beams-3"),
         (replace(world, eval=replace(world.eval, max_tokens=2)), Options(limit=1, report=False), "test-max-tokens-2-limit-1"),
-        (replace(world, data=replace(world.data, sound=False)), Options(limit=1, report=False), "test-without-sound-limit-1"),
+        (replace(world, data=replace(world.data, audio=False)), Options(limit=1, report=False), "test-without-sound-limit-1"),
         (
             replace(world, data=replace(world.data, task="caption", shards=str(tmp_path / "captions"))), Options(report=False),
             f"test-caption-{tmp_path.name}-captions",
@@ -271,18 +271,18 @@ def test_what_differs_from_the_runs_own_evaluation_goes_to_a_folder_of_its_own(w
 
 
 def test_results_of_another_checkpoint_are_replaced_with_their_controls_and_that_is_said(world, tmp_path):
-    evaluate(world, Options(controls=("no-sound",)))
-    assert (run_folder(world) / "no-sound" / "results.json").is_file()
+    evaluate(world, Options(controls=("no-audio",)))
+    assert (run_folder(world) / "no-audio" / "results.json").is_file()
     said = []
     again = evaluate(world, Options(report=False), say=said.append)  # the same again: what is finished stays
-    assert again["controls"].keys() == {"none", "no-sound"}
-    assert "control no-sound, as answered before" in said
+    assert again["controls"].keys() == {"none", "no-audio"}
+    assert "control no-audio, as answered before" in said
     assert not [line for line in said if "replaced" in line]
 
     write_tiny_checkpoint(tmp_path / "run" / "checkpoints", world, seed=3)  # training went on
     evaluate(world, Options(report=False), say=said.append)
     assert [line for line in said if "are replaced: they are of another checkpoint" in line]
-    assert not (run_folder(world) / "no-sound").exists()
+    assert not (run_folder(world) / "no-audio").exists()
     assert not (run_folder(world) / "report.html").exists()
 
 
@@ -355,7 +355,7 @@ def teacher_forced(model, vocabulary, sample, question, answer):
     target = [*vocabulary.encode(answer), vocabulary.eos]
     prompt = encode_prompt(vocabulary, question, "", model.config.text).ids
     with torch.inference_mode():
-        memory = model.answer_memory(model.encode(media_batch([sample], model.geometry)))
+        memory = model.text_kv(model.encode(media_batch([sample], model.geometry)))
         logits = model.text(torch.tensor([[[*prompt, *target[:-1]]]]), None, memory)
     logprob = logits[0, 0, -len(target) :].log_softmax(dim=-1)
     return sum(float(logprob[position, token]) for position, token in enumerate(target)), len(target)
@@ -413,7 +413,7 @@ def test_what_share_of_the_split_is_at_hand_is_said(tmp_path):
 
 def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     results = evaluate(world, Options(controls=("all",), report=False))
-    names = {"no-sound", "no-picture", "text-only", "shuffle-chunks", "swap-media"}
+    names = {"no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media"}
     assert results["controls"].keys() == names | {"none"}
     for name in names:
         own = json.loads((run_folder(world) / name / "results.json").read_text())
@@ -429,7 +429,7 @@ def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     assert max(map(len, table)) <= 80
     head, figures = table[-len(types) - 2 : -len(types)], table[-len(types) :]
     assert head[0].split()[2:] == ["no-", "no-", "text-", "shuffle-", "swap-"]
-    assert head[1].split() == ["all", "sound", "picture", "only", "chunks", "media"]
+    assert head[1].split() == ["all", "audio", "video", "only", "chunks", "media"]
     assert {line.split()[0]: float(line.split()[1]) for line in figures} == pytest.approx(types, abs=1e-4)
     # with neither sound nor picture, all clips look alike: the same question gets the same answer
     blind = [row for row in read_jsonl(run_folder(world) / "text-only" / "predictions.jsonl") if not row.get("missing")]
@@ -498,7 +498,7 @@ def test_a_split_without_labels_is_predicted_but_not_scored(tmp_path):
     rows = [{"id": f"v_{c}_1", "clip": c, "question": "what is it", "answer": None} for c in range(11)]
     write_texts_split(tmp_path / "shards" / "test", rows, VIDEOS)
     write_tiny_checkpoint(tmp_path / "run" / "checkpoints", recipe)
-    results = evaluate(recipe, Options(controls=("no-sound",)))
+    results = evaluate(recipe, Options(controls=("no-audio",)))
     assert results["metrics"] == {}
     assert any("without labels" in note for note in results["notes"])
     submitted = json.loads((run_folder(recipe) / "submission.json").read_text())

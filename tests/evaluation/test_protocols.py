@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mirasol_cli.evaluation.protocols import ACTIVITYNET_TYPES, judge, protocol_of
+from mirasol_cli.evaluation.protocols import ACTIVITYNET_TYPES, protocol_of, score_row
 from mirasol_cli.evaluation.scoring import score
 from tests.paths import SHARED
 
@@ -215,14 +215,14 @@ def test_without_labels_nothing_is_scored_and_it_says_so():
     scored = score([row(0, None, "yes"), row(1, None, "no")], protocol_of("epic-sounds", "label"), ["yes", "no"])
     assert scored.metrics == {}
     assert "without labels" in scored.notes[-1]
-    assert judge(row(0, None, "yes"), protocol_of("epic-sounds", "label"))["correct"] is None
+    assert score_row(row(0, None, "yes"), protocol_of("epic-sounds", "label"))["correct"] is None
 
 
 def test_an_added_reference_of_nextqa_counts_and_an_empty_answer_never_does():
     protocol = protocol_of("nextqa", "oe")
-    assert judge(row(0, "curious", "happy", references=["happy"]), protocol)["correct"] is True
-    assert judge(row(0, "curious", "sad", references=["happy"]), protocol)["correct"] is False
-    assert judge(row(0, "", "", references=[" "]), protocol)["correct"] is False
+    assert score_row(row(0, "curious", "happy", references=["happy"]), protocol)["correct"] is True
+    assert score_row(row(0, "curious", "sad", references=["happy"]), protocol)["correct"] is False
+    assert score_row(row(0, "", "", references=[" "]), protocol)["correct"] is False
 
 
 def test_captions_have_token_f1_and_manifest_choices_are_compared_as_text():

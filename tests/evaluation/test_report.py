@@ -145,9 +145,9 @@ def test_the_contact_sheet_shows_whole_frames_at_their_times():
     assert (whole == frames[:, 0]).all()
     sheet = previews.contact_sheet(sample, geometry)
     assert [seconds for seconds, _ in sheet] == [0.0, 8.0, 16.0, 24.0]
-    picture = Image.open(io.BytesIO(base64.b64decode(sheet[2][1].split(",")[1])))
-    assert picture.size == (112, 112)
-    assert abs(np.asarray(picture.resize((96, 96)), float) - frames[2, 0]).mean() < 20
+    image = Image.open(io.BytesIO(base64.b64decode(sheet[2][1].split(",")[1])))
+    assert image.size == (112, 112)
+    assert abs(np.asarray(image.resize((96, 96)), float) - frames[2, 0]).mean() < 20
     sample["frame_valid"][1] = 0  # a chunk without a real frame is left out
     sample["frame_valid"][2, 0] = 0  # a frame that is not real is replaced by a thumbnail
     assert [seconds for seconds, _ in previews.contact_sheet(sample, geometry)] == [0.0, 20.0, 24.0]
@@ -209,9 +209,9 @@ def test_it_fits_a_desktop_and_a_phone_and_runs_no_text_of_others(tmp_path):
         document = screenshot(page, tmp_path / f"{name}.png", width, tmp_path / f"profile-{name}", *more)
         assert 'data-wide="0"' in document  # nothing has to be scrolled sideways
         assert "<title>pwned" not in document
-        picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
-        assert picture.shape[1] == width
-        assert picture.std() > 10  # it is not blank
-        brightness[name] = np.median(picture)
+        image = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
+        assert image.shape[1] == width
+        assert image.std() > 10  # it is not blank
+        brightness[name] = np.median(image)
     assert brightness["desktop"] > 200
     assert brightness["dark"] < 60

@@ -24,11 +24,11 @@ WORDS = ["what is it", "a red drum", "a blue bell", "yes", "no", "who plays", "d
 def tiny_config(combiner: str = "transformer") -> ModelConfig:
     return ModelConfig(
         preset="demo",
-        encoder=EncoderConfig(width=24, layers=1, heads=2, mlp=32),
-        combiner=CombinerConfig(kind=combiner, width=24, layers=1, heads=2, mlp=32, outputs=4, memory=6),
-        latent=LatentConfig(width=24, layers=1, heads=2, mlp=32),
-        reconstruction=ReconstructionConfig(width=24, layers=1, heads=2, mlp=32),
-        text=TextConfig(width=24, layers=2, heads=2, kv_heads=2, mlp=32, cross_every=1, max_context=24),
+        encoder=EncoderConfig(width=24, layers=1, heads=2, mlp_dim=32),
+        combiner=CombinerConfig(kind=combiner, width=24, layers=1, heads=2, mlp_dim=32, num_outputs=4, memory_tokens=6),
+        latent=LatentConfig(width=24, layers=1, heads=2, mlp_dim=32),
+        reconstruction=ReconstructionConfig(width=24, layers=1, heads=2, mlp_dim=32),
+        text=TextConfig(width=24, layers=2, heads=2, kv_heads=2, mlp_dim=32, cross_attention_every=1, max_context=24),
     )
 
 
@@ -52,7 +52,7 @@ def tiny_recipe(folder: Path, dataset: str = "manifest", task: str = "qa", **eva
         data=DataRecipe(dataset=dataset, task=task, shards=str(folder / "shards")),
         clip=SMALL,
         model=tiny_config(),
-        eval=EvalRecipe(**{"split": "test", "max_tokens": 6, "batch_clips": 3, **eval_keys}),
+        eval=EvalRecipe(**{"split": "test", "max_tokens": 6, "batch_size": 3, **eval_keys}),
         run=RunRecipe(dir=str(folder / "run")),
     )
 
@@ -86,7 +86,7 @@ def write_texts_split(
 
     def fill(draft: ShardDraft, position: int, number: int) -> None:
         if number in missing:
-            draft.miss(position)
+            draft.mark_missing(position)
         else:
             draft.add(position, made_up_views(spans[number], geometry, draft.slot.views))
 

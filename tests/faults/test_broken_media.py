@@ -28,15 +28,15 @@ NOT_THERE = ("folder", "pipe", "link to nowhere", "missing")
 
 def half(path: Path) -> None:
     options = {"movflags": "faststart"}
-    whole = write_clip(path, regular(250, 25), keyframe_every=10, mux_options=options, sound=clicks([5.0], 10.0)).read_bytes()
+    whole = write_clip(path, regular(250, 25), keyframe_every=10, mux_options=options, audio=clicks([5.0], 10.0)).read_bytes()
     path.write_bytes(whole[: len(whole) * 6 // 10])
 
 
 USABLE: dict[str, Callable[[Path], Any]] = {
     "one frame": lambda path: write_clip(path, [0.0]),
     "half": half,
-    "short sound": lambda path: write_clip(path, regular(50, 25), sound=clicks([0.3], 0.8)),
-    "late sound": lambda path: write_clip(path, regular(50, 25), sound=clicks([0.3], 0.8), sound_start_s=1.0),
+    "short sound": lambda path: write_clip(path, regular(50, 25), audio=clicks([0.3], 0.8)),
+    "late sound": lambda path: write_clip(path, regular(50, 25), audio=clicks([0.3], 0.8), audio_start_s=1.0),
 }
 
 

@@ -22,7 +22,7 @@ SPLITS, CLIPS = 6, 8
 
 def write_world(folder: Path) -> list[str]:
     """Real videos with sound, one in seven of them cut; the command that prepares them, but for --out."""
-    whole = write_clip(folder / "whole.mp4", regular(100, 25), sound=clicks([0.5, 2.5], 4.0))
+    whole = write_clip(folder / "whole.mp4", regular(100, 25), audio=clicks([0.5, 2.5], 4.0))
     rows = []
     for number in range(SPLITS * CLIPS):
         content = whole.read_bytes()

@@ -65,11 +65,11 @@ def long_validation(model: object, vocabulary: object) -> dict[str, float]:
 @pytest.mark.slow
 def test_a_validation_longer_than_the_patience_is_told_as_such(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 8)
-    words = ["train.steps=2", "train.evaluate_every=1", f"run.process_group_timeout_s={WAIT_S}"]
+    words = ["train.steps=2", "train.eval_every=1", f"run.process_group_timeout_s={WAIT_S}"]
     codes, logs = forked(2, tmp_path / "run", tmp_path / "shards", *words, validate=long_validation)
     assert codes[1] == 5, logs[1]
     assert "process 1 of 2 waited more than 3 s" in logs[1]
-    assert "train.evaluate_limit" in logs[1]
+    assert "train.val_clips" in logs[1]
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_sighup_saves_unless_it_was_ignored_at_the_start(tmp_path: Path) -> None
 
 def test_a_run_that_is_being_written_is_refused_and_one_whose_process_was_killed_goes_on(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 8)
-    words = [MANY, "train.checkpoint_every=1", "train.keep=1"]
+    words = [MANY, "train.checkpoint_every=1", "train.keep_checkpoints=1"]
     processes = start(1, tmp_path / "run", tmp_path / "shards", *words)
     wait_for_step(tmp_path / "run", 3, processes)
     for resume in (True, False):
@@ -157,7 +157,7 @@ def test_a_run_that_was_taken_over_saves_nothing_more(tmp_path: Path) -> None:
         (tmp_path / "run" / ".lock").write_text(json.dumps(writer))
         return {"loss": 1.0}
 
-    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.evaluate_every=1")
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.eval_every=1")
     with pytest.raises(EnvironmentProblem, match="taken over by process 7"):
         train(recipe, stage="finetune", device="cpu", validate=taken_over)
     assert folder.checkpoints_in(tmp_path / "run" / "checkpoints") == []
@@ -243,7 +243,7 @@ def test_a_nan_in_one_sample_stops_before_the_weights_change(tmp_path: Path) -> 
 
 def test_micro_batches_narrow_the_report_down_to_the_clip(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 8, not_finite=(5,))
-    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.micro_batch_clips=1")
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.micro_batch_size=1")
     with pytest.raises(Diverged):
         train(recipe, stage="finetune", device="cpu")
     (report,) = (tmp_path / "run").glob("bad-step-*.json")
@@ -252,7 +252,7 @@ def test_micro_batches_narrow_the_report_down_to_the_clip(tmp_path: Path) -> Non
 
 def test_bad_steps_may_be_skipped_and_are_counted(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 8, not_finite=(5,))
-    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.bad_steps=2", "train.checkpoint_every=1")
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.max_skipped_steps=2", "train.checkpoint_every=1")
     train(recipe, stage="finetune", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     skipped = [row["step"] for row in rows if row["skipped_steps"]]
@@ -310,7 +310,7 @@ def test_out_of_memory_says_what_was_in_memory_and_what_to_lower(tmp_path: Path,
         train(synthetic.recipe(tmp_path / "run", tmp_path / "shards"), stage="finetune", device="cpu")
     assert "out of memory in step 1" in caught.value.message
     assert "4 clips x 3 chunks" in caught.value.message
-    for key in ("train.micro_batch_clips", "train.checkpoint_activations", "data.questions_per_clip"):
+    for key in ("train.micro_batch_size", "train.activation_checkpointing", "data.questions_per_clip"):
         assert key in (caught.value.hint or "")
 
 

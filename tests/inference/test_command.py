@@ -18,15 +18,15 @@ import torch
 
 import mirasol_cli
 from mirasol_cli.batches.collate import media_batch
-from mirasol_cli.batches.masking import without_sound
+from mirasol_cli.batches.masking import without_audio
 from mirasol_cli.checkpoints import runs as checkpoints_runs
 from mirasol_cli.checkpoints.runs import choose_checkpoint
 from mirasol_cli.config.schema import AugmentRecipe, EvalRecipe
 from mirasol_cli.errors import CheckpointError, DataError, MediaError, UsageError
-from mirasol_cli.inference import chat, command
+from mirasol_cli.inference import chat
 from mirasol_cli.inference import video as inference_video
 from mirasol_cli.inference.answerer import Answerer, Question
-from mirasol_cli.inference.chat import HELP, Session
+from mirasol_cli.inference.chat import HELP, Chat
 from mirasol_cli.inference.command import ask
 from mirasol_cli.inference.session import Model, load
 from mirasol_cli.media import decode_pool
@@ -37,24 +37,24 @@ from tests.evaluation.tiny import tiny_config, tiny_model, tiny_recipe, tiny_voc
 from tests.shards.samples import SMALL
 
 
-def render(path: Path, seconds: float = 1.0, *, sound: str = "tone", seed: int = 0, frames_per_second: int = 12) -> Path:
+def render(path: Path, seconds: float = 1.0, *, audio: str = "tone", seed: int = 0, frames_per_second: int = 12) -> Path:
     """A small real video: noise that drifts, with a tone, silence, or no sound stream."""
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as file:
         video = file.add_stream("mpeg4", rate=frames_per_second)
         video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
-        audio = file.add_stream("aac", rate=16000, layout="mono") if sound != "none" else None
+        audio_stream = file.add_stream("aac", rate=16000, layout="mono") if audio != "none" else None
         for _ in range(round(seconds * frames_per_second)):
-            picture = np.full((40, 48, 3), rng.integers(0, 255, 3), np.uint8)
-            file.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((40, 48, 3), rng.integers(0, 255, 3), np.uint8)
+            file.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(video.encode(None))
-        if audio is not None:
-            wave = 0.3 * np.sin(2 * math.pi * 440 * np.arange(round(seconds * 16000)) / 16000) * (sound == "tone")
+        if audio_stream is not None:
+            wave = 0.3 * np.sin(2 * math.pi * 440 * np.arange(round(seconds * 16000)) / 16000) * (audio == "tone")
             for start in range(0, len(wave), 1024):
                 part = av.AudioFrame.from_ndarray(wave[None, start : start + 1024].astype(np.float32), format="fltp", layout="mono")
                 part.sample_rate, part.pts = 16000, start
-                file.mux(audio.encode(part))
-            file.mux(audio.encode(None))
+                file.mux(audio_stream.encode(part))
+            file.mux(audio_stream.encode(None))
     return path
 
 
@@ -126,7 +126,7 @@ def test_json_has_the_fields_of_the_contract(run, clip):
     assert {"answer", "logprob", "video", "timings_s", "checkpoint", "warnings", "why"} <= result.keys()
     assert {"seconds", "frames", "audio"} <= result["video"].keys()
     assert result["video"]["frames"] == 8
-    assert result["video"]["audio"] == "sound"
+    assert result["video"]["audio"] == "audible"
     assert result["video"]["seconds"] == pytest.approx(0.3, abs=0.05)
     assert result["why"] is None
     assert {"load", "decode", "encode", "answer"} <= result["timings_s"].keys()
@@ -227,11 +227,11 @@ def test_the_word_demo_means_a_file_of_that_name_first(tmp_path, monkeypatch):
     assert inference_video.find_video("demo") == Path("demo")
 
 
-@pytest.mark.parametrize(("sound", "says"), [("none", "no sound"), ("silent", "silent")])
-def test_warnings_about_sound(tmp_path, sound, says):
-    reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, sound=sound, frames_per_second=40), "what is it")
+@pytest.mark.parametrize(("audio", "says"), [("none", "no sound"), ("silent", "silent")])
+def test_warnings_about_sound(tmp_path, audio, says):
+    reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, audio=audio, frames_per_second=40), "what is it")
     assert any(says in warning for warning in reply.warnings)
-    assert reply.to_plain()["video"]["audio"] == sound
+    assert reply.to_plain()["video"]["audio"] == audio
 
 
 def test_a_cut_context_and_a_lack_of_frames_are_told(tmp_path):
@@ -280,7 +280,7 @@ def test_a_long_video_goes_through_in_pieces_that_equal_all_at_once(tmp_path):
     encoded = twice.model.encode(media)
     last_two = replace(encoded, latents_BTMD=encoded.latents_BTMD[:, 2:])
     with torch.inference_mode():
-        expected = list(twice.stream(twice.model.answer_memory(last_two), Question("what is it")))[-1]
+        expected = list(twice.stream(twice.model.text_kv(last_two), Question("what is it")))[-1]
     assert model.answer(opened, "what is it").logprob == pytest.approx(expected.logprob, abs=1e-3)
 
 
@@ -295,15 +295,15 @@ def test_what_counts_as_long_comes_from_the_training_clips(tmp_path):
 
 def test_the_beginning_of_a_long_video_reaches_the_answer(tmp_path):
     """Only the first of five pieces differs; memory must carry it to the end."""
-    rng_a, rng_b = render(tmp_path / "a.mp4", 1.6, sound="none"), tmp_path / "b.mp4"
+    rng_a, rng_b = render(tmp_path / "a.mp4", 1.6, audio="none"), tmp_path / "b.mp4"
     frames = []
     with av.open(str(rng_a)) as file:
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     with av.open(str(rng_b), "w") as file:
         video = file.add_stream("mpeg4", rate=12)
         video.width, video.height, video.pix_fmt = 48, 40, "yuv420p"
-        for number, picture in enumerate(frames):
-            shown = 255 - picture if number < 3 else picture
+        for number, image in enumerate(frames):
+            shown = 255 - image if number < 3 else image
             file.mux(video.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
         file.mux(video.encode(None))
     model = model_of("ttm")
@@ -318,13 +318,13 @@ def test_the_cache_of_a_long_video_does_not_grow(tmp_path, monkeypatch):
     original = Answerer.encode_further
 
     def watched(self, sample, state):
-        memory, state = original(self, sample, state)
+        text_kv, state = original(self, sample, state)
         sizes.append(sum(tensor.numel() for pair in state.latent.layers for tensor in pair))
-        return memory, state
+        return text_kv, state
 
     monkeypatch.setattr(Answerer, "encode_further", watched)
     model = model_of("ttm")
-    model.open(render(tmp_path / "long.mp4", 2.0, sound="none"))
+    model.open(render(tmp_path / "long.mp4", 2.0, audio="none"))
     assert len(sizes) == 7  # pieces of 0.29 s
     assert len(set(sizes[1:])) == 1
     assert model.answerer.model.latent.transformer.window == 0  # put back
@@ -398,12 +398,12 @@ def test_why_is_the_fall_of_the_log_probability(clip, tmp_path):
     model = model_of()
     reply = model.ask(clip, "what is it", why=True)
     assert len(reply.why.chunks) == 2
-    ((whole,),) = model.answerer.likelihoods(reply.clip.memory, [[Question("what is it")]], [[[reply.answer]]])
-    deaf = model.answerer.encode([without_sound(reply.clip.sample)])
+    ((whole,),) = model.answerer.likelihoods(reply.clip.text_kv, [[Question("what is it")]], [[[reply.answer]]])
+    deaf = model.answerer.encode([without_audio(reply.clip.sample)])
     ((without,),) = model.answerer.likelihoods(deaf, [[Question("what is it")]], [[[reply.answer]]])
-    assert reply.why.sound == pytest.approx(whole[0] - without[0], abs=1e-3)
-    assert reply.why.sound != 0
-    assert {"chunks", "sound", "picture"} <= reply.to_plain()["why"].keys()
+    assert reply.why.audio == pytest.approx(whole[0] - without[0], abs=1e-3)
+    assert reply.why.audio != 0
+    assert {"chunks", "audio", "video"} <= reply.to_plain()["why"].keys()
 
 
 def only(sample: dict, shown: set[int]) -> dict:
@@ -423,8 +423,8 @@ def test_why_of_a_chunk_is_the_mean_of_what_it_takes_away_and_what_it_brings(cli
     reply = model.ask(clip, "what is it", why=True)
 
     def likelihood(shown: set[int]) -> float:
-        memory = model.answerer.encode([only(reply.clip.sample, shown)])
-        return model.answerer.likelihoods(memory, [[Question("what is it")]], [[[reply.answer]]])[0][0][0]
+        text_kv = model.answerer.encode([only(reply.clip.sample, shown)])
+        return model.answerer.likelihoods(text_kv, [[Question("what is it")]], [[[reply.answer]]])[0][0][0]
 
     everything = {0, 1, 2}
     takes = [likelihood(everything) - likelihood(everything - {chunk}) for chunk in range(3)]
@@ -446,9 +446,9 @@ def test_why_of_a_model_that_was_trained_without_masks_says_so(clip, tmp_path):
 
 
 def test_why_without_sound_gives_sound_no_weight(tmp_path):
-    reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, sound="none", frames_per_second=40), "what is it", why=True)
-    assert reply.why.sound == pytest.approx(0, abs=1e-4)
-    assert reply.why.picture != 0
+    reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, audio="none", frames_per_second=40), "what is it", why=True)
+    assert reply.why.audio == pytest.approx(0, abs=1e-4)
+    assert reply.why.video != 0
 
 
 def test_why_is_drawn_in_the_terminal_and_as_a_picture(run, clip, tmp_path, monkeypatch):
@@ -457,18 +457,18 @@ def test_why_is_drawn_in_the_terminal_and_as_a_picture(run, clip, tmp_path, monk
     result = ask(str(clip), "what $is^ it", checkpoint=str(run), device="cpu", why=True, stream=out)
     why = result["why"]
     ends = [*why["chunk_starts_s"][1:], why["end_s"]]
-    rows = [("sound", why["sound"]), ("picture", why["picture"])]
+    rows = [("audio", why["audio"]), ("video", why["video"])]
     rows += [(f"{start:.1f}-{end:.1f} s", value) for start, end, value in zip(why["chunk_starts_s"], ends, why["chunks"], strict=True)]
     shown = [re.match(r" *(\S.*?) +([+-][\d.]+) ", line) for line in out.getvalue().splitlines()]
     assert [match.groups() for match in shown if match] == [(name, f"{value:+.2f}") for name, value in rows]
-    assert Path(result["why"]["picture_file"]) == Path("clip-why.png")
+    assert Path(result["why"]["image_file"]) == Path("clip-why.png")
     assert Path("clip-why.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_picture_of_why_draws_any_script_without_a_warning(tmp_path, recwarn):
     from mirasol_cli.inference.attribution import Why, draw
 
-    why = Why(chunks=[0.5, -0.2], sound=0.1, picture=0.3, starts_s=[0.0, 1.0], end_s=2.0)
+    why = Why(chunks=[0.5, -0.2], audio=0.1, video=0.3, starts_s=[0.0, 1.0], end_s=2.0)
     assert draw(why, tmp_path / "a.png", "谁在演奏 🥁", "鼓").read_bytes().startswith(b"\x89PNG")
     assert not recwarn.list
 
@@ -566,7 +566,7 @@ def session(clip, lines, monkeypatch, model=None):
         return line
 
     monkeypatch.setattr("builtins.input", typed)
-    one = Session(model, model.open(clip), "", out, said.append)
+    one = Chat(model, model.open(clip), "", out, said.append)
     return one, one.run(), out.getvalue(), said
 
 
@@ -610,12 +610,12 @@ def test_one_interrupt_stops_the_answer_two_leave(clip, monkeypatch):
 
     model = model_of()
     opened = model.open(clip)
-    stopped = Session(model, opened, "", io.StringIO(), lambda _: None)
+    stopped = Chat(model, opened, "", io.StringIO(), lambda _: None)
 
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "answer_aloud", interrupt)
+    monkeypatch.setattr("mirasol_cli.inference.chat.print_answer", interrupt)
     waiting = iter(["what is it", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(waiting))
     assert stopped.run() == {"answers": []}
@@ -630,7 +630,7 @@ def test_the_decoding_is_supervised(clip, monkeypatch):
     """The one test here with the real child process."""
     monkeypatch.setattr(decode_pool, "DecodePool", REAL_POOL)
     model = model_of()
-    assert model.open(clip).audio == "sound"
+    assert model.open(clip).audio == "audible"
     clip.write_bytes(clip.read_bytes()[:200])
     with pytest.raises(MediaError, match="cannot be used"):
         model.open(clip)

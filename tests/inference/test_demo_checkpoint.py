@@ -67,18 +67,18 @@ def weights(model: Model, asked: list[Question], folder: Path) -> list[tuple[boo
         playing = [t for t in range(CHUNKS) if sound.start < (t + 0.99) / CHUNKS and sound.end > (t + 0.01) / CHUNKS]
         positive = [max(value, 0.0) for value in why.chunks]
         share = sum(positive[t] for t in playing) / max(sum(positive), 1e-9)
-        found.append((why.sound > why.picture, positive.index(max(positive)) in playing, share))
+        found.append((why.audio > why.video, positive.index(max(positive)) in playing, share))
     return found
 
 
-def only_sound_tells(world: list[Question]) -> list[Question]:
+def only_audio_tells(world: list[Question]) -> list[Question]:
     return [q for q in world if q.form == "playing" and len(q.scene.sounds) == 1]
 
 
 def test_why_puts_the_weight_on_the_sound_and_on_the_chunks_in_which_it_plays(
     model: Model, world: list[Question], tmp_path: Path
 ) -> None:  # fmt: skip
-    for sound_most, right_chunk, share in weights(model, only_sound_tells(world)[:5], tmp_path):
+    for sound_most, right_chunk, share in weights(model, only_audio_tells(world)[:5], tmp_path):
         assert sound_most
         assert right_chunk
         assert share > 0.5
@@ -86,7 +86,7 @@ def test_why_puts_the_weight_on_the_sound_and_on_the_chunks_in_which_it_plays(
 
 @pytest.mark.slow
 def test_why_over_a_hundred_clips(model: Model, world: list[Question], tmp_path: Path) -> None:
-    found = weights(model, only_sound_tells(world)[:100], tmp_path)
+    found = weights(model, only_audio_tells(world)[:100], tmp_path)
     assert len(found) == 100
     assert sum(sound_most for sound_most, _, _ in found) >= 95
     assert sum(right_chunk for _, right_chunk, _ in found) >= 95

@@ -18,7 +18,7 @@ CORNERS = {(0, 0): (230, 30, 30), (0, 3): (30, 200, 30), (3, 0): (40, 40, 230), 
 BITS = [(row, column) for row in range(4) for column in range(4) if (row, column) not in CORNERS]
 
 
-def picture(number: int, width: int, height: int) -> np.ndarray:
+def image(number: int, width: int, height: int) -> np.ndarray:
     """uint8 [height, width, 3]: 4 x 4 cells over the centre square; the corners say what is up and what is left, the rest are 12 bits."""
     side = min(width, height) // 4 * 4
     cell = side // 4
@@ -89,7 +89,7 @@ class Clock:
     size: tuple[int, int] = (160, 96)  # as displayed
     lay: str = "upright"  # a key of LAYS: how the stored picture lies, and the display matrix that puts it right
     pixel_aspect: Fraction = Fraction(1)
-    sound: str | None = "aac"
+    audio: str | None = "aac"
     mux: dict[str, str] = field(default_factory=dict)
     start_s: float = 0.0  # presentation time of the first picture and sound
 
@@ -114,7 +114,7 @@ def write_clock(path: Path, clock: Clock) -> Path:
     """The clip, encoded and muxed with PyAV."""
     matrix, store = LAYS[clock.lay]
     width, height = clock.size
-    sample = _stored(picture(0, width, height), store, clock.pixel_aspect)
+    sample = _stored(image(0, width, height), store, clock.pixel_aspect)
     with av.open(str(path), "w", options=clock.mux) as container:
         video = container.add_stream(clock.codec, rate=FPS, options=clock.options)
         video.height, video.width = sample.shape[:2]
@@ -127,15 +127,15 @@ def write_clock(path: Path, clock: Clock) -> Path:
         if clock.lay != "upright":
             a, b, c, d = matrix
             video.set_display_matrix([v << 16 for v in (a, b)] + [0] + [v << 16 for v in (c, d)] + [0, 0, 0, 1 << 30])
-        audio = container.add_stream(clock.sound, rate=RATE, layout="mono") if clock.sound else None
+        audio = container.add_stream(clock.audio, rate=RATE, layout="mono") if clock.audio else None
         for number, time_s in enumerate(clock.picture_times_s()):
-            frame = av.VideoFrame.from_ndarray(_stored(picture(number, width, height), store, clock.pixel_aspect), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(_stored(image(number, width, height), store, clock.pixel_aspect), format="rgb24")
             base = video.codec_context.time_base
             frame.pts, frame.time_base = round((time_s + clock.start_s) / base), base
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
-            _write_sound(container, audio, beeps(clock.seconds), clock.start_s)
+            _write_audio(container, audio, beeps(clock.seconds), clock.start_s)
     return path
 
 
@@ -171,7 +171,7 @@ def _stored(image: np.ndarray, store, pixel_aspect: Fraction) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _write_sound(container, audio, waveform: np.ndarray, start_s: float) -> None:
+def _write_audio(container, audio, waveform: np.ndarray, start_s: float) -> None:
     codec = audio.codec_context
     resampler = av.AudioResampler(format=codec.format, layout="mono", rate=RATE)
     step = codec.frame_size or 1024

@@ -29,7 +29,7 @@ clip:
   tubes:
     - {kernel: [2, 8, 8], stride: [4, 16, 16], space_to_depth: [2, 1, 1]}
     - {kernel: [1, 16, 16], stride: [4, 16, 16]}
-  audio: {bins: 16, columns: 16}
+  audio: {n_mels: 16, columns: 16}
 """
 
 

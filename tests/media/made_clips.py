@@ -18,16 +18,16 @@ def barcode(number: int, width: int, height: int) -> np.ndarray:
     side = min(width, height)
     bits = np.array([(number >> k) & 1 for k in range(CELLS * CELLS)], np.uint8).reshape(CELLS, CELLS)
     square = np.kron(bits, np.ones((side // CELLS, side // CELLS), np.uint8)) * 200 + 28
-    picture = np.full((height, width), 128, np.uint8)
+    image = np.full((height, width), 128, np.uint8)
     top, left = (height - square.shape[0]) // 2, (width - square.shape[1]) // 2
-    picture[top : top + square.shape[0], left : left + square.shape[1]] = square
-    return np.repeat(picture[:, :, None], 3, axis=2)
+    image[top : top + square.shape[0], left : left + square.shape[1]] = square
+    return np.repeat(image[:, :, None], 3, axis=2)
 
 
-def read_barcode(picture: np.ndarray) -> int:
+def read_barcode(image: np.ndarray) -> int:
     """The number in a square picture of any size."""
-    side = picture.shape[0]
-    grey = picture.astype(float).mean(axis=2)
+    side = image.shape[0]
+    grey = image.astype(float).mean(axis=2)
     number = 0
     for k in range(CELLS * CELLS):
         row, column = (int((i + 0.5) * side / CELLS) for i in divmod(k, CELLS))
@@ -56,10 +56,10 @@ def write_clip(
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     keyframe_every: int = 25,
-    sound: np.ndarray | None = None,
-    sound_rate: int = 48000,
-    sound_codec: str = "aac",
-    sound_start_s: float = 0.0,
+    audio: np.ndarray | None = None,
+    audio_rate: int = 48000,
+    audio_codec: str = "aac",
+    audio_start_s: float = 0.0,
     rotation: int = 0,
     mux_options: dict[str, str] | None = None,
 ) -> Path:
@@ -76,30 +76,30 @@ def write_clip(
             video.codec_context.gop_size = keyframe_every
             if rotation:
                 video.set_display_rotation(float(rotation))
-        if sound is not None:
-            audio = container.add_stream(sound_codec, rate=sound_rate, layout="mono")
+        if audio is not None:
+            audio_stream = container.add_stream(audio_codec, rate=audio_rate, layout="mono")
         if times_s is not None:
             base = video.codec_context.time_base
             for number, time_s in enumerate(times_s):
-                picture = np.rot90(barcode(number, width, height), -rotation // 90)
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                image = np.rot90(barcode(number, width, height), -rotation // 90)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 frame.pts, frame.time_base = round(time_s / base), base
                 container.mux(video.encode(frame))
             container.mux(video.encode(None))
-        if sound is not None:
-            _write_sound(container, audio, sound, sound_rate, sound_start_s)
+        if audio is not None:
+            _write_audio(container, audio_stream, audio, audio_rate, audio_start_s)
     return path
 
 
-def _write_sound(container, audio, sound: np.ndarray, rate: int, start_s: float) -> None:
-    resampler = av.AudioResampler(format=audio.codec_context.format, layout="mono", rate=rate)
-    step = audio.codec_context.frame_size or 1024
-    for first in range(0, len(sound), step):
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None, first : first + step]), format="fltp", layout="mono")
+def _write_audio(container, audio_stream, audio: np.ndarray, rate: int, start_s: float) -> None:
+    resampler = av.AudioResampler(format=audio_stream.codec_context.format, layout="mono", rate=rate)
+    step = audio_stream.codec_context.frame_size or 1024
+    for first in range(0, len(audio), step):
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio[None, first : first + step]), format="fltp", layout="mono")
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), first + round(start_s * rate)
         for piece in resampler.resample(frame):
-            container.mux(audio.encode(piece))
-    container.mux(audio.encode(None))
+            container.mux(audio_stream.encode(piece))
+    container.mux(audio_stream.encode(None))
 
 
 def regular(frames: int, fps: float, start_s: float = 0.0) -> list[float]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.media.audio import sound_windows
-from mirasol_cli.media.clip import NO_SOUND, SILENT, SOUND, clip_sample
+from mirasol_cli.media.audio import audio_windows
+from mirasol_cli.media.clip import AUDIBLE, NO_AUDIO, SILENT, clip_sample
 from mirasol_cli.media.decode import decode_clips
 from mirasol_cli.media.probe import probe
 from mirasol_cli.media.sampling import ClipRequest
@@ -16,7 +16,7 @@ RATE = 16000
 
 
 def windows(path, edges_s):
-    return list(sound_windows(path, probe(path, allow_audio_only=True), np.array(edges_s), RATE))
+    return list(audio_windows(path, probe(path, allow_audio_only=True), np.array(edges_s), RATE))
 
 
 def loudest_s(waveform) -> float:
@@ -34,8 +34,8 @@ def test_the_sound_of_a_chunk_is_in_that_chunk(tmp_path, suffix):
     video = "mpeg4" if suffix == "avi" else "libx264"
     tones = [300.0 + 350.0 * k for k in range(8)]
     path = write_clip(
-        tmp_path / f"clicks.{suffix}", regular(200, 25), codec=video, sound_codec=codec, sound_rate=rate,
-        sound=clicks(centres, 8.0, rate, frequencies=tones),
+        tmp_path / f"clicks.{suffix}", regular(200, 25), codec=video, audio_codec=codec, audio_rate=rate,
+        audio=clicks(centres, 8.0, rate, frequencies=tones),
     )  # fmt: skip
     (clip,) = decode_clips(path, [ClipRequest(start_s=0.0, end_s=8.0)], ClipGeometry(frames=64, chunks=8, size=64))
     for window, tone in zip(clip.windows, tones, strict=True):
@@ -49,7 +49,7 @@ def test_the_sound_of_a_chunk_is_in_that_chunk(tmp_path, suffix):
 def test_picture_and_sound_share_one_timeline(tmp_path):
     """The picture starts 2 s after the sound: its first chunk hears what is played then, not what the track begins with."""
     for suffix, codec in (("mp4", "aac"), ("mkv", "libopus")):
-        path = write_clip(tmp_path / f"late.{suffix}", regular(100, 25, 2.0), sound=clicks([1.0, 2.5, 5.25], 6.0), sound_codec=codec)
+        path = write_clip(tmp_path / f"late.{suffix}", regular(100, 25, 2.0), audio=clicks([1.0, 2.5, 5.25], 6.0), audio_codec=codec)
         (clip,) = decode_clips(path, [ClipRequest()], GEOMETRY)
         assert clip.span_s == pytest.approx((2.0, 6.0), abs=0.05)
         first, second, third, fourth = clip.windows
@@ -59,7 +59,7 @@ def test_picture_and_sound_share_one_timeline(tmp_path):
 
 
 def test_sound_that_starts_late_and_ends_early_is_padded_and_masked(tmp_path):
-    path = write_clip(tmp_path / "short.mp4", regular(100, 25), sound=clicks([0.5], 1.5), sound_start_s=1.25)
+    path = write_clip(tmp_path / "short.mp4", regular(100, 25), audio=clicks([0.5], 1.5), audio_start_s=1.25)
     (window,) = windows(path, [0.0, 4.0])
     heard = np.flatnonzero(window.valid) / RATE
     assert heard[0] == pytest.approx(1.25, abs=0.03)
@@ -77,7 +77,7 @@ def test_sound_that_starts_late_and_ends_early_is_padded_and_masked(tmp_path):
 
 
 def test_windows_tile_the_span(tmp_path):
-    path = write_clip(tmp_path / "tone.mkv", None, sound=np.sin(np.arange(48000 * 5) / 20).astype(np.float32) / 2, sound_codec="pcm_s16le")
+    path = write_clip(tmp_path / "tone.mkv", None, audio=np.sin(np.arange(48000 * 5) / 20).astype(np.float32) / 2, audio_codec="pcm_s16le")
     edges = np.linspace(0.3, 4.7, 8)
     pieces = windows(path, edges)
     (whole,) = windows(path, edges[[0, -1]])
@@ -88,7 +88,7 @@ def test_windows_tile_the_span(tmp_path):
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "aac"), ("mkv", "libopus"), ("mkv", "pcm_s16le"), ("mp4", "libmp3lame")])
 def test_a_span_far_inside_is_sought(tmp_path, suffix, codec):
     at = [10.0 * k + 5.0 for k in range(12)]
-    path = write_clip(tmp_path / f"{codec}.{suffix}", regular(240, 2), size=(64, 64), sound=clicks(at, 120.0), sound_codec=codec)
+    path = write_clip(tmp_path / f"{codec}.{suffix}", regular(240, 2), size=(64, 64), audio=clicks(at, 120.0), audio_codec=codec)
     for start in (104.0, 53.5, 0.0, 113.25):
         (window,) = windows(path, [start, start + 4.0])
         inside = [time - start for time in at if start < time < start + 4]
@@ -108,12 +108,12 @@ def test_none_silent_and_sound_are_told_apart(tmp_path):
     }
     states = {}
     for name, track in tracks.items():
-        path = write_clip(tmp_path / f"{name}.mp4", regular(50, 25), sound=track)
+        path = write_clip(tmp_path / f"{name}.mp4", regular(50, 25), audio=track)
         (clip,) = decode_clips(path, [ClipRequest(start_s=1.0 if name == "elsewhere" else 0.0, end_s=2.0)], GEOMETRY)
         sample = clip_sample(clip, GEOMETRY)
         states[name] = int(sample["audio_state"])
         assert bool(sample["mel_valid"].any()) == (name != "none")
-    assert states == {"none": NO_SOUND, "silent": SILENT, "sound": SOUND, "elsewhere": SILENT}
+    assert states == {"none": NO_AUDIO, "silent": SILENT, "sound": AUDIBLE, "elsewhere": SILENT}
 
 
 def test_hostile_float_samples_stay_finite(tmp_path):
@@ -121,16 +121,16 @@ def test_hostile_float_samples_stay_finite(tmp_path):
     track[1000:2000] = np.nan
     track[3000:4000] = np.inf
     track[5000:6000] = -1e30
-    path = write_clip(tmp_path / "bad.mkv", regular(25, 25), sound=track, sound_codec="pcm_f32le")
+    path = write_clip(tmp_path / "bad.mkv", regular(25, 25), audio=track, audio_codec="pcm_f32le")
     (clip,) = decode_clips(path, [ClipRequest()], GEOMETRY)
     sample = clip_sample(clip, GEOMETRY)
     assert np.isfinite(sample["mel"].astype(np.float32)).all()
 
 
 def test_audio_only_is_kept_when_allowed(tmp_path):
-    path = write_clip(tmp_path / "only.m4a", None, sound=clicks([1.0], 2.0))
+    path = write_clip(tmp_path / "only.m4a", None, audio=clicks([1.0], 2.0))
     (clip,) = decode_clips(path, [ClipRequest()], GEOMETRY, allow_audio_only=True)
     sample = clip_sample(clip, GEOMETRY)
     assert not sample["frame_valid"].any()
-    assert sample["audio_state"] == SOUND
+    assert sample["audio_state"] == AUDIBLE
     assert sample["mel_valid"].any(axis=1).all()

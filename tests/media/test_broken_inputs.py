@@ -62,7 +62,7 @@ def make(folder, name):
     elif name == "link to nowhere":
         path.symlink_to(folder / "gone")
     elif name == "sound only":
-        write_clip(path, None, sound=clicks([0.5], 1.0))
+        write_clip(path, None, audio=clicks([0.5], 1.0))
     elif name in ("png", "jpeg", "gif"):
         path = folder / f"{name}-as.mp4"
         write_still(path, {"jpeg": "mjpeg"}.get(name, name), {"png": "rgb24", "jpeg": "yuvj420p", "gif": "rgb8"}[name])

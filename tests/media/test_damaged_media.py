@@ -12,10 +12,10 @@ from tests.media.made_clips import clicks, regular, write_clip
 
 GEOMETRY = ClipGeometry(frames=16, chunks=2, size=64)
 SOURCES = {
-    "mp4": dict(codec="libx264", sound_codec="aac", mux_options={"movflags": "faststart"}),
-    "mkv": dict(codec="libx264", sound_codec="libopus"),
-    "webm": dict(codec="libvpx", sound_codec="libopus", options={"deadline": "realtime", "cpu-used": "8"}),
-    "avi": dict(codec="mpeg4", sound_codec="libmp3lame"),
+    "mp4": dict(codec="libx264", audio_codec="aac", mux_options={"movflags": "faststart"}),
+    "mkv": dict(codec="libx264", audio_codec="libopus"),
+    "webm": dict(codec="libvpx", audio_codec="libopus", options={"deadline": "realtime", "cpu-used": "8"}),
+    "avi": dict(codec="mpeg4", audio_codec="libmp3lame"),
 }
 
 
@@ -51,7 +51,7 @@ def run(folder, per_source: int, time_limit_s: float) -> dict[str, int]:
     outcome: dict[str, int] = {}
     with DecodePool(2, GEOMETRY, time_limit_s, 2 << 30) as pool:
         for suffix, source in SOURCES.items():
-            whole = write_clip(folder / f"whole.{suffix}", regular(75, 25), keyframe_every=25, sound=clicks([0.5, 1.5, 2.5], 3.0), **source)
+            whole = write_clip(folder / f"whole.{suffix}", regular(75, 25), keyframe_every=25, audio=clicks([0.5, 1.5, 2.5], 3.0), **source)
             content = whole.read_bytes()
             pool.submit(f"whole.{suffix}", whole)
             for k in range(per_source):

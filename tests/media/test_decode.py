@@ -46,12 +46,12 @@ CLIPS = {
     "turned90.mp4": dict(times=regular(50, 25), rotation=90),
     "turned180.mp4": dict(times=regular(50, 25), rotation=180),
     "turned270.mp4": dict(times=regular(50, 25), rotation=-90),
-    "late.mp4": dict(times=regular(100, 25, 2.0), sound=clicks([1.0], 6.0)),
-    "transport.ts": dict(times=regular(250, 25), options={"bf": "2"}, keyframe_every=50, sound=clicks([1.0], 10.0)),
+    "late.mp4": dict(times=regular(100, 25, 2.0), audio=clicks([1.0], 6.0)),
+    "transport.ts": dict(times=regular(250, 25), options={"bf": "2"}, keyframe_every=50, audio=clicks([1.0], 10.0)),
     "program.mpg": dict(times=regular(100, 25), codec="mpeg2video"),
     "av1.mp4": dict(times=regular(50, 25), codec="libsvtav1", options={"preset": "12"}),
     "moving.gif": dict(times=regular(40, 10), codec="gif", pix_fmt="gray"),
-    "late.mkv": dict(times=regular(100, 25, 2.0), sound=clicks([1.0], 6.0), sound_codec="libopus"),
+    "late.mkv": dict(times=regular(100, 25, 2.0), audio=clicks([1.0], 6.0), audio_codec="libopus"),
 }
 
 
@@ -161,7 +161,7 @@ def test_before_the_picture_begins_there_is_none(clips):
 def test_half_a_file_is_refused_or_masked(tmp_path):
     times = regular(250, 25)
     for name, options in {"half.mp4": {"movflags": "faststart"}, "half.mkv": {}}.items():
-        whole = write_clip(tmp_path / name, times, keyframe_every=10, mux_options=options, sound=clicks([5.0], 10.0))
+        whole = write_clip(tmp_path / name, times, keyframe_every=10, mux_options=options, audio=clicks([5.0], 10.0))
         path = tmp_path / f"cut-{name}"
         path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
         for use_decord in (True, False):
@@ -178,7 +178,7 @@ def test_half_a_file_is_refused_or_masked(tmp_path):
 
 
 def test_a_last_picture_that_stays_is_no_truncation(tmp_path):
-    path = write_clip(tmp_path / "slide.mkv", regular(50, 25), sound=clicks([9.0], 10.0), sound_codec="libopus")
+    path = write_clip(tmp_path / "slide.mkv", regular(50, 25), audio=clicks([9.0], 10.0), audio_codec="libopus")
     clip = decode(path, ClipRequest(start_s=0.0, end_s=2.0))
     assert clip.frame_valid.all()
     info = probe(path)
@@ -204,7 +204,7 @@ def test_views_are_drawn_from_the_key(clips):
 
 
 def test_a_short_segment_takes_context_around_it(clips):
-    geometry = ClipGeometry(frames=32, chunks=4, size=64, context_s=4.0)
+    geometry = ClipGeometry(frames=32, chunks=4, size=64, min_span_s=4.0)
     assert decode(clips("h264.mp4"), ClipRequest(start_s=5.0, end_s=6.0), geometry).span_s == pytest.approx((3.5, 7.5))
     assert decode(clips("h264.mp4"), ClipRequest(start_s=0.0, end_s=1.0), geometry).span_s == pytest.approx((0.0, 4.0))
     assert decode(clips("h264.mp4"), ClipRequest(start_s=9.5, end_s=9.9), geometry).span_s == pytest.approx((6.0, 10.0))

@@ -175,7 +175,7 @@ def test_children_end_with_a_killed_parent(tmp_path):
 
 
 def test_a_sample_has_the_fields_of_a_shard(tmp_path):
-    path = write_clip(tmp_path / "clip.mp4", regular(50, 25), sound=clicks([0.5], 2.0))
+    path = write_clip(tmp_path / "clip.mp4", regular(50, 25), audio=clicks([0.5], 2.0))
     with DecodePool(1, GEOMETRY) as pool:
         pool.submit("part", path, [ClipRequest(start_s=0.5, end_s=1.5)])
         pool.submit("nothing", tmp_path / "nothing.mp4")

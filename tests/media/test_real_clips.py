@@ -10,7 +10,7 @@ import pytest
 
 from mirasol_cli.files import read_jsonl
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.media.clip import NO_SOUND, SILENT, SOUND, clip_sample
+from mirasol_cli.media.clip import AUDIBLE, NO_AUDIO, SILENT, clip_sample
 from mirasol_cli.media.decode import decode_clips, probe
 from mirasol_cli.media.sampling import ClipRequest, framing
 from tests.paths import SHARED
@@ -27,23 +27,23 @@ def every_time(path, index):
         return np.array([float(frame.pts * frame.time_base) for frame in container.decode(container.streams[index])])
 
 
-def pictures_of(path, index, numbers):
+def frames_of(path, index, numbers):
     """{number: float [16, 16, 3]}: frames turned upright, their centre square averaged, the plain way."""
-    pictures = {}
+    frames = {}
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(container.streams[index])):
             if number not in numbers:
                 continue
-            picture = frame.reformat(format="rgb24").to_ndarray()
+            image = frame.reformat(format="rgb24").to_ndarray()
             turns = frame.rotation // 90 % 4 if frame.rotation % 90 == 0 else 0
-            picture = np.rot90(picture, turns).astype(float)
-            side = min(picture.shape[:2])
-            top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
-            square = picture[top : top + side, left : left + side]
+            image = np.rot90(image, turns).astype(float)
+            side = min(image.shape[:2])
+            top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+            square = image[top : top + side, left : left + side]
             edges = np.linspace(0, side, 17).astype(int)
             sums = np.add.reduceat(np.add.reduceat(square, edges[:-1], axis=0), edges[:-1], axis=1)
-            pictures[number] = sums / np.outer(np.diff(edges), np.diff(edges))[..., None]
-    return pictures
+            frames[number] = sums / np.outer(np.diff(edges), np.diff(edges))[..., None]
+    return frames
 
 
 @pytest.mark.parametrize("name", [row["video"] for row in ROWS])
@@ -57,10 +57,10 @@ def test_frames_agree_with_an_independent_reading(name):
     np.testing.assert_allclose(clip.frame_times_s, (times - times[0] + info.start_s)[right], atol=1e-4)
     assert clip.frame_valid.tolist() == (np.diff(right, prepend=-1) != 0).tolist()
     assert clip.span_s[1] == pytest.approx(times[-1] - times[0] + info.start_s, abs=0.25)
-    pictures = pictures_of(path, info.video_index, set(right[::4].tolist()))
+    frames = frames_of(path, info.video_index, set(right[::4].tolist()))
     for frame, index in zip(clip.frames[::4], right[::4].tolist(), strict=True):
         small = frame.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
-        assert np.abs(small - pictures[index]).mean() < 6, "another picture, another crop or another rotation"
+        assert np.abs(small - frames[index]).mean() < 6, "another picture, another crop or another rotation"
 
 
 @pytest.mark.skipif(not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="ffmpeg is the judge here")
@@ -76,12 +76,12 @@ def test_no_frame_is_at_another_time_than_ffmpeg_shows_it(name):
     chain = f"scale={scaled.width}:{scaled.height}:flags=bilinear,format=rgb24,crop=64:64"
     words = ["-map", f"0:{info.video_index}", "-vf", chain, "-fps_mode", "passthrough", "-f", "rawvideo", "-"]
     raw = subprocess.run(["ffmpeg", "-v", "error", "-i", str(path), *words], capture_output=True, check=True).stdout
-    pictures = np.frombuffer(raw, np.uint8).reshape(-1, 64, 64, 3).astype(float)
-    assert abs(len(times) - len(pictures)) <= 1
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, 64, 64, 3).astype(float)
+    assert abs(len(times) - len(frames)) <= 1
     wanted = np.linspace(*clip.span_s, 65)[1::2]
-    right = np.clip(np.searchsorted(times - info.zero_s, wanted + 1e-3, side="right") - 1, 0, len(pictures) - 1)
+    right = np.clip(np.searchsorted(times - info.zero_s, wanted + 1e-3, side="right") - 1, 0, len(frames) - 1)
     for frame, index in zip(clip.frames, right.tolist(), strict=True):
-        differences = np.abs(pictures - frame).mean(axis=(1, 2, 3))
+        differences = np.abs(frames - frame).mean(axis=(1, 2, 3))
         assert differences[index] <= differences.min() + 0.05, f"picture {differences.argmin()} is shown in place of {index}"
         assert differences[index] < 3
 
@@ -90,14 +90,14 @@ def test_no_frame_is_at_another_time_than_ffmpeg_shows_it(name):
 def test_the_state_of_the_sound(row):
     (clip,) = decode_clips(FOLDER / row["video"], [ClipRequest()], GEOMETRY)
     sample = clip_sample(clip, GEOMETRY)
-    expected = NO_SOUND if not row["has_audio"] else SILENT if row["audio_silent"] else SOUND
+    expected = NO_AUDIO if not row["has_audio"] else SILENT if row["audio_silent"] else AUDIBLE
     assert sample["audio_state"] == expected
     assert sample["mel_valid"].any() == row["has_audio"]
 
 
 def test_the_counts():
-    states = [("none" if not row["has_audio"] else "silent" if row["audio_silent"] else "sound") for row in ROWS]
-    assert {state: states.count(state) for state in set(states)} == {"none": 3, "silent": 3, "sound": 13}
+    states = [("none" if not row["has_audio"] else "silent" if row["audio_silent"] else "audible") for row in ROWS]
+    assert {state: states.count(state) for state in set(states)} == {"none": 3, "silent": 3, "audible": 13}
 
 
 def test_the_sound_belongs_to_the_picture():

@@ -42,11 +42,11 @@ def torchaudio():
 
 @pytest.mark.parametrize("samples", [40960, 16000, 1000])
 def test_the_torch_path_equals_torchaudio_bit_for_bit(torchaudio, samples, monkeypatch):
-    for audio in (AUDIO, AudioGeometry(bins=64, n_fft=512, window=320, hop=100, columns=64)):
+    for audio in (AUDIO, AudioGeometry(n_mels=64, n_fft=512, win_length=320, hop_length=100, columns=64)):
         monkeypatch.setattr(spectrogram, "_torchaudio_mel", lambda audio: None)
         ours = spectrogram.mel_power(noise(samples), audio)
         whole = torchaudio.transforms.MelSpectrogram(
-            sample_rate=16000, n_fft=audio.n_fft, win_length=audio.window, hop_length=audio.hop, n_mels=audio.bins
+            sample_rate=16000, n_fft=audio.n_fft, win_length=audio.win_length, hop_length=audio.hop_length, n_mels=audio.n_mels
         )(noise(samples))
         assert torch.equal(ours, whole[:, : ours.shape[1]])
         monkeypatch.undo()

@@ -65,7 +65,7 @@ CASES = {
     # what decord may read
     "h264 mp4": Case("mp4", Clock(options=b_frames), decord=True, fast=True),
     "h264 mov": Case("mov", Clock(options=b_frames), decord=True),
-    "h264 m4v": Case("m4v", Clock(options=x264, sound=None), decord=True),
+    "h264 m4v": Case("m4v", Clock(options=x264, audio=None), decord=True),
     "h264 mp4 without B-frames": Case("mp4", Clock(options={"preset": "ultrafast", "bf": "0"}), decord=True),
     "h264 mp4, one group": Case("mp4", Clock(options=b_frames, gop=1000), decord=True),
     "h264 mp4, all key": Case("mp4", Clock(options=x264, gop=1), decord=True),
@@ -119,26 +119,26 @@ CASES = {
     "hevc ts": Case("ts", Clock(codec="libx265", options=x265)),
     "mpeg4 mp4, B-frames": Case("mp4", Clock(codec="mpeg4", options={"bf": "2"}, gop=15)),
     "mpeg4 mkv, B-frames": Case("mkv", Clock(codec="mpeg4", options={"bf": "2"}, gop=15)),
-    "mpeg4 avi without B-frames": Case("avi", Clock(codec="mpeg4", gop=15, sound="pcm_s16le"), fast=True),
+    "mpeg4 avi without B-frames": Case("avi", Clock(codec="mpeg4", gop=15, audio="pcm_s16le"), fast=True),
     "mpeg2 mkv, B-frames": Case("mkv", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15)),
-    "mpeg2 mov, B-frames": Case("mov", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, sound="pcm_s16le")),
-    "mpeg2 ts": Case("ts", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, sound="mp2")),
-    "mpeg2 mpg": Case("mpg", Clock(codec="mpeg2video", gop=15, sound="mp2", size=(192, 128))),
-    "mpeg1 mpg": Case("mpg", Clock(codec="mpeg1video", gop=15, sound="mp2", size=(192, 128))),
-    "vp8 webm": Case("webm", Clock(codec="libvpx", options=realtime, sound="libopus")),
-    "vp9 webm": Case("webm", Clock(codec="libvpx-vp9", options=realtime, sound="libopus"), fast=True),
+    "mpeg2 mov, B-frames": Case("mov", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, audio="pcm_s16le")),
+    "mpeg2 ts": Case("ts", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, audio="mp2")),
+    "mpeg2 mpg": Case("mpg", Clock(codec="mpeg2video", gop=15, audio="mp2", size=(192, 128))),
+    "mpeg1 mpg": Case("mpg", Clock(codec="mpeg1video", gop=15, audio="mp2", size=(192, 128))),
+    "vp8 webm": Case("webm", Clock(codec="libvpx", options=realtime, audio="libopus")),
+    "vp9 webm": Case("webm", Clock(codec="libvpx-vp9", options=realtime, audio="libopus"), fast=True),
     "vp9 mp4": Case("mp4", Clock(codec="libvpx-vp9", options=realtime)),
     "av1 mp4": Case("mp4", Clock(codec="libsvtav1", options={"preset": "10", "crf": "20"})),
-    "av1 webm": Case("webm", Clock(codec="libsvtav1", options={"preset": "10", "crf": "20"}, sound="libopus")),
-    "mjpeg mkv": Case("mkv", Clock(codec="mjpeg", pix_fmt="yuvj420p", sound="pcm_s16le"), fast=True),
-    "mjpeg mov": Case("mov", Clock(codec="mjpeg", pix_fmt="yuvj420p", sound="pcm_s16le")),
-    "mjpeg avi": Case("avi", Clock(codec="mjpeg", pix_fmt="yuvj420p", sound="pcm_s16le")),
-    "png mov": Case("mov", Clock(codec="png", pix_fmt="rgb24", sound="pcm_s16le")),
-    "ffv1 mkv": Case("mkv", Clock(codec="ffv1", pix_fmt="yuv420p", sound="flac")),
-    "prores mov": Case("mov", Clock(codec="prores_ks", pix_fmt="yuv422p10le", sound="pcm_s16le")),
-    "qtrle mov": Case("mov", Clock(codec="qtrle", pix_fmt="rgb24", sound="pcm_s16le")),
+    "av1 webm": Case("webm", Clock(codec="libsvtav1", options={"preset": "10", "crf": "20"}, audio="libopus")),
+    "mjpeg mkv": Case("mkv", Clock(codec="mjpeg", pix_fmt="yuvj420p", audio="pcm_s16le"), fast=True),
+    "mjpeg mov": Case("mov", Clock(codec="mjpeg", pix_fmt="yuvj420p", audio="pcm_s16le")),
+    "mjpeg avi": Case("avi", Clock(codec="mjpeg", pix_fmt="yuvj420p", audio="pcm_s16le")),
+    "png mov": Case("mov", Clock(codec="png", pix_fmt="rgb24", audio="pcm_s16le")),
+    "ffv1 mkv": Case("mkv", Clock(codec="ffv1", pix_fmt="yuv420p", audio="flac")),
+    "prores mov": Case("mov", Clock(codec="prores_ks", pix_fmt="yuv422p10le", audio="pcm_s16le")),
+    "qtrle mov": Case("mov", Clock(codec="qtrle", pix_fmt="rgb24", audio="pcm_s16le")),
     "flv1 flv": Case("flv", Clock(codec="flv", gop=15)),
-    "wmv2 asf": Case("wmv", Clock(codec="wmv2", gop=15, sound="libmp3lame")),
+    "wmv2 asf": Case("wmv", Clock(codec="wmv2", gop=15, audio="libmp3lame")),
     "h263 3gp": Case("3gp", Clock(codec="h263", gop=15, size=(176, 144))),
 }
 CASES_PARAMS = [pytest.param(name, marks=[] if case.fast else [pytest.mark.slow], id=name) for name, case in CASES.items()]
@@ -176,7 +176,7 @@ def content_start_s(path: Path, case: Case) -> float:
 @pytest.mark.parametrize("name", CASES_PARAMS)
 def test_frames_and_beeps_are_at_their_time(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    if case.clock.codec not in av.codecs_available or case.clock.sound not in (*av.codecs_available, None):
+    if case.clock.codec not in av.codecs_available or case.clock.audio not in (*av.codecs_available, None):
         pytest.skip("this build of PyAV has no such encoder")
     path = case.write(tmp_path)
     stages: list[str] = []
@@ -192,7 +192,7 @@ def test_frames_and_beeps_are_at_their_time(name: str, tmp_path: Path) -> None:
     length_s = (10.0 if case.cut is None else case.cut[1] - content_start_s(path, case)) if case.clock.times_s is None else None
     if length_s is not None:
         assert clip.span_s[1] - clip.span_s[0] == pytest.approx(length_s, abs=0.16)
-    if case.clock.sound is not None:
+    if case.clock.audio is not None:
         waveform = np.concatenate([window.waveform for window in clip.windows])
         late_s = beep_offsets_s(waveform, clip.span_s[0] + begins_s, range(20))
         assert len(late_s) >= 8
@@ -266,7 +266,7 @@ def test_a_file_that_begins_without_a_key_picture_masks_what_cannot_be_decoded(t
 
 def test_pictures_made_of_what_was_lost_are_not_shown(tmp_path: Path) -> None:
     """Zeros in the middle of the file: the decoder conceals the hole, and says so of the first pictures only."""
-    path = write_clock(tmp_path / "hole.mp4", Clock(options=b_frames, seconds=20, gop=100, sound=None, mux={"movflags": "faststart"}))
+    path = write_clock(tmp_path / "hole.mp4", Clock(options=b_frames, seconds=20, gop=100, audio=None, mux={"movflags": "faststart"}))
     data = bytearray(path.read_bytes())
     begin, length = len(data) // 2, len(data) // 8
     data[begin : begin + length] = bytes(length)
@@ -281,8 +281,8 @@ def test_pictures_made_of_what_was_lost_are_not_shown(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_turns_midway_keeps_its_proportions(tmp_path: Path) -> None:
-    first = write_clock(tmp_path / "a.ts", Clock(options=x264, seconds=5.0, sound=None, size=(160, 96)))
-    second = write_clock(tmp_path / "b.ts", Clock(options=x264, seconds=5.0, sound=None, size=(96, 160), start_s=5.0))
+    first = write_clock(tmp_path / "a.ts", Clock(options=x264, seconds=5.0, audio=None, size=(160, 96)))
+    second = write_clock(tmp_path / "b.ts", Clock(options=x264, seconds=5.0, audio=None, size=(96, 160), start_s=5.0))
     path = tmp_path / "turned.ts"
     path.write_bytes(first.read_bytes() + second.read_bytes())
     assert all(upright for _, upright in map(read_picture, decode(path).frames))
@@ -290,10 +290,10 @@ def test_a_picture_that_turns_midway_keeps_its_proportions(tmp_path: Path) -> No
 
 # Kinds that lack presentation times or pictures: the judge is a decode of every picture by ffmpeg.
 UNTIMED = {
-    "h264 avi without B-frames": Case("avi", Clock(options={"preset": "ultrafast", "bf": "0"}, sound="pcm_s16le")),
-    "mpeg2 mpg, B-frames": Case("mpg", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, sound="mp2", size=(192, 128))),
-    "mpeg4 avi, B-frames": Case("avi", Clock(codec="mpeg4", options={"bf": "2"}, gop=15, sound="pcm_s16le")),
-    "h264 avi, B-frames": Case("avi", Clock(options=b_frames, sound="pcm_s16le")),
+    "h264 avi without B-frames": Case("avi", Clock(options={"preset": "ultrafast", "bf": "0"}, audio="pcm_s16le")),
+    "mpeg2 mpg, B-frames": Case("mpg", Clock(codec="mpeg2video", options={"bf": "2"}, gop=15, audio="mp2", size=(192, 128))),
+    "mpeg4 avi, B-frames": Case("avi", Clock(codec="mpeg4", options={"bf": "2"}, gop=15, audio="pcm_s16le")),
+    "h264 avi, B-frames": Case("avi", Clock(options=b_frames, audio="pcm_s16le")),
     "no key picture first, mkv": Case("mkv", Clock(options=b_frames, seconds=20), cut=(7.3, 17.3), from_key=False),
     "no key picture first, ts": Case("ts", Clock(options=b_frames, seconds=20), cut=(7.3, 17.3), from_key=False),
     "refreshed bit by bit, cut": Case("mkv", Clock(options=refresh, seconds=20), cut=(7.3, 17.3), from_key=False),
@@ -319,10 +319,10 @@ def ffmpeg_pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
     times = subprocess.run([*show, str(path)], capture_output=True, text=True, check=True).stdout.split()
     crop = ["-vf", "crop='min(iw,ih)':'min(iw,ih)',scale=64:64", "-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
     raw = subprocess.run(["ffmpeg", "-v", "error", "-i", str(path), *crop], capture_output=True, check=True).stdout
-    pictures = np.frombuffer(raw, np.uint8).reshape(-1, 64, 64, 3)
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, 64, 64, 3)
     seconds: list[float] = []
     for time in times:
         known = time.strip(",")
         seconds.append(seconds[-1] + 1 / FPS if known == "N/A" else float(known))
-    count = min(len(seconds), len(pictures))
-    return np.array(seconds[:count]), np.array([read_picture(picture)[0] for picture in pictures[:count]])
+    count = min(len(seconds), len(frames))
+    return np.array(seconds[:count]), np.array([read_picture(image)[0] for image in frames[:count]])

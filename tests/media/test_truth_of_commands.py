@@ -39,9 +39,9 @@ def cut(tmp_path_factory) -> Path:
 def check(sample) -> None:
     """Each thumbnail shows the content of its frame's time."""
     assert np.asarray(sample["frame_valid"]).all()
-    pictures, times_TF = np.asarray(sample["thumbnails"])[:, 0], np.asarray(sample["frame_times"])
-    assert pictures.shape[1] == THUMBNAIL_SIZE
-    shown = [read_picture(picture) for picture in pictures]
+    frames, times_TF = np.asarray(sample["thumbnails"])[:, 0], np.asarray(sample["frame_times"])
+    assert frames.shape[1] == THUMBNAIL_SIZE
+    shown = [read_picture(image) for image in frames]
     right = CUT_S + times_TF[:, 0]
     assert all(upright for _, upright in shown)
     assert np.abs(np.array([number for number, _ in shown]) / FPS - right).max() <= 0.5 / FPS + 1e-3

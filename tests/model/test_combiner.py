@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.model.chunk_causal import ChunkTransformer
-from mirasol_cli.model.combiner import Combiner, LastOutputs, LastValid, build_combiner
+from mirasol_cli.model.combiner import Combiner, LastValid, TransformerCombiner, build_combiner
 from mirasol_cli.model.layers import join_heads, rotary_table, rotate, split_heads
 from tests.small_model import KINDS, combiner_config
 
@@ -35,8 +35,8 @@ def test_exactly_m_tokens_leave_a_chunk(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 def test_more_outputs_than_tokens_are_refused_with_the_numbers(kind: str) -> None:
-    with pytest.raises(SettingError, match=r"M = 12 .* N = 11"):
-        combiner(kind, outputs=12)
+    with pytest.raises(FieldError, match=r"M = 12 .* N = 11"):
+        combiner(kind, num_outputs=12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,8 +106,8 @@ def test_the_last_m_valid_outputs_are_kept_in_order_and_filled_up() -> None:
 def test_keeping_m_queries_in_the_last_block_is_exact() -> None:
     """Against the plain reading: all N tokens through every block, then the last M."""
     model, x = combiner("transformer"), tokens()
-    assert isinstance(model, LastOutputs)
-    y = model.enter(x).flatten(0, 1)
+    assert isinstance(model, TransformerCombiner)
+    y = model.input_proj(x).flatten(0, 1)
     for block in model.blocks:
         y = block(y)
     torch.testing.assert_close(model(x)[0], model.norm(y)[:, -M:].unflatten(0, (2, 5)))

@@ -27,11 +27,11 @@ def changed_chunks(network: Mirasol, before: MediaBatch, after: MediaBatch) -> T
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunks", [2, 5, 16])
-@pytest.mark.parametrize("modality", ["sound", "picture"])
+@pytest.mark.parametrize("modality", ["audio", "video"])
 def test_1_a_change_in_chunk_t_reaches_no_latent_before_t(kind: str, chunks: int, modality: str) -> None:
     network, batch = model(kind, chunks), media(2, chunks)
     for t in {1, chunks // 2, chunks - 1}:
-        other = change(batch, 0, t, sound=modality == "sound", picture=modality == "picture")
+        other = change(batch, 0, t, audio=modality == "audio", video=modality == "video")
         difference = changed_chunks(network, batch, other)
         assert (difference[0, :t] == 0).all()
         assert difference[0, t] > 1e-5
@@ -62,7 +62,7 @@ def test_2_a_change_in_clip_0_changes_nothing_of_clip_1(kind: str) -> None:
     assert (changed_chunks(network, batch, other)[1] == 0).all()
     logits = []
     for each in (batch, other):
-        logits.append(network.text(words.tokens_BQL, words.valid_BQL, network.answer_memory(network.encode(each))))
+        logits.append(network.text(words.tokens_BQL, words.valid_BQL, network.text_kv(network.encode(each))))
     assert torch.equal(logits[0][1], logits[1][1])
     assert not torch.allclose(logits[0][0], logits[1][0])
 
@@ -107,14 +107,14 @@ def test_2_what_lies_under_a_mask_changes_nothing(kind: str) -> None:
     masks["audio_valid_BTN"][:, :, 2:] = False  # the upper row of patches
     masks["video_valid_BTN"][:, :, ::3] = False
     before = network.encode(replace(batch, **masks)).latents_BTMD
-    sound, hidden = batch.mel_BTZS.clone(), ~masks["video_valid_BTN"]
-    sound[:, :, 16:] += 3
+    audio, hidden = batch.mel_BTZS.clone(), ~masks["video_valid_BTN"]
+    audio[:, :, 16:] += 3
     tubes, start = [], 0
     for pixels in batch.tubes:
         end = start + pixels.shape[2]
         tubes.append(torch.where(hidden[:, :, start:end, None], 255 - pixels, pixels))
         start = end
-    after = network.encode(replace(batch, mel_BTZS=sound, tubes=tuple(tubes), **masks)).latents_BTMD
+    after = network.encode(replace(batch, mel_BTZS=audio, tubes=tuple(tubes), **masks)).latents_BTMD
     assert torch.equal(before, after)
 
     padding = torch.tensor([[True] * 4, [True, True, False, False]])
@@ -207,16 +207,17 @@ def test_5_a_batch_without_a_modality_still_reaches_every_parameter(kind: str, m
 
 
 OTHER_VALUES = {
-    "encoder": {"width": 36, "layers": 3, "heads": 3, "mlp": 60, "share": False, "dropout": 0.2, "drop_path": 0.5},
+    "encoder": {"width": 36, "layers": 3, "heads": 3, "mlp_dim": 60, "share": False, "dropout": 0.2, "drop_path": 0.5},
     "combiner": {
-        "kind": "cls", "context": "history", "outputs": 3, "width": 40, "layers": 3, "heads": 4, "mlp": 60, "dropout": 0.2,
+        "kind": "cls", "context": "history", "num_outputs": 3, "width": 40, "layers": 3, "heads": 4, "mlp_dim": 60, "dropout": 0.2,
     },
-    "combiner (ttm)": {"memory": 5, "write": "gated", "initial_memory": "zero", "positions": False, "mlp": 60},
-    "latent": {"width": 44, "layers": 1, "heads": 4, "mlp": 60, "window": 2, "dropout": 0.2},
-    "reconstruction": {"width": 28, "layers": 2, "heads": 3, "mlp": 60},
+    "combiner (ttm)": {"memory_tokens": 5, "write": "gated", "initial_memory": "zero", "positions": False, "mlp_dim": 60},
+    "latent": {"width": 44, "layers": 1, "heads": 4, "mlp_dim": 60, "window": 2, "dropout": 0.2},
+    "reconstruction": {"width": 28, "layers": 2, "heads": 3, "mlp_dim": 60},
     "text": {
-        "width": 32, "layers": 1, "heads": 14, "kv_heads": 2, "mlp": 60, "cross_every": 2, "rope_theta": 100.0, "norm_eps": 0.1,
-        "tie_embeddings": False, "dropout": 0.2, "gate": "closed",
+        "width": 32, "layers": 1, "heads": 14, "kv_heads": 2, "mlp_dim": 60, "cross_attention_every": 2, "rope_theta": 100.0,
+        "norm_eps": 0.1,
+        "tie_embeddings": False, "dropout": 0.2, "cross_attention_gate_init": "closed",
     },
 }  # fmt: skip
 # The model's name; how prompts are cut before they become tokens.

@@ -18,7 +18,7 @@ def block_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def latent(**changes) -> LatentModel:
     torch.manual_seed(0)
-    config = LatentConfig(**{"width": 40, "layers": 2, "heads": 2, "mlp": 64, **changes})
+    config = LatentConfig(**{"width": 40, "layers": 2, "heads": 2, "mlp_dim": 64, **changes})
     result = LatentModel(config, 32, 3).eval()
     with torch.no_grad():
         for parameter in result.parameters():

@@ -46,9 +46,9 @@ def shuffled_waves(clips: int, chunks: int, seed: int) -> MediaBatch:
 def trained(kind: str, data, *, width: int, clips: int, chunks: int, steps: int, seed: int = 0) -> Mirasol:
     torch.manual_seed(seed)
     config = model_config(
-        encoder=EncoderConfig(width=24, layers=1, heads=2, mlp=48),
+        encoder=EncoderConfig(width=24, layers=1, heads=2, mlp_dim=48),
         combiner=combiner_config(kind, width=width),
-        latent=LatentConfig(width=width, layers=2, heads=2, mlp=2 * width),
+        latent=LatentConfig(width=width, layers=2, heads=2, mlp_dim=2 * width),
     )
     network = Mirasol(config, geometry(chunks), VOCABULARY, ("latent",))
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)

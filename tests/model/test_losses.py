@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mirasol_cli.errors import UsageError
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.model.losses import (
     Losses,
     LossPart,
@@ -127,7 +127,7 @@ def test_effective_rank_and_cosine_tell_a_collapse() -> None:
 def test_only_the_parameters_of_the_losses_are_built() -> None:
     network = model(losses=("text", "video", "audio"))
     assert set(network.objectives) == {"video", "audio"}
-    with pytest.raises(SettingError, match=r"latent: loss weight 1\.0, but the model was built for text, video, audio only"):
+    with pytest.raises(FieldError, match=r"latent: loss weight 1\.0, but the model was built for text, video, audio only"):
         network(media(), None, {"latent": 1.0})
 
 

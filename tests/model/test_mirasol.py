@@ -14,7 +14,7 @@ from mirasol_cli.model.config import EncoderConfig, LatentConfig
 from mirasol_cli.model.mirasol import Mirasol, StreamState
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patches
-from mirasol_cli.model.text_decoder import CrossMemory
+from mirasol_cli.model.text_decoder import TextKV
 from mirasol_cli.model.tokens import spectrogram_patches
 from mirasol_cli.runtime.distributed import prepare_blocks
 from mirasol_cli.training.augment import repeated_chunks
@@ -124,7 +124,7 @@ def test_questions_grouped_by_clip_give_the_same_gradient_as_one_by_one() -> Non
 def test_text_loss_is_the_cross_entropy_of_target_tokens() -> None:
     network, batch, words = model(), media(), text()
     part = network(batch, words, {"text": 1.0}).parts["text"]
-    logits = network.text(words.tokens_BQL, words.valid_BQL, network.answer_memory(network.encode(batch)))
+    logits = network.text(words.tokens_BQL, words.valid_BQL, network.text_kv(network.encode(batch)))
     expected = F.cross_entropy(logits[:, :, 4:8].flatten(0, 2), words.tokens_BQL[:, :, 5:].flatten(), reduction="sum")
     torch.testing.assert_close(part.sum, expected)
     assert part.count == 2 * 3 * 4
@@ -133,7 +133,7 @@ def test_text_loss_is_the_cross_entropy_of_target_tokens() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", [0, 2])
 def test_a_stream_equals_all_at_once(kind: str, window: int) -> None:
-    network = model(kind, chunks=6, latent=LatentConfig(width=40, layers=2, heads=2, mlp=64, window=window))
+    network = model(kind, chunks=6, latent=LatentConfig(width=40, layers=2, heads=2, mlp_dim=64, window=window))
     batch = replace(media(2, 6), **all_valid(2, 6))
     assert batch.audio_valid_BTN is not None
     batch.audio_valid_BTN[0, 2:4] = False
@@ -152,7 +152,7 @@ def test_a_stream_equals_all_at_once(kind: str, window: int) -> None:
         assert whole.memory_BKD is None
 
 
-def answers(network: Mirasol, memory: CrossMemory) -> Tensor:
+def answers(network: Mirasol, memory: TextKV) -> Tensor:
     words = text()
     return network.text(words.tokens_BQL, words.valid_BQL, memory)
 
@@ -161,13 +161,13 @@ def test_the_text_sees_the_latents_and_the_memory() -> None:
     network = model("ttm")
     encoded = network.encode(media())
     assert encoded.memory_BKD is not None
-    before = answers(network, network.answer_memory(encoded))
+    before = answers(network, network.text_kv(encoded))
     for changed in (
         replace(encoded, latents_BTMD=encoded.latents_BTMD.flip(1)),
         replace(encoded, memory_BKD=encoded.memory_BKD.flip(0)),
         replace(encoded, memory_BKD=encoded.memory_BKD.flip(1)),  # each of its tokens has a place of its own
     ):
-        assert (answers(network, network.answer_memory(changed)) - before).abs().amax((1, 2, 3)).min() > 1e-4
+        assert (answers(network, network.text_kv(changed)) - before).abs().amax((1, 2, 3)).min() > 1e-4
 
 
 def test_hidden_latents_leave_the_memory_alone() -> None:
@@ -175,14 +175,14 @@ def test_hidden_latents_leave_the_memory_alone() -> None:
     network, hidden = model("ttm"), torch.tensor([True, False])
     encoded = network.encode(media())
     other = replace(encoded, latents_BTMD=torch.randn_like(encoded.latents_BTMD))
-    first, second = (answers(network, network.answer_memory(each, hidden)) for each in (encoded, other))
+    first, second = (answers(network, network.text_kv(each, hidden)) for each in (encoded, other))
     assert torch.equal(first[0], second[0])
     assert not torch.allclose(first[1], second[1], atol=1e-4)
     assert encoded.memory_BKD is not None
-    alone = network.text.project_memory(encoded.latents_BTMD[:1, :0].flatten(1, 2), None, encoded.memory_BKD[:1])
+    alone = network.text.project_kv(encoded.latents_BTMD[:1, :0].flatten(1, 2), None, encoded.memory_BKD[:1])
     words = text(1)
     expected = network.text(words.tokens_BQL, words.valid_BQL, alone)
-    torch.testing.assert_close(network.text(text().tokens_BQL, text().valid_BQL, network.answer_memory(encoded, hidden))[:1], expected)
+    torch.testing.assert_close(network.text(text().tokens_BQL, text().valid_BQL, network.text_kv(encoded, hidden))[:1], expected)
 
 
 def test_a_stretched_clip_has_another_memory_and_as_many_latents() -> None:
@@ -196,7 +196,7 @@ def test_a_stretched_clip_has_another_memory_and_as_many_latents() -> None:
 
 def test_the_loss_of_a_clip_with_hidden_latents_reaches_what_writes_the_memory() -> None:
     network, batch = model("ttm", losses=("text",)), media()
-    weights, alone = {"text": 1.0}, TrainingInputs(memory_alone_B=torch.tensor([True, True]))
+    weights, alone = {"text": 1.0}, TrainingInputs(memory_only_B=torch.tensor([True, True]))
     network(batch, text(), weights, alone).total(weights).backward()
     gradients = {name: p.grad for name, p in network.named_parameters()}
     written = gradients["combiner.machine.write.scores.up.weight"]
@@ -208,7 +208,7 @@ def test_the_loss_of_a_clip_with_hidden_latents_reaches_what_writes_the_memory()
 
 
 def test_a_windowed_ttm_stream_keeps_a_state_of_constant_size() -> None:
-    network = model("ttm", latent=LatentConfig(width=40, layers=2, heads=2, mlp=64, window=3))
+    network = model("ttm", latent=LatentConfig(width=40, layers=2, heads=2, mlp_dim=64, window=3))
 
     def size(state: StreamState) -> int:
         assert isinstance(state.combiner, Tensor)
@@ -229,7 +229,7 @@ def test_bf16_autocast_stays_close_to_float32(kind: str) -> None:
     batch = replace(media(), **all_valid(), flip_B=torch.tensor([True, False]))
     extra = TrainingInputs(masked_BT=torch.tensor([[True, False] * 2] * 2))
     if "stretched" in kind:
-        extra = replace(extra, turns_BR=repeated_chunks([1, 3], 4), memory_alone_B=torch.tensor([False, True]))
+        extra = replace(extra, turns_BR=repeated_chunks([1, 3], 4), memory_only_B=torch.tensor([False, True]))
     exact = network(batch, text(), EVERYTHING, extra).total(EVERYTHING)
     with torch.autocast("cpu", torch.bfloat16):
         rough = network(batch, text(), EVERYTHING, extra).total(EVERYTHING)
@@ -243,7 +243,7 @@ def test_activation_checkpointing_changes_no_gradient(kind: str) -> None:
     gradients = []
     for on in (False, True):
         network = model(kind, losses=OBJECTIVES).train()
-        prepare_blocks(network, checkpoint_activations=on, compile=False)
+        prepare_blocks(network, activation_checkpointing=on, compile=False)
         network(media(), text(), EVERYTHING).total(EVERYTHING).backward()
         gradients.append([p.grad for p in network.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -267,7 +267,7 @@ def test_a_flip_changes_the_flipped_clip_only() -> None:
 
 def test_two_encoders_when_asked_for() -> None:
     shared = model()
-    apart = model(encoder=EncoderConfig(width=24, layers=2, heads=2, mlp=48, share=False))
+    apart = model(encoder=EncoderConfig(width=24, layers=2, heads=2, mlp_dim=48, share=False))
     names = {name.split(".")[0] for name, _ in apart.named_parameters()}
     assert {"video_encoder", "audio_encoder"} <= names
     assert "encoder" not in names

@@ -60,7 +60,7 @@ class Reference:
             out[:, part] = softmax(q[:, part] @ k[:, part].T / math.sqrt(d), axis=1) @ v[:, part]
         return out
 
-    def summarise(self, x: np.ndarray, name: str) -> np.ndarray:
+    def pool(self, x: np.ndarray, name: str) -> np.ndarray:
         if name + ".tokens" in self.p:
             q = self.linear(self.p[name + ".tokens"], name + ".query")
             k, v = np.split(self.linear(x, name + ".key_value"), 2, axis=1)
@@ -72,7 +72,7 @@ class Reference:
         kept = []
         for slot in range(len(memory)):
             both = np.concatenate([self.norm(memory[slot], "gate.memory_norm"), self.norm(written[slot], "gate.written_norm")])
-            g = 1 / (1 + np.exp(-(self.linear(both, "gate.open") + self.p["gate.pace"][slot])))
+            g = 1 / (1 + np.exp(-(self.linear(both, "gate.gate_proj") + self.p["gate.gate_bias"][slot])))
             kept.append((1 - g) * memory[slot] + g * written[slot])
         return np.stack(kept)
 
@@ -101,14 +101,14 @@ class Reference:
         outputs = []
         for inputs in x_TND:
             read = np.concatenate([place(memory, "read_memory_position"), place(inputs, "read_input_position")])
-            output = self.process(self.summarise(read, "read"))
+            output = self.process(self.pool(read, "read"))
             outputs.append(output)
             if "write.select_norm.weight" in self.p:
                 memory = self.add_erase(memory, output)
             else:
                 parts = [place(memory, "write_memory_position"), place(inputs, "write_input_position")]
-                written = self.summarise(np.concatenate([*parts, place(output, "write_output_position")]), "write")
-                memory = self.gate(memory, written) if "gate.pace" in self.p else written
+                written = self.pool(np.concatenate([*parts, place(output, "write_output_position")]), "write")
+                memory = self.gate(memory, written) if "gate.gate_bias" in self.p else written
         return np.stack(outputs), memory
 
 

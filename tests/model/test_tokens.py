@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirasol_cli.fields import SettingError
+from mirasol_cli.fields import FieldError
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
 from mirasol_cli.model.config import EncoderConfig
 from mirasol_cli.model.layers import key_mask, sine_cosine
@@ -62,7 +62,7 @@ def test_equal_centres_have_equal_positions() -> None:
 
 
 def test_spectrogram_positions_are_distinct_on_a_non_square_grid() -> None:
-    tokens = SpectrogramTokens(AudioGeometry(bins=64, columns=256, patch_stride=10), 24)
+    tokens = SpectrogramTokens(AudioGeometry(n_mels=64, columns=256, patch_stride=10), 24)
     table = tokens.position_ND
     assert table.shape[0] == 5 * 25
     assert (torch.cdist(table, table) + 9 * torch.eye(len(table))).min() > 1e-2
@@ -119,20 +119,20 @@ def test_flip_of_one_clip_mirrors_its_pixels_and_its_positions_only() -> None:
 
 def test_content_and_position_are_of_comparable_scale_at_the_start() -> None:
     shape = ClipGeometry(frames=8, chunks=1, size=64)
-    tokens, sound = TubeTokens(shape, 192), SpectrogramTokens(shape.audio, 192)
+    tokens, audio = TubeTokens(shape, 192), SpectrogramTokens(shape.audio, 192)
     tubes = [
         torch.randint(0, 256, (4, 1, n, t.numbers_per_token), dtype=torch.uint8)
         for n, t in zip(shape.tube_tokens, shape.tubes, strict=True)
     ]
     for content, position in (
         (tokens(tubes) - tokens.position_ND, tokens.position_ND),
-        (sound(torch.randn(4, 1, 128, 256)) - sound.position_ND, sound.position_ND),
+        (audio(torch.randn(4, 1, 128, 256)) - audio.position_ND, audio.position_ND),
     ):
         assert 0.3 < content.std() / position.std() < 3
 
 
 def test_a_width_that_space_to_depth_does_not_divide_is_refused() -> None:
-    with pytest.raises(SettingError, match="50 is not divisible by the 4 kernels"):
+    with pytest.raises(FieldError, match="50 is not divisible by the 4 kernels"):
         TubeTokens(ClipGeometry(), 50)
 
 
@@ -142,7 +142,7 @@ def test_positions_are_no_part_of_the_state_dict() -> None:
 
 def encoder(**changes) -> Encoder:
     torch.manual_seed(0)
-    return Encoder(EncoderConfig(width=24, layers=3, heads=2, mlp=48, **changes))
+    return Encoder(EncoderConfig(width=24, layers=3, heads=2, mlp_dim=48, **changes))
 
 
 def test_masked_tokens_change_nothing_and_a_fully_masked_chunk_is_finite() -> None:

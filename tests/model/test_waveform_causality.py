@@ -34,8 +34,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         tracks[t] = track.copy()
         tracks[t][t * RATE : (t + 1) * RATE] = random.normal(0, 0.1, RATE)
     return {
-        t: write_clip(folder / f"{t}.avi", regular(CHUNKS * 10, 10), codec="mpeg4", sound_codec="pcm_s16le", sound_rate=RATE, sound=sound)
-        for t, sound in tracks.items()
+        t: write_clip(folder / f"{t}.avi", regular(CHUNKS * 10, 10), codec="mpeg4", audio_codec="pcm_s16le", audio_rate=RATE, audio=audio)
+        for t, audio in tracks.items()
     }
 
 

@@ -30,7 +30,7 @@ def test_the_summary_and_the_files(world: World) -> None:
     }  # fmt: skip
     assert (test["expected"], test["kept"], test["failed"], test["missing"], test["questions"]) == (3, 3, 0, 0, 6)
     assert sum(train["audio"].values()) == 7
-    assert set(train["audio"]) == {"none", "silent", "sound"}
+    assert set(train["audio"]) == {"none", "silent", "audible"}
     assert summary["out"] == str(world.out)
     assert train["share"] == 0.7
     json.dumps(summary)
@@ -47,10 +47,10 @@ def test_the_summary_and_the_files(world: World) -> None:
     assert failures == [
         {"video": "clip002.mp4", "stage": "probe", "reason": "no video stream in 'clip002.mp4'", "hint": "fetch it again", "clip": 2}
     ]
-    lists = json.loads((world.out / "train" / "lists.json").read_text())
+    lists = json.loads((world.out / "train" / "problems.json").read_text())
     assert (lists["missing"], lists["failed"]) == (["clip005.mp4", "clip006.mp4"], ["clip002.mp4"])
     assert len(lists["silent"]) == train["audio"]["silent"]
-    assert len(lists["without_sound"]) == train["audio"]["none"]
+    assert len(lists["without_audio"]) == train["audio"]["none"]
 
 
 def test_clips_that_lack_frames_are_counted_and_listed(world: World) -> None:
@@ -68,8 +68,8 @@ def test_clips_that_lack_frames_are_counted_and_listed(world: World) -> None:
     assert failures[1]["hint"]
 
     again = world.prepare(max_failed=30, retry_failed=True, allow_audio_only=True)["splits"]["train"]
-    assert (again["kept"], again["failed"], again["incomplete"], again["without_picture"]) == (7, 1, 1, 1)
-    assert json.loads((world.out / "train" / "lists.json").read_text())["without_picture"] == ["clip003.mp4"]
+    assert (again["kept"], again["failed"], again["incomplete"], again["without_video"]) == (7, 1, 1, 1)
+    assert json.loads((world.out / "train" / "problems.json").read_text())["without_video"] == ["clip003.mp4"]
 
 
 def test_nothing_depends_on_the_place_or_the_order(world: World, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_one_job_per_source_and_views_in_order(tmp_path: Path) -> None:
     key = "clip000.mp4@1.000-2.000"
     for view in range(2):
         assert torch.equal(train.media(1, view)["mel"], torch.from_numpy(made_up_sample(f"clip000.mp4 {key}", train.geometry, view)["mel"]))
-    assert json.loads((world.out / "train" / "lists.json").read_text())["short"] == ["clip000.mp4@4.000-20.000"]
+    assert json.loads((world.out / "train" / "problems.json").read_text())["short"] == ["clip000.mp4@4.000-20.000"]
 
 
 def test_a_file_that_may_be_clip_or_source_is_told_by_its_length(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +200,6 @@ def test_the_real_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     summary = prepare(str(clips / "annotations.jsonl"), root=clips, out=tmp_path, workers=2, say=words.append)
     train = summary["splits"]["train"]
     assert (train["expected"], train["kept"], train["failed"], train["missing"], train["questions"]) == (19, 19, 0, 0, 38)
-    assert train["audio"] == {"none": 3, "silent": 3, "sound": 13}
+    assert train["audio"] == {"none": 3, "silent": 3, "audible": 13}
     split = ShardFolder(tmp_path).split("train")
     assert len([split.media(clip) for clip in split.kept]) == 19

@@ -8,7 +8,7 @@ import pytest
 
 from mirasol_cli.errors import ShardError
 from mirasol_cli.media import READER_VERSION
-from mirasol_cli.shards.index import read_sealed, write_sealed
+from mirasol_cli.shards.index import read_checksummed, write_checksummed
 from mirasol_cli.shards.reader import ShardFolder
 from tests.media.fake_decoding import FakePool, tree
 from tests.prepare.small_world import World
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("made_up_decoding")
 
 
 @pytest.mark.parametrize(
-    "name", ["index.json", "clips.jsonl", "qa.jsonl", "failures.jsonl", "incomplete.jsonl", "lists.json", "shard-00000.safetensors"]
+    "name", ["index.json", "clips.jsonl", "qa.jsonl", "failures.jsonl", "incomplete.jsonl", "problems.json", "shard-00000.safetensors"]
 )
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "delete"])
 def test_verify_finds_damage_and_repairs_it(world: World, name: str, damage: str) -> None:
@@ -92,10 +92,10 @@ def test_another_geometry_stops_before_work(world: World) -> None:
 
 def rewrite(path: Path, change: dict[str, Any]) -> None:
     """Other values in an index or a record, sealed again, as another version would have written them."""
-    plain = read_sealed(path)
+    plain = read_checksummed(path)
     for key, value in change.items():
         plain[key] = value
-    write_sealed(path, {key: value for key, value in plain.items() if value is not None})
+    write_checksummed(path, {key: value for key, value in plain.items() if value is not None})
 
 
 @pytest.mark.parametrize(

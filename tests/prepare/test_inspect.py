@@ -32,8 +32,8 @@ def test_one_picture_per_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_split(tmp_path / "train", 9, failed=(0,))
     paths = write_contact_sheets(tmp_path, ["train"], 3)
     assert [path.name for path in paths] == ["train-000001.png", "train-000003.png", "train-000006.png"]
-    picture = np.asarray(Image.open(paths[0]))
-    assert not (picture == MASKED).all(-1).any()
+    image = np.asarray(Image.open(paths[0]))
+    assert not (image == MASKED).all(-1).any()
 
     split = ShardFolder(tmp_path).split("train")
     media = split.media

@@ -75,7 +75,7 @@ def test_what_was_not_looked_into_is_said_and_listed(world: World, monkeypatch: 
     world.prepare(max_failed=20)
     assert any("not followed (1: 'away')" in line for line in world.said)
     assert any("may not be read (1: 'locked/')" in line for line in world.said)
-    lists = json.loads((world.out / "train" / "lists.json").read_text())
+    lists = json.loads((world.out / "train" / "problems.json").read_text())
     assert (lists["links_outside"], lists["unreadable_folders"]) == (["away"], ["locked/"])
 
 

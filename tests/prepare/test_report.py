@@ -20,9 +20,9 @@ def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 COUNTS = {
-    "expected": 4, "kept": 3, "failed": 1, "missing": 0, "questions": 8, "audio": {"none": 1, "silent": 0, "sound": 2}, "share": 0.75,
+    "expected": 4, "kept": 3, "failed": 1, "missing": 0, "questions": 8, "audio": {"none": 1, "silent": 0, "audible": 2}, "share": 0.75,
     "seconds": 3600.0, "bytes": 2_000_000, "reasons": {f"reason {k}": 1 for k in range(11)}, "notes": ["one", "two"], "duplicates": 0,
-    "incomplete": 2, "without_picture": 0,
+    "incomplete": 2, "without_video": 0,
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_the_table_at_the_end(terminal: bool, monkeypatch: pytest.MonkeyPatch) -
     assert ("╭" in text) == terminal
     assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 100 - 20 * terminal for line in said)
     for words in (
-        "[red]", "75.0%", "1.00", "no sound", "train: 1 failed: reason 7", "3 more kinds of failures, all in train/failures",
+        "[red]", "75.0%", "1.00", "no audio", "train: 1 failed: reason 7", "3 more kinds of failures, all in train/failures",
         "train: 2 kept with frames missing",
     ):  # fmt: skip
         assert words in text

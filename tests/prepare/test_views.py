@@ -41,7 +41,7 @@ def test_views_from_video_to_batch(tmp_path: Path) -> None:
                 assert (start, end) == (0.0, 10.0)
             times = sample["frame_times"].flatten()
             assert start - 0.1 <= float(times[0]) <= float(times[-1]) <= end
-            shown = [read_barcode(picture.numpy()) for picture in sample["thumbnails"][:, 0]]  # the first frame of each chunk
+            shown = [read_barcode(image.numpy()) for image in sample["thumbnails"][:, 0]]  # the first frame of each chunk
             if view == 0:  # other views may be cropped off the centre, where the barcode is
                 assert shown == [round(10 * float(time)) for time in sample["frame_times"][:, 0]]
     assert len(set(spans.values())) == 1 + CLIPS * (VIEWS - 1), "every further view has a span of its own"
@@ -49,7 +49,7 @@ def test_views_from_video_to_batch(tmp_path: Path) -> None:
     recipe = synthetic.parse_recipe(
         f"schema: 1\nname: tiny\ndata: {{dataset: manifest, task: qa, shards: {out}}}\n"
         + (tmp_path / "small.yaml").read_text().split("data: {dataset: manifest}\n")[1]
-        + "train: {steps: 40, batch_clips: 2, augment: {drop_modality: 0, drop_chunks: 0, mask_latents: 0}}\n",
+        + "train: {steps: 40, global_batch_size: 2, augment: {drop_modality: 0, drop_chunks: 0, mask_latents: 0}}\n",
         "tiny.yaml",
     )
     source = data.TrainingData(recipe, sources.open_sources(recipe), synthetic.vocabulary())

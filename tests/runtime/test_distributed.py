@@ -53,7 +53,7 @@ def shards(folder: Path) -> Path:
 
 
 def compare(tmp_path: Path, steps: int, *overrides: str, kinds: tuple[str, ...] = ("ddp", "fsdp")) -> None:
-    data, words = shards(tmp_path), [f"train.steps={steps}", "train.ema=0.9", *overrides]
+    data, words = shards(tmp_path), [f"train.steps={steps}", "train.ema_decay=0.9", *overrides]
     run(1, tmp_path / "one", data, *words)
     for kind in kinds:
         run(2, tmp_path / kind, data, *words, f"train.parallel={kind}")
@@ -75,7 +75,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [[], ["train.micro_batch_clips=1", "loss.latent=0"], ["model.combiner.kind=ttm", "loss.audio=1"]])
+@pytest.mark.parametrize("overrides", [[], ["train.micro_batch_size=1", "loss.latent=0"], ["model.combiner.kind=ttm", "loss.audio=1"]])
 def test_two_processes_give_the_losses_of_one_long(tmp_path: Path, overrides: list[str]) -> None:
     """The latent loss takes its statistics over the clips in memory, so it is left out where one process has more of them at once."""
     compare(tmp_path, 20, *overrides)
@@ -84,7 +84,7 @@ def test_two_processes_give_the_losses_of_one_long(tmp_path: Path, overrides: li
 @pytest.mark.parametrize(("before", "after"), [((2, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp"))])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: tuple[int, str], after: tuple[int, str]) -> None:
     """The order of the data and all state are kept: the losses are those of the uninterrupted run."""
-    data, words = shards(tmp_path), ["train.steps=4", "train.ema=0.9", "train.checkpoint_every=2"]
+    data, words = shards(tmp_path), ["train.steps=4", "train.ema_decay=0.9", "train.checkpoint_every=2"]
     run(1, tmp_path / "whole", data, *words)
     run(before[0], tmp_path / "cut", data, *words, f"train.parallel={before[1]}")
     newest = tmp_path / "cut" / "checkpoints" / checkpoints_folder.step_name(4)
@@ -95,9 +95,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
 
 
 def test_a_batch_that_does_not_divide_is_refused_on_all_processes(tmp_path: Path) -> None:
-    codes, logs = forked(2, tmp_path / "run", shards(tmp_path), "train.batch_clips=3")
+    codes, logs = forked(2, tmp_path / "run", shards(tmp_path), "train.global_batch_size=3")
     assert codes == [2, 2]
-    assert "train.batch_clips: 3 does not divide" in logs[1]
+    assert "train.global_batch_size: 3 does not divide" in logs[1]
     assert not (tmp_path / "run").exists()
 
 

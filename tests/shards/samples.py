@@ -19,7 +19,7 @@ SMALL = ClipGeometry(
     chunks=2,
     size=32,
     tubes=(Tube(kernel=(2, 8, 8), stride=(4, 16, 16), space_to_depth=(2, 1, 1)), Tube(kernel=(1, 16, 16), stride=(4, 16, 16))),
-    audio=AudioGeometry(bins=16, columns=16),
+    audio=AudioGeometry(n_mels=16, columns=16),
 )
 
 
@@ -81,7 +81,7 @@ def write_split(
 
     def fill(draft: ShardDraft, position: int, number: int) -> None:
         if number in missing:
-            draft.miss(position)
+            draft.mark_missing(position)
         elif number in failed:
             draft.fail(position, "probe", "no video stream", "use --allow-audio-only")
         else:

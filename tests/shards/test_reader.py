@@ -212,10 +212,10 @@ def test_intact_rows_are_taken_over_and_damaged_ones_are_not(tmp_path: Path) -> 
     content[content.index(mel)] ^= 1
     slot.path.write_bytes(content)
     again = ShardDraft(replace(slot, clips=clips))
-    again.take_over()
+    again.reuse_rows()
     assert again.open_positions == [1, 3]
     other = ShardDraft(replace(slot, geometry=replace(SMALL, size=48)))
-    other.take_over()
+    other.reuse_rows()
     assert other.open_positions == [0, 1, 2]
 
 

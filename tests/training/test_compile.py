@@ -31,11 +31,11 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("words", [[], ["model.combiner.kind=ttm", "train.checkpoint_activations=true", "loss.audio=1"]])
+@pytest.mark.parametrize("words", [[], ["model.combiner.kind=ttm", "train.activation_checkpointing=true", "loss.audio=1"]])
 def test_a_compiled_run_is_the_plain_one(tmp_path: Path, words: list[str]) -> None:
     for name in ("train", "test"):
         synthetic.write_split(tmp_path / "shards" / name, 8, silent_clips=(1,))
-    words = [*words, "train.steps=4", "train.checkpoint_every=2", "train.ema=0.9"]
+    words = [*words, "train.steps=4", "train.checkpoint_every=2", "train.ema_decay=0.9"]
     plain = synthetic.recipe(tmp_path / "plain", tmp_path / "shards", *words)
     compiled = synthetic.recipe(tmp_path / "compiled", tmp_path / "shards", *words, "train.compile=true")
     torch._dynamo.reset()

@@ -35,7 +35,7 @@ def test_shares_make_up_the_global_batch(tmp_path: Path) -> None:
     """Same samples, same augmentation, whoever makes them and in whatever pieces."""
     augment = ["train.augment.flip=0.5", "train.augment.colour=1", "train.augment.mask_bins=4"]
     whole = training_data(tmp_path, *augment)
-    pieces = training_data(tmp_path, *augment, "train.micro_batch_clips=1")
+    pieces = training_data(tmp_path, *augment, "train.micro_batch_size=1")
     for step in (0, 3):  # the second is in the second epoch
         (all_at_once,) = whole.micro_batches(step, range(4))
         one_by_one = [batch for rank in range(2) for batch in pieces.micro_batches(step, range(2 * rank, 2 * rank + 2))]
@@ -61,7 +61,7 @@ def test_the_plan_does_not_depend_on_the_questions() -> None:
 
 
 def test_frequencies_are_those_of_the_recipe() -> None:
-    augment = AugmentRecipe(flip=0.3, drop_modality=0.2, drop_chunks=0.4, mask_latents=0.25, memory_alone=0.35, stretch=4)
+    augment = AugmentRecipe(flip=0.3, drop_modality=0.2, drop_chunks=0.4, mask_latents=0.25, memory_only=0.35, max_chunk_repeats=4)
     draws = [Draw.of(data.sample_generator(0, Unit(0, 0, clip, ())), augment, synthetic.GEOMETRY, 3) for clip in range(3000)]
 
     def share(found) -> float:  # type: ignore[no-untyped-def]
@@ -70,7 +70,7 @@ def test_frequencies_are_those_of_the_recipe() -> None:
     assert share(draw.flip for draw in draws) == pytest.approx(0.3, abs=0.03)
     assert share(draw.drop_audio for draw in draws) == pytest.approx(0.2, abs=0.03)
     assert share(draw.drop_video for draw in draws) == pytest.approx(0.2, abs=0.03)
-    assert share(draw.memory_alone for draw in draws) == pytest.approx(0.35, abs=0.03)
+    assert share(draw.memory_only for draw in draws) == pytest.approx(0.35, abs=0.03)
     assert [share(draw.turns == times for draw in draws) for times in range(6)] == pytest.approx([0, *[0.25] * 4, 0], abs=0.03)
     assert not any(draw.drop_audio and draw.drop_video for draw in draws)
     assert share(bool(draw.dropped_T.any()) for draw in draws) == pytest.approx(0.4 * 0.875, abs=0.05)
@@ -114,12 +114,12 @@ def test_without_changes_all_masks_are_none(tmp_path: Path) -> None:
 
 
 def test_the_latents_of_some_clips_are_hidden_and_some_clips_are_stretched(tmp_path: Path) -> None:
-    source = training_data(tmp_path, "model.combiner.kind=ttm", "train.augment.memory_alone=0.5", "train.augment.stretch=3")
+    source = training_data(tmp_path, "model.combiner.kind=ttm", "train.augment.memory_only=0.5", "train.augment.max_chunk_repeats=3")
     extra = [source.micro_batches(step, range(4))[0].extra for step in range(6)]
     chunks = synthetic.GEOMETRY.chunks
     turns = [(row >= 0).sum() / chunks for one in extra if one.turns_BR is not None for row in one.turns_BR]
     assert {float(times) for times in turns} == {1, 2, 3}
-    hidden = [one.memory_alone_B for one in extra]
+    hidden = [one.memory_only_B for one in extra]
     found = torch.cat([torch.zeros(4, dtype=torch.bool) if one is None else one for one in hidden])
     assert 4 <= int(found.sum()) <= 20
 

@@ -161,7 +161,7 @@ def extras(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 def test_a_run_writes_every_line_to_both_and_goes_on_in_the_same_curves(tmp_path: Path, extras: FakeWandb) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 4)
-    words = ["run.tensorboard=true", "run.wandb=true", "train.steps=4", "train.checkpoint_every=2", "train.evaluate_every=2"]
+    words = ["run.tensorboard=true", "run.wandb=true", "train.steps=4", "train.checkpoint_every=2", "train.eval_every=2"]
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words)
 
     def lose_the_second(model: object, vocabulary: object) -> dict[str, float]:

@@ -51,7 +51,7 @@ def test_frozen_parts_are_told(tmp_path: Path) -> None:
 
 
 def test_more_outputs_than_tokens_are_a_fault_of_the_recipe(tmp_path: Path) -> None:
-    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "model.combiner.outputs=1000")
+    recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "model.combiner.num_outputs=1000")
     with pytest.raises(RecipeError, match="M = 1000 outputs are more than the N = "):
         dry_run(recipe, stage="finetune", device="cpu", say=lambda line: None)
     synthetic.write_split(tmp_path / "nowhere" / "train", 4)
@@ -66,7 +66,7 @@ def test_a_micro_batch_larger_than_the_batch_is_the_batch(tmp_path: Path, there:
     if there:
         synthetic.write_split(tmp_path / "shards" / "train", 12)
     lines: list[str] = []
-    for words in (["train.micro_batch_clips=100"], []):
+    for words in (["train.micro_batch_size=100"], []):
         dry_run(synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words), stage="finetune", device="cpu", say=lines.append)
     assert sum("activations of 4 clips" in line for line in lines) == 2
 
@@ -75,7 +75,7 @@ def test_several_processes_share_the_batch(tmp_path: Path) -> None:
     lines: list[str] = []
 
     def found(*words: str, processes: int = 1) -> dict:
-        recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "train.batch_clips=16", *words)
+        recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "train.global_batch_size=16", *words)
         return dry_run(recipe, stage="pretrain", device="cpu", processes=processes, say=lines.append)
 
     one, eight = found(), found(processes=8)
@@ -96,10 +96,10 @@ def test_memory_falls_by_the_keys_that_the_message_names(tmp_path: Path) -> None
         return int(dry_run(recipe, stage="finetune", device="cpu", say=lambda line: None)["memory_bytes"])
 
     plain = memory()
-    assert memory("train.micro_batch_clips=1") < plain
-    assert memory("train.checkpoint_activations=true", "model.encoder.layers=4") < memory("model.encoder.layers=4")
+    assert memory("train.micro_batch_size=1") < plain
+    assert memory("train.activation_checkpointing=true", "model.encoder.layers=4") < memory("model.encoder.layers=4")
     assert memory("data.questions_per_clip=1") < plain
-    assert memory("train.ema=0.9") > plain
+    assert memory("train.ema_decay=0.9") > plain
     assert memory("freeze=[text]") < plain
 
 
@@ -114,7 +114,7 @@ def shards(tmp_path: Path) -> Path:
 
 def test_a_step_is_timed_where_there_are_data(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, lines = torch.random.get_rng_state(), list[str]()
-    recipe = synthetic.recipe(tmp_path / "run", shards, "train.batch_clips=64")
+    recipe = synthetic.recipe(tmp_path / "run", shards, "train.global_batch_size=64")
     found = dry_run(recipe, stage="finetune", device="cpu", processes=2, say=lines.append)
     assert found["step_seconds"] > 0
     assert any("a step on cpu, as timed on 32 clips of these data" in line for line in lines)

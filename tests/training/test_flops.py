@@ -27,7 +27,7 @@ def test_the_decoder_grows_with_its_texts_and_the_tubes_are_one_product() -> Non
 
 @pytest.mark.parametrize(("kind", "linear"), [("ttm", True), ("history", False)])
 def test_a_ttm_grows_linearly_and_a_history_quadratically(kind: str, linear: bool) -> None:
-    combiner = combiner_config(kind, width=16, outputs=4, heads=2)
+    combiner = combiner_config(kind, width=16, num_outputs=4, heads=2)
     short, long = (forward_flops(model(kind, chunks, combiner=combiner))["combiner"] for chunks in (4, 64))
     assert (long == 16 * short) == linear
     assert linear or long > 20 * short

@@ -64,7 +64,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path, size
     words = ["loss.latent=0", "loss.audio=1", "train.augment.drop_modality=0.3"]
     recipe, source, model = prepared(tmp_path, *words)
     small = TrainingData(
-        synthetic.recipe(tmp_path, tmp_path / "shards", *words, f"train.micro_batch_clips={size}"), source.sources, source.vocabulary
+        synthetic.recipe(tmp_path, tmp_path / "shards", *words, f"train.micro_batch_size={size}"), source.sources, source.vocabulary
     )
     for step in range(2):
         whole, pieces = source.micro_batches(step, range(4)), small.micro_batches(step, range(4))
@@ -88,9 +88,9 @@ def gradient_of_a_step(tmp_path: Path, name: str, *words: str) -> dict[str, torc
 def test_a_step_in_micro_batches_is_the_step_on_the_whole_batch(tmp_path: Path, size: int) -> None:
     """Clips differ in the length of their answers and in having sound, so that a mean of means would be another gradient."""
     synthetic.write_split(tmp_path / "shards" / "train", 12, silent_clips=(1, 4, 6), questions=4)
-    words = ["loss.latent=0", "loss.audio=1", "train.augment.drop_modality=0.3", "train.clip_norm=0"]
+    words = ["loss.latent=0", "loss.audio=1", "train.augment.drop_modality=0.3", "train.max_grad_norm=0"]
     whole = gradient_of_a_step(tmp_path, "whole", *words)
-    assert_same(whole, gradient_of_a_step(tmp_path, "pieces", *words, f"train.micro_batch_clips={size}"))
+    assert_same(whole, gradient_of_a_step(tmp_path, "pieces", *words, f"train.micro_batch_size={size}"))
 
 
 def test_every_step_drops_other_units(tmp_path: Path) -> None:

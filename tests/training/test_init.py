@@ -84,7 +84,7 @@ def llama(folder: Path, pieces: int) -> Path:
 
 
 MODEL = (
-    f"model.encoder={{width: {WIDTH}, layers: {LAYERS}, heads: 2, mlp: {MLP}, share: false}}",
+    f"model.encoder={{width: {WIDTH}, layers: {LAYERS}, heads: 2, mlp_dim: {MLP}, share: false}}",
     "model.text.tie_embeddings=false",
     "clip.audio.frontend=ast", "clip.audio.columns=26", "clip.audio.patch_stride=10",
 )  # fmt: skip
@@ -137,8 +137,8 @@ def test_a_finetune_starts_from_all_four(tmp_path: Path, sources: dict[str, Path
             same(weights[f"{block}.mlp.down.bias"], theirs[f"{layer}.output.dense.bias"])
             same(weights[f"{block}.norm2.weight"], theirs[f"{layer}.layernorm_after.weight"])
         same(weights[f"{ours}.norm.weight"], theirs["layernorm.weight"])
-    sound, text = load(sources["audio_encoder"]), load(sources["text_decoder"])
-    assert weights["audio_tokens.map.weight"].shape == sound["embeddings.patch_embeddings.projection.weight"].flatten(1).shape
+    audio, text = load(sources["audio_encoder"]), load(sources["text_decoder"])
+    assert weights["audio_tokens.map.weight"].shape == audio["embeddings.patch_embeddings.projection.weight"].flatten(1).shape
     pieces = synthetic.vocabulary().size
     for name in text:
         if name.startswith(("model.layers.", "model.norm.")):

@@ -62,19 +62,19 @@ def test_run_json_says_what_ran(tmp_path: Path, shards: Path) -> None:
 
 
 def test_a_checkpoint_loads_as_a_model(tmp_path: Path, shards: Path) -> None:
-    recipe = synthetic.recipe(tmp_path / "run", shards, "train.ema=0.5")
+    recipe = synthetic.recipe(tmp_path / "run", shards, "train.ema_decay=0.5")
     train(recipe, stage="finetune", device="cpu")
     path = runs.resolve_checkpoint("latest", tmp_path / "run")
     loaded = load.load_model(path)
     assert (loaded.step, loaded.averaged, loaded.recipe, loaded.geometry) == (6, True, recipe, synthetic.GEOMETRY)
     assert not loaded.model.training
     assert loaded.vocabulary.size == loaded.model.vocab_size
-    averages, raw = load.read_tensors(path, "ema"), load.read_tensors(path, "model")
-    assert averages is not None
+    ema, raw = load.read_tensors(path, "ema"), load.read_tensors(path, "model")
+    assert ema is not None
     assert raw is not None
     weights = dict(loaded.model.named_parameters())
-    assert all(torch.equal(weights[name], averages[name]) for name in averages)
-    assert any(not torch.equal(raw[name], averages[name]) for name in averages)
+    assert all(torch.equal(weights[name], ema[name]) for name in ema)
+    assert any(not torch.equal(raw[name], ema[name]) for name in ema)
 
 
 @pytest.mark.parametrize("name", ["config.json", "recipe.yaml", "tokenizer.model", "model.safetensors"])
@@ -100,7 +100,7 @@ def test_the_best_by_exact_match_is_kept_through_rotation(tmp_path: Path, shards
         seen.append((model.training, torch.is_grad_enabled()))
         return {"exact_match": next(scores), "loss": 1.0}
 
-    words = ["train.steps=5", "train.evaluate_every=1", "train.checkpoint_every=1", "train.keep=2"]
+    words = ["train.steps=5", "train.eval_every=1", "train.checkpoint_every=1", "train.keep_checkpoints=2"]
     result = train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=validate)
     left = [path.name for path in folder.checkpoints_in(tmp_path / "run" / "checkpoints")]
     assert left == [folder.step_name(step) for step in (2, 4, 5)]
@@ -112,13 +112,13 @@ def test_the_best_by_exact_match_is_kept_through_rotation(tmp_path: Path, shards
 
 def test_without_exact_match_the_least_loss_is_best(tmp_path: Path, shards: Path) -> None:
     values = iter([3.0, 1.0, 2.0])
-    words = ["train.steps=3", "train.evaluate_every=1"]
+    words = ["train.steps=3", "train.eval_every=1"]
     train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=lambda m, v: {"loss": next(values)})
     assert runs.resolve_checkpoint("best", tmp_path / "run").name == folder.step_name(2)
 
 
 def test_validation_sees_averaged_weights_and_leaves_training_alone(tmp_path: Path, shards: Path) -> None:
-    words, seen = ["train.steps=4", "train.ema=0.9", "train.checkpoint_every=2"], []
+    words, seen = ["train.steps=4", "train.ema_decay=0.9", "train.checkpoint_every=2"], []
 
     def validate(model, vocabulary):  # type: ignore[no-untyped-def]
         torch.rand(7)  # randomness used here must not reach the next step
@@ -126,23 +126,21 @@ def test_validation_sees_averaged_weights_and_leaves_training_alone(tmp_path: Pa
         return {"exact_match": 0.0}
 
     train(synthetic.recipe(tmp_path / "plain", shards, *words), stage="finetune", device="cpu")
-    train(
-        synthetic.recipe(tmp_path / "checked", shards, *words, "train.evaluate_every=2"), stage="finetune", device="cpu", validate=validate
-    )
+    train(synthetic.recipe(tmp_path / "checked", shards, *words, "train.eval_every=2"), stage="finetune", device="cpu", validate=validate)
     for step in (2, 4):
         one, other = (load.read_tensors(tmp_path / name / "checkpoints" / folder.step_name(step), "model") for name in ("plain", "checked"))
-        averages = load.read_tensors(tmp_path / "checked" / "checkpoints" / folder.step_name(step), "ema")
+        ema = load.read_tensors(tmp_path / "checked" / "checkpoints" / folder.step_name(step), "ema")
         assert one is not None
         assert other is not None
-        assert averages is not None
+        assert ema is not None
         assert all(torch.equal(one[name], other[name]) for name in one)
-        assert all(torch.equal(seen[step // 2 - 1][name], averages[name]) for name in averages)
+        assert all(torch.equal(seen[step // 2 - 1][name], ema[name]) for name in ema)
 
 
 def test_a_sharded_model_validates_on_the_first_process(tmp_path: Path, shards: Path) -> None:
     """Methods other than forward must find whole parameters, and training go on afterwards."""
 
-    words = ["train.steps=3", "train.evaluate_every=1", "train.parallel=fsdp", "train.ema=0.9"]
+    words = ["train.steps=3", "train.eval_every=1", "train.parallel=fsdp", "train.ema_decay=0.9"]
     codes, logs = forked(2, tmp_path / "run", shards, *words, validate=one_step_of_text)
     assert codes == [0, 0], "\n".join(logs)
     found = lines(tmp_path / "run", "validation")
@@ -217,7 +215,7 @@ def test_frozen_parts_do_not_move(tmp_path: Path, shards: Path) -> None:
 
 def test_activation_checkpointing_changes_nothing(tmp_path: Path, shards: Path) -> None:
     for name, word in (("plain", "false"), ("recomputed", "true")):
-        words = [f"train.checkpoint_activations={word}", "train.steps=2", "model.encoder.dropout=0.2"]
+        words = [f"train.activation_checkpointing={word}", "train.steps=2", "model.encoder.dropout=0.2"]
         train(synthetic.recipe(tmp_path / name, shards, *words), stage="finetune", device="cpu")
     one, other = (load.read_tensors(tmp_path / name / "checkpoints" / folder.step_name(2), "model") for name in ("plain", "recomputed"))
     assert one is not None
@@ -233,7 +231,7 @@ def test_activation_checkpointing_reaches_every_block(tmp_path: Path) -> None:
     names = [type(block).__name__ for block in model.blocks()]
     assert {"Block", "ChunkBlock", "DecoderLayer", "CrossAttention"} <= set(names)
     before = [block.forward for block in model.blocks()]
-    prepare_blocks(model, checkpoint_activations=True, compile=False)
+    prepare_blocks(model, activation_checkpointing=True, compile=False)
     assert all(block.forward != old for block, old in zip(model.blocks(), before, strict=True))
 
 

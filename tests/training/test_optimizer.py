@@ -56,7 +56,7 @@ def test_rates_per_part_and_layer() -> None:
 
 
 def test_schedule_warms_up_and_ends_at_the_least_rate() -> None:
-    train = TrainRecipe(steps=100, warmup_steps=10, min_lr=0.1, lr=1.0)
+    train = TrainRecipe(steps=100, warmup_steps=10, min_lr_ratio=0.1, lr=1.0)
     values = [opt.rate_at(step, train) for step in range(100)]
     assert 0 < values[0] < values[9] < values[10] == 1.0
     assert all(a > b for a, b in itertools.pairwise(values[10:]))
@@ -80,15 +80,15 @@ def test_averaged_weights_follow_and_swap() -> None:
     model = torch.nn.Linear(1, 1)
     with torch.no_grad():
         model.weight.fill_(0.0)
-    averages = opt.AveragedWeights(model, decay=0.5)
+    ema = opt.AveragedWeights(model, decay=0.5)
     with torch.no_grad():
         model.weight.fill_(1.0)
-    averages.update(model, step=0)  # early: decay 0.1
-    assert averages.values["weight"].item() == pytest.approx(0.9)
-    averages.update(model, step=1000)
-    assert averages.values["weight"].item() == pytest.approx(0.95)
-    averages.swap(model)
+    ema.update(model, step=0)  # early: decay 0.1
+    assert ema.values["weight"].item() == pytest.approx(0.9)
+    ema.update(model, step=1000)
+    assert ema.values["weight"].item() == pytest.approx(0.95)
+    ema.swap(model)
     assert model.weight.item() == pytest.approx(0.95)
-    averages.swap(model)
+    ema.swap(model)
     assert model.weight.item() == 1.0
-    assert averages.values["weight"].item() == pytest.approx(0.95)
+    assert ema.values["weight"].item() == pytest.approx(0.95)

@@ -23,8 +23,8 @@ from tests import synthetic
 VARIANTS = {
     "mid-epoch": (12, []),  # 12 clips / 4 = an epoch of 3 steps; the interruption after 2
     "epoch border": (8, []),  # an epoch of 2 steps
-    "averages": (12, ["train.ema=0.9"]),
-    "accumulation": (12, ["train.micro_batch_clips=1"]),
+    "averages": (12, ["train.ema_decay=0.9"]),
+    "accumulation": (12, ["train.micro_batch_size=1"]),
     "dropout": (12, ["model.encoder.dropout=0.2", "model.text.dropout=0.2", "model.encoder.drop_path=0.2"]),
     "augmentation": (
         12,
@@ -71,7 +71,7 @@ def interrupt_after(recipe, step: int) -> None:  # type: ignore[no-untyped-def]
     def lose(*_: object) -> dict[str, float]:
         raise Lost
 
-    broken = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, evaluate_every=step + 1))
+    broken = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, eval_every=step + 1))
     with pytest.raises(Lost):
         train(broken, stage="finetune", device="cpu", validate=lose)
 
@@ -119,11 +119,13 @@ def test_a_used_folder_is_refused_with_both_ways_out(finished: Path) -> None:
 
 
 def test_a_changed_recipe_is_refused_with_a_diff(finished: Path) -> None:
-    changed = synthetic.recipe(finished / "run", finished / "shards", "train.steps=2", "train.lr=5e-4", "model.text.mlp=64", "eval.beams=2")
+    changed = synthetic.recipe(
+        finished / "run", finished / "shards", "train.steps=2", "train.lr=5e-4", "model.text.mlp_dim=64", "eval.beams=2"
+    )
     with pytest.raises(RecipeError) as caught:
         train(changed, stage="finetune", device="cpu", resume=True)
     assert caught.value.problems[1:] == [
-        "model.text.mlp: the run has 32, the recipe now says 64",
+        "model.text.mlp_dim: the run has 32, the recipe now says 64",
         "train.lr: the run has 0.001, the recipe now says 0.0005",
     ]
     assert "eval.*" in (caught.value.hint or "")
@@ -132,12 +134,19 @@ def test_a_changed_recipe_is_refused_with_a_diff(finished: Path) -> None:
 
 def test_what_may_change_on_resume(finished: Path) -> None:
     before = synthetic.recipe(finished / "run", finished / "shards")
-    values = ["eval.beams=2", "run.tensorboard=true", "train.checkpoint_every=7", "train.keep=3", "train.log_every=2", "train.bad_steps=1"]
+    values = [
+        "eval.beams=2",
+        "run.tensorboard=true",
+        "train.checkpoint_every=7",
+        "train.keep_checkpoints=3",
+        "train.log_every=2",
+        "train.max_skipped_steps=1",
+    ]
     values += [
-        "train.micro_batch_clips=2",
+        "train.micro_batch_size=2",
         "train.parallel=fsdp",
-        "train.evaluate_every=2",
-        "train.evaluate_limit=3",
+        "train.eval_every=2",
+        "train.val_clips=3",
         "data.shards=elsewhere",
     ]
     now = synthetic.recipe(finished / "run", finished / "shards", *values)

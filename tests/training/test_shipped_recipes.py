@@ -28,14 +28,14 @@ PRETRAINED = ("pretrain", "captions", "demo-pretrain")
 SHRUNK = (
     "clip.size=32",
     "clip.tubes=[{kernel: [2, 8, 8], stride: [4, 16, 16], space_to_depth: [2, 1, 1]}, {kernel: [1, 16, 16], stride: [4, 16, 16]}]",
-    "clip.audio.bins=16", "clip.audio.columns=16",
-    "model.encoder.width=24", "model.encoder.layers=1", "model.encoder.heads=2", "model.encoder.mlp=32",
-    "model.combiner.width=24", "model.combiner.layers=1", "model.combiner.heads=2", "model.combiner.mlp=32",
-    "model.combiner.outputs=2", "model.combiner.memory=4",
-    "model.latent.width=24", "model.latent.layers=1", "model.latent.heads=2", "model.latent.mlp=32",
-    "model.reconstruction.width=12", "model.reconstruction.layers=1", "model.reconstruction.heads=2", "model.reconstruction.mlp=16",
-    "model.text.width=24", "model.text.layers=2", "model.text.heads=2", "model.text.kv_heads=2", "model.text.mlp=32",
-    "init.vocabulary=400", "train.batch_clips=4", "train.steps=1", "train.warmup_steps=0",
+    "clip.audio.n_mels=16", "clip.audio.columns=16",
+    "model.encoder.width=24", "model.encoder.layers=1", "model.encoder.heads=2", "model.encoder.mlp_dim=32",
+    "model.combiner.width=24", "model.combiner.layers=1", "model.combiner.heads=2", "model.combiner.mlp_dim=32",
+    "model.combiner.num_outputs=2", "model.combiner.memory_tokens=4",
+    "model.latent.width=24", "model.latent.layers=1", "model.latent.heads=2", "model.latent.mlp_dim=32",
+    "model.reconstruction.width=12", "model.reconstruction.layers=1", "model.reconstruction.heads=2", "model.reconstruction.mlp_dim=16",
+    "model.text.width=24", "model.text.layers=2", "model.text.heads=2", "model.text.kv_heads=2", "model.text.mlp_dim=32",
+    "init.vocab_size=400", "train.global_batch_size=4", "train.steps=1", "train.warmup_steps=0",
 )  # fmt: skip
 
 NEXT = "video,frame_count,width,height,question,answer,qid,type"
@@ -127,7 +127,7 @@ def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch:
     reached = {key.removeprefix("exp_avg/") for key, value in moments.items() if key.startswith("exp_avg/") and bool(value.any())}
     parts = {parameter.split(".")[0] for parameter in reached}
     assert {"video_tokens", "encoder", "combiner", "latent", "objectives", "text"} <= parts
-    assert ("audio_tokens" in {p.split(".")[0] for p in reached if p != "audio_tokens.absent"}) == shipped.data.sound
+    assert ("audio_tokens" in {p.split(".")[0] for p in reached if p != "audio_tokens.absent"}) == shipped.data.audio
 
 
 def test_pretraining_on_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_pretraining_on_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_questions_come_without_sound_and_with_it_by_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, words in enumerate(([], ["data.sound=true"])):
+    for number, words in enumerate(([], ["data.audio=true"])):
         _, run = step("msrvtt", tmp_path / str(number), monkeypatch, *words)
         moments = load.read_tensors(runs.resolve_checkpoint("latest", run), "optimizer")
         assert moments is not None

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from mirasol_cli.errors import DataError, ShardError
-from mirasol_cli.evaluation.protocols import accepted, protocol_of
+from mirasol_cli.evaluation.protocols import gold_answers, protocol_of
 from mirasol_cli.evaluation.report import plots, previews
 from mirasol_cli.files import read_jsonl, write_atomic
 from mirasol_cli.shards.index import AUDIO_STATES
@@ -42,7 +42,7 @@ def write_report(path: Path, results: dict[str, Any], rows: Sequence[dict[str, A
         split: gives contact sheets and spectrograms; None leaves them out.
     """
     shown = stratified(rows, results, CLIPS_SHOWN)
-    clips = _pictures(shown, split)
+    clips = _previews(shown, split)
     visible = [row for row in rows if row["clip"] in clips] if split else list(rows)
     page = _page(results, rows, visible[:ROWS_SHOWN], clips, run_dir)
     while len(page) > LARGEST_BYTES and clips:  # pictures of large data: fewer clips
@@ -69,23 +69,23 @@ def stratified(rows: Sequence[dict[str, Any]], results: dict[str, Any], count: i
     return sorted(chosen)
 
 
-def _pictures(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[str, Any]]:
+def _previews(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[str, Any]]:
     """Contact sheet and spectrogram per clip; a clip without media says so."""
     if split is None:
         return {}
     kept, found = set(split.kept), {}
     for clip in clips:
-        sheet, sound = [], None
+        sheet, audio = [], None
         try:
             if clip in kept:
                 media = {name: value.numpy() for name, value in split.media(clip).items()}
                 sheet = previews.contact_sheet(media, split.geometry)
-                if AUDIO_STATES[int(media["audio_state"])] == "sound":
-                    sound = previews.spectrogram(media["mel"], media["mel_valid"])
+                if AUDIO_STATES[int(media["audio_state"])] == "audible":
+                    audio = previews.spectrogram(media["mel"], media["mel_valid"])
             note = "" if clip in kept else "missing: no media in the shards"
         except ShardError as error:
             note = error.message
-        found[clip] = {"sheet": sheet, "sound": sound, "note": note}
+        found[clip] = {"sheet": sheet, "audio": audio, "note": note}
     return found
 
 
@@ -98,11 +98,13 @@ def _page(results: dict[str, Any], rows: Sequence[dict], visible: Sequence[dict]
     by_clip: dict[int, list[dict]] = defaultdict(list)
     for row in visible:
         verdict = "unscored" if row["correct"] is None else "right" if row["correct"] else "wrong"
-        by_clip[row["clip"]].append({**row, "kind": protocol.type_of(row), "verdict": verdict, "gold": " / ".join(accepted(row, protocol))})
-    no_picture: dict[str, Any] = {"sheet": [], "sound": None, "note": ""}
+        by_clip[row["clip"]].append(
+            {**row, "kind": protocol.type_of(row), "verdict": verdict, "gold": " / ".join(gold_answers(row, protocol))}
+        )
+    no_video: dict[str, Any] = {"sheet": [], "audio": None, "note": ""}
     text = _environment.get_template("report.html").render(
         results=results,
-        clips=[{"number": clip, "rows": group, **clips.get(clip, no_picture)} for clip, group in by_clip.items()],
+        clips=[{"number": clip, "rows": group, **clips.get(clip, no_video)} for clip, group in by_clip.items()],
         types=sorted({entry["kind"] for group in by_clip.values() for entry in group}),
         shown=len(visible),
         bars=_drawing(plots.bars(parts[:40])) if len(parts) > 1 else None,

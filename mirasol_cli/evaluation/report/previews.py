@@ -14,7 +14,7 @@ from mirasol_cli.geometry import ClipGeometry
 
 SHEET_CHUNKS = 8
 """Most chunks of a contact sheet; longer clips show every k-th."""
-SHEET_SIDE, SOUND_WIDTH, SOUND_HEIGHT = 112, 640, 64
+SHEET_SIDE, SPECTROGRAM_WIDTH, SPECTROGRAM_HEIGHT = 112, 640, 64
 """Most px of a picture in the sheet, and of a spectrogram: 200 clips of real video then take about 10 MB."""
 
 
@@ -27,11 +27,11 @@ def contact_sheet(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> l
     sheet = []
     for chunk in picked:
         if frames is not None and valid_TF[chunk, frames[0]]:
-            frame, picture = frames[0], frames[1][chunk]
+            frame, image = frames[0], frames[1][chunk]
         else:  # a thumbnail, of which four share a chunk
             k = len(sample["thumbnails"][chunk]) // 2
-            frame, picture = k * valid_TF.shape[1] // len(sample["thumbnails"][chunk]), sample["thumbnails"][chunk, k]
-        image = Image.fromarray(np.ascontiguousarray(picture))
+            frame, image = k * valid_TF.shape[1] // len(sample["thumbnails"][chunk]), sample["thumbnails"][chunk, k]
+        image = Image.fromarray(np.ascontiguousarray(image))
         scale = SHEET_SIDE / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         sheet.append((float(sample["frame_times"][chunk, frame]), _jpeg(image.resize(size, Image.Resampling.LANCZOS))))
@@ -67,7 +67,7 @@ def spectrogram(mel_TZS: np.ndarray, valid_TS: np.ndarray) -> str | None:
     rgb = (255 * matplotlib.colormaps["magma"](((mel - low) / max(high - low, 1e-6)).clip(0, 1))[..., :3]).astype(np.uint8)
     rgb[:, ~valid] = 0
     image = Image.fromarray(rgb)
-    return _jpeg(image.resize((min(image.width, SOUND_WIDTH), min(image.height, SOUND_HEIGHT)), Image.Resampling.BOX))
+    return _jpeg(image.resize((min(image.width, SPECTROGRAM_WIDTH), min(image.height, SPECTROGRAM_HEIGHT)), Image.Resampling.BOX))
 
 
 def _jpeg(image: Image.Image) -> str:
