@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.checkpoints.folder import verify
+from mirasol_cli.config.renamed import renamed_keys
 from mirasol_cli.errors import CheckpointError, MirasolError
 from mirasol_cli.files import read_json
 
@@ -78,12 +79,12 @@ def load_model(checkpoint: Path) -> LoadedModel:
         if name not in manifest["files"]:
             raise CheckpointError(f"'{checkpoint / name}' is missing", "use another checkpoint")
     try:
-        config = read_json(checkpoint / "config.json")
+        config = checked_config(checkpoint)
         geometry = ClipGeometry.from_plain(config["clip"])
         model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
         step = int(read_json(checkpoint / "state.json")["step"])
         path = checkpoint / "recipe.yaml"
-        recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True)
+        recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path))
     except (KeyError, TypeError, ValueError, MirasolError) as error:
         raise CheckpointError(f"'{checkpoint}' describes a model this version cannot build: {error}", "use a matching mirasol") from error
     weights = read_tensors(checkpoint, "model")
@@ -121,6 +122,16 @@ def _fill(model: Mirasol, tensors: Mapping[str, Tensor], source: str) -> None:
     own = model_tensors(model)
     _check_fit(own, tensors, source)
     model.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in own.items()}, assign=True)
+
+
+def checked_config(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's config.json. Raises CheckpointError where it was written under earlier names of keys and tensors."""
+    config = read_json(checkpoint / "config.json")
+    old = list(renamed_keys(config)) if isinstance(config, dict) else []
+    if old:
+        names = ", ".join(f"{before} is called {now} now" for before, now in old[:4]) + (", ..." if len(old) > 4 else "")
+        raise CheckpointError(f"'{checkpoint}' was written under earlier names of keys and tensors: {names}", "train it again")
+    return config
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -76,11 +77,14 @@ def training_command(stage: str) -> Callable[..., None]:
             raise UsageError("--accept-data goes with --resume: a new run takes whatever data there are", "add --resume, or leave it out")
         loaded = load_recipe(recipe, overrides)
         if nproc is not None and nproc > 1 and not dry_run:
+            from mirasol_cli.checkpoints.runs import correct_exit_code
             from mirasol_cli.runtime.launch import launch
 
             options = [*option_words("--limit", limit), "--device", device, *option_words("--threads", threads)]
             options += ["--resume"] * resume + ["--accept-data"] * accept_data + ["--json"] * json
-            raise typer.Exit(launch([stage, *options, "--", recipe, *overrides], nproc, run_dir=Path(loaded.run_dir)))
+            raise typer.Exit(
+                launch([stage, *options, "--", recipe, *overrides], nproc, correct=partial(correct_exit_code, Path(loaded.run_dir)))
+            )
         if dry_run:
             from mirasol_cli.training.dry_run import dry_run as rehearse
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from mirasol_cli.config.paths import find_recipe, shipped_recipes
+from mirasol_cli.config.renamed import RENAMED
 from mirasol_cli.config.schema import SCHEMA, Recipe
 from mirasol_cli.config.yaml import Value, dump_value, from_plain, lay_over, parse_scalar, parse_yaml
 from mirasol_cli.errors import RecipeError
@@ -39,7 +40,7 @@ USUAL_NAMES = {
 RUN_RECIPE = "recipe.yaml"
 """The file of a run folder that holds its recipe, every key written out."""
 
-# Keys of earlier versions, each with what to do now; recipes inside checkpoints may still hold them.
+# Keys of earlier versions that nothing replaces, each with what to do now.
 RETIRED = {
     "model.heads": "a loss brings the parameters that it needs; remove this key",
     "model.combiner.read": "memory and input are read by TokenLearner; remove this key",
@@ -77,28 +78,25 @@ def load_run_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             [f"'{folder}' is a folder without {RUN_RECIPE}, so it is no run"], "give a run folder, a recipe's name or a YAML file"
         )
-    recipe = _read(path, overrides, of_checkpoint=True)
+    recipe = _read(path, overrides)
     moved = any(override.partition("=")[0].strip() in ("run", "run.dir") for override in overrides)
     return recipe if moved else dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=str(folder)))
 
 
-def _read(path: Path, overrides: Sequence[str], *, of_checkpoint: bool = False) -> Recipe:
+def _read(path: Path, overrides: Sequence[str]) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"cannot read '{path}': {error}"]) from None
-    return parse_recipe(text, str(path), overrides, of_checkpoint=of_checkpoint)
+    return parse_recipe(text, str(path), overrides)
 
 
-def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = (), *, of_checkpoint: bool = False) -> Recipe:
-    """`load_recipe` for the text of a recipe; `source_name` names it in messages.
-
-    `of_checkpoint`: training wrote it, maybe in an earlier version; keys that are none any more are passed over.
-    """
+def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """`load_recipe` for the text of a recipe; `source_name` names it in messages."""
     tree = parse_yaml(text, source_name)
     if not isinstance(tree.content, dict):
         raise RecipeError([f"{tree.where}: a recipe is a set of `section: ...` lines, not {describe(tree)}"])
-    reader = _Reader(skip_retired=of_checkpoint)
+    reader = _Reader()
     reader.check_schema(tree)
     for override in overrides:
         tree = reader.override(tree, override)
@@ -126,9 +124,8 @@ def _with_preset(tree: Value) -> Value:
 class _Reader:
     """Maps a `Value` tree onto dataclasses and collects what is wrong with it."""
 
-    def __init__(self, *, skip_retired: bool = False) -> None:
+    def __init__(self) -> None:
         self.problems: list[str] = []
-        self.skip_retired = skip_retired
 
     def problem(self, where: str, message: str) -> None:
         self.problems.append(f"{where}: {message}")
@@ -187,9 +184,11 @@ class _Reader:
         values: dict[str, Any] = {}
         for key, item in value.content.items():
             name = f"{prefix}.{key}" if prefix else key
+            if name in RENAMED:
+                self.problem(item.where, f"`{name}` is called `{RENAMED[name]}` now")
+                continue
             if name in RETIRED:
-                if not self.skip_retired:
-                    self.problem(item.where, f"`{name}` is no key of a recipe: {RETIRED[name]}")
+                self.problem(item.where, f"`{name}` is no key of a recipe: {RETIRED[name]}")
                 continue
             if key not in fields:
                 self.problem(item.where, _unknown_key(name, fields))

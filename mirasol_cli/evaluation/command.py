@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mirasol_cli.checkpoints.runs import checkpoint_folder
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, UsageError
-from mirasol_cli.evaluation.controls import CONTROLS
+from mirasol_cli.evaluation.controls import CONTROLS, RENAMED
 from mirasol_cli.evaluation.cut_texts import cut_notes
 from mirasol_cli.evaluation.folders import announce_other_predictions, clear_other_results, evaluation_folder
 from mirasol_cli.evaluation.job import EvaluationJob, Options
@@ -47,7 +47,9 @@ def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, pro
     """
     unknown = [control for control in options.controls if control not in (*CONTROLS, "all")]
     if unknown:
-        raise UsageError(f"unknown control '{unknown[0]}'", f"use one of {', '.join(CONTROLS)}, or all")
+        now = RENAMED.get(unknown[0])
+        hint = f"it is called {now} now" if now else f"use one of {', '.join(CONTROLS)}, or all"
+        raise UsageError(f"unknown control '{unknown[0]}'", hint)
     job = EvaluationJob.of(recipe, options)
     if options.predictions:
         return _rescore(job, options, say)

@@ -10,6 +10,8 @@ from mirasol_cli.batches.masking import without_audio, without_video
 from mirasol_cli.errors import UsageError
 
 CONTROLS = ("no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media")
+RENAMED = {"no-sound": "no-audio", "no-picture": "no-video"}
+"""Control by its name before the first release -> its name now."""
 PER_CHUNK = ("mel", "mel_valid", "thumbnails", "frame_valid")
 
 

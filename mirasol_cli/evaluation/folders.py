@@ -92,7 +92,7 @@ def _own_recipe(run: Path, checkpoint: Path | None) -> Recipe | None:
     for path in (run / "recipe.yaml", checkpoint / "recipe.yaml" if checkpoint else None):
         if path is not None and path.is_file():
             try:
-                return parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True)
+                return parse_recipe(path.read_text(encoding="utf-8"), str(path))
             except (MirasolError, OSError, UnicodeDecodeError):
                 return None
     return None

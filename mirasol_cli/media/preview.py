@@ -14,8 +14,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.shards.index import AUDIO_STATES
-from mirasol_cli.shards.reader import ShardSplit
 
 FRAMES_SHOWN = 4
 UNSEEN = 112
@@ -28,14 +26,13 @@ LETTER, LINE = 12, 17
 LEGEND = "each row: {frames} of {of} frames as the tubes see them (grey: no tube), thumbnails, sound (low notes below); red: masked"
 
 
-def contact_sheet(split: ShardSplit, clip: int, texts: Sequence[str]) -> Image.Image:
-    """The picture of one clip (view 0)."""
-    geometry = split.geometry
-    sample = {name: tensor.numpy() for name, tensor in split.media(clip).items()}
+def contact_sheet(sample: Mapping[str, np.ndarray], geometry: ClipGeometry, heading: Sequence[str]) -> Image.Image:
+    """The picture of one clip; the lines of `heading` are wrapped above it."""
     shown = min(FRAMES_SHOWN, geometry.frames_per_chunk)
     spectrogram_width = max(ROW, min(384, geometry.audio.columns))
     width = 2 * GAP + 72 + (shown + 1) * (ROW + GAP) + spectrogram_width
-    lines = [*_heading(split, clip, sample, texts, width // 6), LEGEND.format(frames=shown, of=geometry.frames_per_chunk)]
+    lines = [line for text in heading for line in wrap(text, width // 6) or [""]]
+    lines.append(LEGEND.format(frames=shown, of=geometry.frames_per_chunk))
     top = GAP + LINE * len(lines) + GAP
     sheet = Image.new("RGB", (width, top + geometry.chunks * (ROW + BAR + 2 * GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -61,15 +58,6 @@ def tube_frames(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> np.
             t, y, x = (tube.offset[a] + cell[a] * tube.stride[a] + group[a] * tube.step[a] for a in range(3))
             frames[:, t : t + kt, y : y + kh, x : x + kw] = kernels[:, n, g]
     return frames
-
-
-def _heading(split: ShardSplit, clip: int, sample: Mapping[str, np.ndarray], texts: Sequence[str], columns: int) -> list[str]:
-    start, end = sample["span"]
-    state = AUDIO_STATES[int(sample["audio_state"])]
-    real = int(sample["frame_valid"].sum())
-    first = f"{split.name} clip {clip}: {split.clips[clip]['key']}; {start:.2f} to {end:.2f} s; sound: {state}; "
-    first += f"{real} of {sample['frame_valid'].size} frames differ from the one before"
-    return [line for text in (first, *texts[:12]) for line in wrap(text, columns) or [""]]
 
 
 def _draw_chunk(

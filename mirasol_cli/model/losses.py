@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirasol_cli.errors import UsageError
-from mirasol_cli.model.objectives import consecutive
 
 SPREAD = 1.0  # weight of the variance term against the prediction error
 DECORRELATION = 0.04  # weight of the covariance term; VICReg has the same 25 : 1
@@ -90,7 +89,7 @@ def latent_loss(predicted_BTMD: Tensor, combined_BTMD: Tensor, latents_BTMD: Ten
 
     The statistics are those of all clips that are in memory at once, over all processes. Counts pairs of consecutive chunks.
     """
-    target, pairs_BT = combined_BTMD[:, 1:].detach(), consecutive(present_BT)
+    target, pairs_BT = combined_BTMD[:, 1:].detach(), present_BT[:, :-1] & present_BT[:, 1:]
     error = masked_error(predicted_BTMD, target, pairs_BT)
     variance = slot_variance(combined_BTMD.detach(), present_BT).mean().clamp(min=LEAST_VARIANCE)
     spread = (spread_loss(combined_BTMD, present_BT) + spread_loss(latents_BTMD, present_BT)) / 2

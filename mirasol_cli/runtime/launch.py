@@ -12,11 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mirasol_cli.checkpoints.runs import correct_exit_code
 from mirasol_cli.errors import UsageError
 from mirasol_cli.runtime.signals import caught_signals
 
@@ -25,13 +23,13 @@ GRACE_S = 30.0
 POLL_S = 0.05
 
 
-def launch(arguments: Sequence[str], processes: int, *, run_dir: Path | None = None, grace_s: float = GRACE_S) -> int:
+def launch(arguments: Sequence[str], processes: int, *, correct: Callable[[int, int], None] | None = None, grace_s: float = GRACE_S) -> int:
     """Run `python -m mirasol_cli ARGUMENTS` in `processes` copies that form one distributed run.
 
     SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on. When one copy fails, the others get `grace_s` seconds, then SIGTERM, then SIGKILL.
 
     Args:
-        run_dir: the run folder, whose run.json then holds the exit code that is returned.
+        correct: called with the process id of the first copy and the exit code, where that is not 0.
 
     Returns:
         0, or the exit code of the copy that failed first (128 + n for one killed by signal n).
@@ -54,8 +52,8 @@ def launch(arguments: Sequence[str], processes: int, *, run_dir: Path | None = N
             code = _wait(copies, grace_s)
         finally:
             _end(copies)
-    if run_dir is not None and code:
-        correct_exit_code(run_dir, copies[0].pid, code)
+    if correct is not None and code:
+        correct(copies[0].pid, code)
     return code
 
 

@@ -30,7 +30,7 @@ from mirasol_cli.checkpoints.folder import (
     verify,
     write_checkpoint,
 )
-from mirasol_cli.checkpoints.load import load_weights, model_tensors, read_tensors
+from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_tensors
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
 from mirasol_cli.config.reader import dump_recipe, parse_recipe
@@ -170,7 +170,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
         newest = newest_valid(folder.checkpoints)
         if newest is not None:
             path = newest / "recipe.yaml"
-            check_resumable(parse_recipe(path.read_text(encoding="utf-8"), str(path), of_checkpoint=True), recipe)
+            check_resumable(parse_recipe(path.read_text(encoding="utf-8"), str(path)), recipe)
             stage = read_json(newest / "state.json").get("stage")
             if stage != folder.stage:
                 raise CheckpointError(f"'{folder.path}' is a {stage} run", f"go on with `mirasol {stage}`, or choose another run.dir")
@@ -304,6 +304,7 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
         CheckpointError: it is damaged, or nothing of it fits.
     """
     verify(checkpoint, ("model", "ema"))
+    checked_config(checkpoint)
     tensors = {**(read_tensors(checkpoint, "model") or {}), **(read_tensors(checkpoint, "ema") or {})}
     own = model_tensors(model)
     theirs = checkpoint / TOKENIZER

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirasol_cli.config.paths import default_shards, find_recipe, recipe_header, shipped_recipes
-from mirasol_cli.config.reader import dump_recipe, known_keys, load_recipe, nearest_key, parse_recipe
+from mirasol_cli.config.reader import RETIRED, dump_recipe, known_keys, load_recipe, nearest_key, parse_recipe
+from mirasol_cli.config.renamed import RENAMED
 from mirasol_cli.config.schema import DataRecipe, InitRecipe, RatesRecipe, Recipe, RunRecipe, SourceRecipe, TrainRecipe
 from mirasol_cli.config.yaml import dump_value, parse_scalar, parse_yaml
 from mirasol_cli.errors import RecipeError
@@ -262,15 +263,25 @@ def test_a_section_made_in_python_is_checked_as_one_from_a_file(section: type, w
         section(**wrong)
 
 
-def test_what_training_sets_by_itself_is_no_key() -> None:
-    """Checkpoints of earlier versions hold it."""
-    old = HEAD + "model:\n  preset: demo\n  heads: [latent, audio]\n"
-    (problem,) = problems(old)
-    assert problem == ("r.yaml:5: `model.heads` is no key of a recipe: a loss brings the parameters that it needs; remove this key")
-    assert "is no key of a recipe" in problems(HEAD, "model.heads=[audio]")[0]
-    assert parse_recipe(old, "f", of_checkpoint=True) == parse_recipe(HEAD + "model: {preset: demo}\n", "f")
-    assert "model.heads" not in known_keys()
-    assert not [line for line in dump_recipe(Recipe(name="x"), explain=True).splitlines() if line.startswith("  heads:")]
+def test_an_old_key_is_refused_with_its_name_of_today() -> None:
+    text = HEAD + "train:\n  batch_clips: 4\n  augment: {stretch: 2}\ndata: {sound: false}\n"
+    assert problems(text, "model.text.mlp=8") == [
+        "'model.text.mlp=8': `model.text.mlp` is called `model.text.mlp_dim` now",
+        "r.yaml:4: `train.batch_clips` is called `train.global_batch_size` now",
+        "r.yaml:5: `train.augment.stretch` is called `train.augment.max_chunk_repeats` now",
+        "r.yaml:6: `data.sound` is called `data.audio` now",
+    ]
+
+
+def test_old_keys_are_none_of_today_and_their_replacements_are() -> None:
+    assert not {*RENAMED, *RETIRED} & set(known_keys())
+    assert set(RENAMED.values()) <= set(known_keys())
+
+
+def test_a_key_that_is_gone_says_what_to_do() -> None:
+    assert len(RETIRED) > 2
+    for key, what in RETIRED.items():
+        assert problems(HEAD, f"{key}=1") == [f"'{key}=1': `{key}` is no key of a recipe: {what}"]
 
 
 # ---------------------------------------------------------------------------------------------- shipped recipes

@@ -581,6 +581,9 @@ def test_more_chunks_at_evaluation_load_the_same_weights(world, tmp_path):
 def test_what_cannot_be_evaluated_says_so(world, tmp_path):
     with pytest.raises(UsageError, match="unknown control 'mute'"):
         evaluate(world, Options(controls=("mute",)))
+    with pytest.raises(UsageError) as caught:
+        evaluate(world, Options(controls=("no-sound",)))
+    assert caught.value.hint == "it is called no-audio now"
     with pytest.raises(ShardError, match="no split 'val'"):
         evaluate(world, Options(split="val"))
     with pytest.raises(UsageError, match="no name of a split"):
