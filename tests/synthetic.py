@@ -16,7 +16,7 @@ from mirasol_cli.config.reader import parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.datasets.example import ClipSpan, Split
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
-from mirasol_cli.shards.index import field_shapes
+from mirasol_cli.sample import field_shapes
 from mirasol_cli.shards.writer import ShardDraft
 from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
 from tests.shards.samples import write_finished_split

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
+from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.spectrogram import audio_valid
 from mirasol_cli.media.tubes import video_valid
 from mirasol_cli.model.batch import MediaBatch, TextBatch
-
-AUDIBLE = 2
-"""`audio_state` of a clip with audible sound; 0 is no sound track, 1 a silent one."""
+from mirasol_cli.sample import AUDIO, VIDEO, AudioState, field_shapes, fields_under, tube_field
 
 
 def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, audio: bool = True) -> MediaBatch:
@@ -43,11 +41,11 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
 
     frame_valid_BTF = stack("frame_valid").bool()
     column_valid_BTS = stack("mel_valid").bool()
-    heard_B = torch.tensor([audio and int(clip["audio_state"]) == AUDIBLE for clip in clips])
+    heard_B = torch.tensor([audio and int(clip["audio_state"]) == AudioState.AUDIBLE for clip in clips])
     column_valid_BTS &= heard_B[:, None, None]
     chunk_valid_BT = torch.stack([torch.arange(chunks) < clip["frame_valid"].shape[0] for clip in clips])
     return MediaBatch(
-        tubes=tuple(stack(f"tubes.{kind}") for kind in range(len(geometry.tubes))),
+        tubes=tuple(stack(tube_field(kind)) for kind in range(len(geometry.tubes))),
         mel_BTZS=stack("mel").float().masked_fill(~column_valid_BTS[:, :, None, :], 0.0),
         thumbnails=stack("thumbnails"),
         video_valid_BTN=_unless_all(_per_chunk(video_valid, frame_valid_BTF, geometry)),
@@ -74,27 +72,17 @@ def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> TextBat
 
 
 def _checked(sample: Mapping[str, Any], geometry: ClipGeometry) -> dict[str, Tensor]:
-    """The fields of one clip as tensors, each with the shape that the geometry gives it."""
-    audio, frames = geometry.audio, geometry.frames_per_chunk
-    shapes: dict[str, tuple[int, ...]] = {
-        f"tubes.{kind}": (count, tube.numbers_per_token)
-        for kind, (count, tube) in enumerate(zip(geometry.tube_tokens, geometry.tubes, strict=True))
-    }
-    shapes |= {
-        "thumbnails": (THUMBNAIL_FRAMES, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3),
-        "mel": (audio.n_mels, audio.columns),
-        "mel_valid": (audio.columns,),
-        "frame_valid": (frames,),
-    }
-    missing = [name for name in (*shapes, "audio_state") if name not in sample]
+    """What is seen and heard of one clip as tensors, each with the shape that the geometry gives it."""
+    read = fields_under(VIDEO, AUDIO)
+    names = field_shapes(geometry, fields=read)
+    missing = [name for name in names if name not in sample]
     if missing:
         raise ShardError(f"a sample lacks the field {missing[0]!r}")
-    fields = {name: torch.as_tensor(sample[name]) for name in (*shapes, "audio_state")}
-    chunks = fields["frame_valid"].shape[0]
-    for name, shape in shapes.items():
-        if tuple(fields[name].shape) != (chunks, *shape):
+    fields = {name: torch.as_tensor(sample[name]) for name in names}
+    for name, (_, shape) in field_shapes(geometry, chunks=len(fields["frame_valid"]), fields=read).items():
+        if tuple(fields[name].shape) != shape:
             raise ShardError(
-                f"the field {name!r} of a sample is {tuple(fields[name].shape)}, the recipe's clip section gives {(chunks, *shape)}",
+                f"the field {name!r} of a sample is {tuple(fields[name].shape)}, the recipe's clip section gives {shape}",
                 "prepare shards with this recipe's clip section, or use the recipe the shards were made with",
             )
     return fields

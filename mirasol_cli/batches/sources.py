@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mirasol_cli.batches.collate import AUDIBLE
 from mirasol_cli.batches.order import texts_by_clip
 from mirasol_cli.config.paths import source_shards
 from mirasol_cli.config.schema import Recipe, SourceRecipe
 from mirasol_cli.errors import ShardError
+from mirasol_cli.sample import AudioState
 from mirasol_cli.shards.index import FAILURES, check_geometry
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
 from mirasol_cli.text.prompt import vocabulary_lines
@@ -46,7 +46,7 @@ class OpenSource:
     def audible(self) -> int:
         """How many of the clips that are trained on have sound."""
         states = {clip: state for record in self.split.index.shards for clip, state in zip(record.kept, record.audio, strict=True)}
-        return sum(states[clip] == AUDIBLE for clip in self.by_clip)
+        return sum(states[clip] == AudioState.AUDIBLE for clip in self.by_clip)
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -6,13 +6,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from mirasol_cli.batches.masking import without_audio, without_video
+from mirasol_cli.batches.masking import with_chunks_in_order, without_audio, without_video
 from mirasol_cli.errors import UsageError
 
 CONTROLS = ("no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media")
 RENAMED = {"no-sound": "no-audio", "no-picture": "no-video"}
 """Control by its name before the first release -> its name now."""
-PER_CHUNK = ("mel", "mel_valid", "thumbnails", "frame_valid")
 
 
 def apply_control(sample: dict[str, Any], control: str | None, clip: int, seed: int) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def apply_control(sample: dict[str, Any], control: str | None, clip: int, seed: 
     if control == "text-only":
         return without_audio(without_video(sample))
     if control == "shuffle-chunks":
-        return _reordered(sample, chunk_order(len(sample["mel"]), clip, seed))
+        return with_chunks_in_order(sample, chunk_order(len(sample["mel"]), clip, seed))
     return sample
 
 
@@ -46,8 +45,3 @@ def derangement(clips: Sequence[int], seed: int) -> dict[int, int]:
     ring = list(clips)
     random.Random(f"swap-media/{seed}").shuffle(ring)
     return dict(zip(ring, ring[1:] + ring[:1], strict=True))
-
-
-def _reordered(sample: dict[str, Any], order: list[int]) -> dict[str, Any]:
-    """Sound and picture of a chunk stay together; the times stay, since they say when, not what."""
-    return {name: value[order] if name in PER_CHUNK or name.startswith("tubes.") else value for name, value in sample.items()}

@@ -18,7 +18,7 @@ from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.inference.answerer import Answerer
 from mirasol_cli.media.sampling import ClipRequest
 from mirasol_cli.model.text_decoder import TextKV
-from mirasol_cli.shards.index import AUDIO_STATES
+from mirasol_cli.sample import AudioState
 
 if TYPE_CHECKING:
     from mirasol_cli.media.decode_pool import DecodePool
@@ -191,7 +191,7 @@ def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipR
     real = int(np.asarray(sample["frame_valid"]).sum())
     clip = OpenClip(
         path=str(path), text_kv=text_kv, seconds=end - start, start_s=start, frames=geometry.frames, chunks=geometry.chunks,
-        audio=AUDIO_STATES[int(sample["audio_state"])], sample=sample,
+        audio=AudioState(int(sample["audio_state"])).word, sample=sample,
         sampled=f"{geometry.frames} frames evenly over {end - start:.1f} s, in {geometry.chunks} chunks",
         timings_s={"decode": decoded - began, "encode": time.perf_counter() - decoded},
     )  # fmt: skip
@@ -237,7 +237,7 @@ def _open_in_pieces(
     each = (end_s - start_s) / (count * geometry.chunks)
     clip = OpenClip(
         path=str(path), text_kv=text_kv, seconds=end_s - start_s, start_s=start_s, frames=count * geometry.frames,
-        chunks=count * geometry.chunks, audio=AUDIO_STATES[max(states)], timings_s=timings,
+        chunks=count * geometry.chunks, audio=AudioState(max(states)).word, timings_s=timings,
         sampled=f"{count * geometry.frames} frames in {count * geometry.chunks} chunks of {each:.2f} s, read one after the other with a "
         f"memory; the answer rests on the memory and on the last {geometry.chunks} chunks",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One clip as the named arrays of a shard (schema version 1)."""
+"""One decoded clip as a sample: the named arrays that `mirasol_cli.sample` lists."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ from mirasol_cli.media.decode import DecodedClip, decode_clips
 from mirasol_cli.media.sampling import ClipRequest
 from mirasol_cli.media.spectrogram import log_mel
 from mirasol_cli.media.tubes import cut_tubes, thumbnails
+from mirasol_cli.sample import AudioState, field_shapes, tube_field
 
 ClipSample = dict[str, np.ndarray]
-"""tubes.<k> uint8 [T, N_k, P_k] | thumbnails uint8 [T, 4, 32, 32, 3] | mel float16 [T, Z, S] | mel_valid uint8 [T, S] |
-frame_valid uint8 [T, F] | frame_times float64 [T, F], s, NaN where there is no frame | span float64 [2], s | audio_state uint8 []"""
-
-NO_AUDIO, SILENT, AUDIBLE = 0, 1, 2
-"""`audio_state`: no sound in this span; a track that is silent all through it; sound."""
+"""The fields of `mirasol_cli.sample` by name."""
 SILENCE = 1e-4
 """Full scale is 1: a span whose every sample lies below this (-80 dBFS) is a broken track, not sound."""
 
 
 def clip_sample(decoded: DecodedClip, geometry: ClipGeometry) -> ClipSample:
     """The arrays of one decoded clip; its sound is decoded here, window by window."""
+    values = _values(decoded, geometry)
+    return {name: values[name].astype(dtype, casting="same_kind", copy=False) for name, (dtype, _) in field_shapes(geometry).items()}
+
+
+def _values(decoded: DecodedClip, geometry: ClipGeometry) -> ClipSample:
+    """Name -> value of every field of the table, in a dtype that the table's can hold."""
     chunked = (geometry.chunks, geometry.frames_per_chunk)
     frames_TFHWC = decoded.frames.reshape(*chunked, *decoded.frames.shape[1:])
     level = _Level()
     mel, mel_valid = log_mel(level.watch(decoded.windows), geometry)
-    sample = {f"tubes.{k}": tubes for k, tubes in enumerate(cut_tubes(frames_TFHWC, geometry))}
-    sample |= {
+    values = {tube_field(kind): tubes for kind, tubes in enumerate(cut_tubes(frames_TFHWC, geometry))}
+    values |= {
         "thumbnails": thumbnails(frames_TFHWC),
         "mel": mel,
-        "mel_valid": mel_valid.astype(np.uint8),
-        "frame_valid": decoded.frame_valid.reshape(chunked).astype(np.uint8),
+        "mel_valid": mel_valid,
+        "frame_valid": decoded.frame_valid.reshape(chunked),
         "frame_times": decoded.frame_times_s.reshape(chunked),
-        "span": np.array(decoded.span_s, np.float64),
+        "span": np.array(decoded.span_s),
         "audio_state": np.array(level.state, np.uint8),
     }
-    return sample
+    return values
 
 
 class _Level:
@@ -57,10 +60,10 @@ class _Level:
             yield window
 
     @property
-    def state(self) -> int:
+    def state(self) -> AudioState:
         if self.loudest is None:
-            return NO_AUDIO
-        return AUDIBLE if self.loudest >= SILENCE else SILENT
+            return AudioState.NONE
+        return AudioState.AUDIBLE if self.loudest >= SILENCE else AudioState.SILENT
 
 
 def read_samples(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mirasol_cli.media.preview import contact_sheet
-from mirasol_cli.shards.index import AUDIO_STATES
+from mirasol_cli.sample import AudioState
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
 
 TEXTS_SHOWN = 12
@@ -37,7 +37,7 @@ def write_contact_sheets(out: Path, splits: Sequence[str], number: int) -> list[
 
 def _what_it_is(split: ShardSplit, clip: int, sample: Mapping[str, np.ndarray]) -> str:
     start, end = sample["span"]
-    state = AUDIO_STATES[int(sample["audio_state"])]
+    state = AudioState(int(sample["audio_state"])).word
     real, frames = int(sample["frame_valid"].sum()), sample["frame_valid"].size
     return (
         f"{split.name} clip {clip}: {split.clips[clip]['key']}; {start:.2f} to {end:.2f} s; audio: {state}; "

@@ -14,8 +14,8 @@ from typing import Any
 
 from mirasol_cli.prepare.plan import Origin, SplitPlan, text_rows
 from mirasol_cli.runtime.console import ProgressLine
+from mirasol_cli.sample import AudioState
 from mirasol_cli.shards.index import (
-    AUDIO_STATES,
     CLIPS,
     FAILURES,
     INCOMPLETE,
@@ -82,14 +82,14 @@ def lists(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
     def keys(clips: Iterable[int]) -> list[str]:
         return [plan.clips[clip].key for clip in clips]
 
-    def with_audio_state(state: str) -> list[str]:
-        return keys(clip for r in records for clip, audio in zip(r.kept, r.audio, strict=True) if AUDIO_STATES[audio] == state)
+    def with_audio_state(state: AudioState) -> list[str]:
+        return keys(clip for r in records for clip, audio in zip(r.kept, r.audio, strict=True) if audio == state)
 
     return {
         "missing": keys(clip for record in records for clip in record.missing),
         "failed": keys(failure.clip for record in records for failure in record.failed),
-        "without_audio": with_audio_state("none"),
-        "silent": with_audio_state("silent"),
+        "without_audio": with_audio_state(AudioState.NONE),
+        "silent": with_audio_state(AudioState.SILENT),
         "short": keys(clip for record in records for clip in record.short),
         "without_video": keys(clip for record in records for clip, share in record.incomplete if share == 1),
         "duplicates": {name: list(paths) for name, paths in sorted(plan.duplicates.items())},
@@ -119,14 +119,14 @@ def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, A
         return only is None or clip in only
 
     kept = missing = failed = expected = size = short = incomplete = without_video = 0
-    seconds, audio = 0.0, Counter(dict.fromkeys(AUDIO_STATES, 0))
+    seconds, audio = 0.0, Counter({state.word: 0 for state in AudioState})
     reasons: Counter[str] = Counter()
     for record in records:
         size += record.bytes
         for clip, state, length in zip(record.kept, record.audio, record.seconds, strict=True):
             if wanted(clip):
                 kept += 1
-                audio[AUDIO_STATES[state]] += 1
+                audio[AudioState(state).word] += 1
                 seconds += length
         missing += sum(map(wanted, record.missing))
         short += sum(map(wanted, record.short))
@@ -163,7 +163,7 @@ def say_table(splits: dict[str, dict[str, Any]], say: Say, terminal: bool | None
     """The counts of every split: a table on a terminal, a line for each split elsewhere. Then what deserves a look."""
     columns = ("split", "expected", "kept", "failed", "missing", "questions", "no audio", "silent", "audible", "present", "hours", "MB")
     rows = [
-        (name, c["expected"], c["kept"], c["failed"], c["missing"], c["questions"], *(c["audio"][state] for state in AUDIO_STATES),
+        (name, c["expected"], c["kept"], c["failed"], c["missing"], c["questions"], *(c["audio"][state.word] for state in AudioState),
          f"{c['share']:.1%}", f"{c['seconds'] / 3600:.2f}", f"{c['bytes'] / 1e6:.0f}")
         for name, c in splits.items()
     ]  # fmt: skip

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import ShardError
 from mirasol_cli.files import crc32_of, sha256_of, write_atomic
-from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
+from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import READER_VERSION
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ LARGEST_SHARD = 1024
 """Most clips of a shard."""
 METADATA_KEY = "mirasol"
 """The one metadata key, holding JSON: several keys would be written in no fixed order."""
-AUDIO_STATES = ("none", "silent", "audible")
-"""Meaning of `audio_state` 0, 1, 2: no sound stream, digital silence, sound."""
 
 
 def shard_name(number: int) -> str:
@@ -64,24 +62,6 @@ def clips_per_shard(geometry: ClipGeometry) -> int:
 def views_of(split: str, geometry: ClipGeometry) -> int:
     """Only training clips have further views."""
     return geometry.views if split == "train" else 1
-
-
-def field_shapes(geometry: ClipGeometry) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> (numpy dtype, shape) of every field of one row, in the order in which the row's checksum takes them."""
-    chunks, columns = geometry.chunks, geometry.audio.columns
-    tubes = {
-        f"tubes.{kind}": ("uint8", (chunks, count, tube.numbers_per_token))
-        for kind, (tube, count) in enumerate(zip(geometry.tubes, geometry.tube_tokens, strict=True))
-    }
-    return tubes | {
-        "thumbnails": ("uint8", (chunks, THUMBNAIL_FRAMES, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)),
-        "mel": ("float16", (chunks, geometry.audio.n_mels, columns)),
-        "mel_valid": ("uint8", (chunks, columns)),
-        "frame_valid": ("uint8", (chunks, geometry.frames_per_chunk)),
-        "frame_times": ("float64", (chunks, geometry.frames_per_chunk)),
-        "span": ("float64", (2,)),
-        "audio_state": ("uint8", ()),
-    }
 
 
 def row_checksum(row: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
@@ -113,7 +93,7 @@ class ShardRecord:
     failed: list[ClipFailure] = field(default_factory=list)
     short: list[int] = field(default_factory=list)  # kept, but shorter than the span asked for
     incomplete: list[list] = field(default_factory=list)  # kept, but with frames missing: [clip, missing share of its frames]
-    audio: list[int] = field(default_factory=list)  # AUDIO_STATES
+    audio: list[int] = field(default_factory=list)  # AudioState
     seconds: list[float] = field(default_factory=list)
     crc32: list[int] = field(default_factory=list)
     bytes: int = 0  # 0: nothing was kept and there is no file

@@ -17,6 +17,7 @@ from torch import Tensor
 from mirasol_cli.errors import ShardError
 from mirasol_cli.files import sha256_of
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.sample import field_shapes
 from mirasol_cli.shards.index import (
     CLIPS,
     INDEX,
@@ -25,7 +26,6 @@ from mirasol_cli.shards.index import (
     ShardRecord,
     SplitIndex,
     check_reader,
-    field_shapes,
     read_lines,
     row_checksum,
     texts_name,
@@ -113,7 +113,7 @@ class ShardSplit:
         return read_lines(self.path / texts_name(task), self.index.tasks[task].sha256)
 
     def media(self, clip: int, view: int = 0) -> dict[str, Tensor]:
-        """The fields of one clip (see `field_shapes`), copied out of the shard and checked against their checksum."""
+        """The fields of one clip (see `mirasol_cli.sample`), copied out of the shard and checked against their checksum."""
         place = self._row(clip)
         if place is None:
             raise KeyError(f"clip {clip} of '{self.path}' has no media: it is missing or failed when it was prepared")

@@ -19,6 +19,7 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.files import write_atomic
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import READER_VERSION, valid_share
+from mirasol_cli.sample import field_shapes
 from mirasol_cli.shards.index import (
     METADATA_KEY,
     SCHEMA,
@@ -27,7 +28,6 @@ from mirasol_cli.shards.index import (
     check_geometry,
     check_reader,
     clips_per_shard,
-    field_shapes,
     keys_digest,
     read_checksummed,
     record_name,
@@ -111,6 +111,8 @@ class ShardDraft:
             raise ValueError(f"{len(views)} views where {self.slot.views} are expected")
         for view, sample in enumerate(views):
             for name, (dtype, shape) in self._fields.items():
+                if name not in sample:
+                    raise ValueError(f"a sample lacks the field '{name}'")
                 value = np.asarray(sample[name])
                 if value.shape != shape or (value.dtype != dtype and not (value.dtype == bool and dtype == "uint8")):
                     raise ValueError(f"field '{name}' is {value.dtype} {value.shape}, not {dtype} {shape}")

@@ -5,10 +5,11 @@ import pytest
 
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.audio import audio_windows
-from mirasol_cli.media.clip import AUDIBLE, NO_AUDIO, SILENT, clip_sample
+from mirasol_cli.media.clip import clip_sample
 from mirasol_cli.media.decode import decode_clips
 from mirasol_cli.media.probe import probe
 from mirasol_cli.media.sampling import ClipRequest
+from mirasol_cli.sample import AudioState
 from tests.media.made_clips import clicks, regular, write_clip
 
 GEOMETRY = ClipGeometry(frames=32, chunks=4, size=64)
@@ -113,7 +114,7 @@ def test_none_silent_and_sound_are_told_apart(tmp_path):
         sample = clip_sample(clip, GEOMETRY)
         states[name] = int(sample["audio_state"])
         assert bool(sample["mel_valid"].any()) == (name != "none")
-    assert states == {"none": NO_AUDIO, "silent": SILENT, "sound": AUDIBLE, "elsewhere": SILENT}
+    assert states == {"none": AudioState.NONE, "silent": AudioState.SILENT, "sound": AudioState.AUDIBLE, "elsewhere": AudioState.SILENT}
 
 
 def test_hostile_float_samples_stay_finite(tmp_path):
@@ -132,5 +133,5 @@ def test_audio_only_is_kept_when_allowed(tmp_path):
     (clip,) = decode_clips(path, [ClipRequest()], GEOMETRY, allow_audio_only=True)
     sample = clip_sample(clip, GEOMETRY)
     assert not sample["frame_valid"].any()
-    assert sample["audio_state"] == AUDIBLE
+    assert sample["audio_state"] == AudioState.AUDIBLE
     assert sample["mel_valid"].any(axis=1).all()

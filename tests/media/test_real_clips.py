@@ -10,9 +10,10 @@ import pytest
 
 from mirasol_cli.files import read_jsonl
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.media.clip import AUDIBLE, NO_AUDIO, SILENT, clip_sample
+from mirasol_cli.media.clip import clip_sample
 from mirasol_cli.media.decode import decode_clips, probe
 from mirasol_cli.media.sampling import ClipRequest, framing
+from mirasol_cli.sample import AudioState
 from tests.paths import SHARED
 
 pytestmark = pytest.mark.real
@@ -90,7 +91,7 @@ def test_no_frame_is_at_another_time_than_ffmpeg_shows_it(name):
 def test_the_state_of_the_sound(row):
     (clip,) = decode_clips(FOLDER / row["video"], [ClipRequest()], GEOMETRY)
     sample = clip_sample(clip, GEOMETRY)
-    expected = NO_AUDIO if not row["has_audio"] else SILENT if row["audio_silent"] else AUDIBLE
+    expected = AudioState.NONE if not row["has_audio"] else AudioState.SILENT if row["audio_silent"] else AudioState.AUDIBLE
     assert sample["audio_state"] == expected
     assert sample["mel_valid"].any() == row["has_audio"]
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
-from mirasol_cli.shards.index import INDEX, SplitIndex, TaskEntry, clips_per_shard, field_shapes, texts_name, views_of, write_lines
+from mirasol_cli.sample import field_shapes
+from mirasol_cli.shards.index import INDEX, SplitIndex, TaskEntry, clips_per_shard, texts_name, views_of, write_lines
 from mirasol_cli.shards.writer import ShardDraft, ShardSlot
 
 SMALL = ClipGeometry(

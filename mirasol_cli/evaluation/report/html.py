@@ -14,7 +14,7 @@ from mirasol_cli.errors import DataError, ShardError
 from mirasol_cli.evaluation.protocols import gold_answers, protocol_of
 from mirasol_cli.evaluation.report import plots, previews
 from mirasol_cli.files import read_jsonl, write_atomic
-from mirasol_cli.shards.index import AUDIO_STATES
+from mirasol_cli.sample import AudioState
 
 if TYPE_CHECKING:
     from mirasol_cli.shards.reader import ShardSplit
@@ -80,7 +80,7 @@ def _previews(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[
             if clip in kept:
                 media = {name: value.numpy() for name, value in split.media(clip).items()}
                 sheet = previews.contact_sheet(media, split.geometry)
-                if AUDIO_STATES[int(media["audio_state"])] == "audible":
+                if media["audio_state"] == AudioState.AUDIBLE:
                     audio = previews.spectrogram(media["mel"], media["mel_valid"])
             note = "" if clip in kept else "missing: no media in the shards"
         except ShardError as error:
