@@ -6,7 +6,7 @@ spectrogram with low notes at the bottom (masked columns are red), and one bar o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from textwrap import wrap
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.sample import tube_field
 
 FRAMES_SHOWN = 4
 UNSEEN = 112
@@ -49,15 +50,37 @@ def contact_sheet(sample: Mapping[str, np.ndarray], geometry: ClipGeometry, head
 def tube_frames(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> np.ndarray:
     """uint8 [T, F, H, W, 3]: the pixels of all tubes pasted back where they were cut; grey elsewhere."""
     frames = np.full((geometry.chunks, *geometry.chunk_shape, 3), UNSEEN, np.uint8)
-    for kind, tube in enumerate(geometry.tubes):
-        kt, kh, kw = tube.kernel
-        cells = list(product(*map(range, tube.grid(*geometry.chunk_shape))))
-        groups = list(product(*map(range, tube.space_to_depth)))
-        kernels = sample[f"tubes.{kind}"].reshape(geometry.chunks, len(cells), len(groups), kt, kh, kw, 3)
-        for (n, cell), (g, group) in product(enumerate(cells), enumerate(groups)):
-            t, y, x = (tube.offset[a] + cell[a] * tube.stride[a] + group[a] * tube.step[a] for a in range(3))
-            frames[:, t : t + kt, y : y + kh, x : x + kw] = kernels[:, n, g]
+    for kind, n, group, place in _kernels(geometry):
+        tube = geometry.tubes[kind]
+        kernels = sample[tube_field(kind)].reshape(geometry.chunks, -1, tube.kernels_per_token, *tube.kernel, 3)
+        frames[:, *place] = kernels[:, n, group]
     return frames
+
+
+def fullest_frame(geometry: ClipGeometry) -> tuple[int, tuple[slice, slice]] | None:
+    """The frame of a chunk that tubes cover without a gap, and which rows and columns they cover; None if they leave gaps in every one."""
+    seen_FHW = np.zeros(geometry.chunk_shape, bool)
+    for _, _, _, place in _kernels(geometry):
+        seen_FHW[place] = True
+    frame = int(seen_FHW.sum(axis=(1, 2)).argmax())
+    height, width = (int(np.flatnonzero(seen_FHW[frame].any(axis)).max(initial=-1)) + 1 for axis in (1, 0))
+    return (frame, (slice(height), slice(width))) if seen_FHW[frame, :height, :width].all() else None
+
+
+def seconds_text(seconds: float, digits: int = 1) -> str:
+    """`2.5 s`; `missing` for the NaN that stands in `frame_times` where there is no frame."""
+    return "missing" if np.isnan(seconds) else f"{seconds:.{digits}f} s"
+
+
+def _kernels(geometry: ClipGeometry) -> Iterator[tuple[int, int, int, tuple[slice, slice, slice]]]:
+    """Every kernel as (kind of tube, token, place in its space-to-depth group, the frames, rows and columns under it)."""
+    for kind, tube in enumerate(geometry.tubes):
+        cells = product(*map(range, tube.grid(*geometry.chunk_shape)))
+        groups = list(product(*map(range, tube.space_to_depth)))
+        for (n, cell), (g, group) in product(enumerate(cells), enumerate(groups)):
+            start = [tube.offset[a] + cell[a] * tube.stride[a] + group[a] * tube.step[a] for a in range(3)]
+            t, y, x = (slice(start[a], start[a] + tube.kernel[a]) for a in range(3))
+            yield kind, n, g, (t, y, x)
 
 
 def _draw_chunk(
@@ -66,7 +89,7 @@ def _draw_chunk(
 ) -> None:  # fmt: skip
     """One row: label, frames, thumbnails, spectrogram, and the bars of masks below."""
     times, valid = sample["frame_times"][chunk], sample["frame_valid"][chunk]
-    draw.text((GAP, y), f"chunk {chunk}\n{times[0]:.2f} s\n  to\n{times[-1]:.2f} s", INK)
+    draw.text((GAP, y), f"chunk {chunk}\n{seconds_text(times[0], 2)}\n  to\n{seconds_text(times[-1], 2)}", INK)
     x = GAP + 72
     shown = min(FRAMES_SHOWN, len(frames_FHWC))
     for k in range(shown):
@@ -79,11 +102,11 @@ def _draw_chunk(
     a, b, c, d = sample["thumbnails"][chunk]
     _paste(sheet, np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)], 0), x, y, ROW, ROW)
     x += ROW + GAP
-    _paste(sheet, _spectrogram(sample["mel"][chunk], sample["mel_valid"][chunk]), x, y, spectrogram_width, ROW)
+    _paste(sheet, spectrogram(sample["mel"][chunk], sample["mel_valid"][chunk]), x, y, spectrogram_width, ROW)
     _bar(draw, sample["mel_valid"][chunk], x, y + ROW + 2, spectrogram_width)
 
 
-def _spectrogram(mel_ZS: np.ndarray, valid_S: np.ndarray) -> np.ndarray:
+def spectrogram(mel_ZS: np.ndarray, valid_S: np.ndarray) -> np.ndarray:
     """uint8 [Z, S, 3], low notes at the bottom; normalised values of -2 to 2 from black to white, masked columns red."""
     grey = np.clip((mel_ZS[::-1].astype(np.float32) + 2) / 4 * 255, 0, 255).astype(np.uint8)
     image = np.repeat(grey[..., None], 3, -1)

@@ -21,6 +21,7 @@ from mirasol_cli.evaluation.report import html, plots, previews
 from mirasol_cli.evaluation.report.html import stratified
 from mirasol_cli.files import read_jsonl
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.media.preview import fullest_frame, tube_frames
 from mirasol_cli.media.tubes import cut_tubes, thumbnails
 from tests.evaluation.tiny import tiny_recipe, write_texts_split, write_tiny_checkpoint
 
@@ -132,33 +133,34 @@ def test_confusion_needs_two_answers_and_counts_the_rest_as_other():
     assert plots.confusion(rows[:1]) is None
 
 
-def test_the_contact_sheet_shows_whole_frames_at_their_times():
+def test_the_strip_shows_whole_frames_at_their_times():
     from PIL import Image
 
-    geometry = ClipGeometry(frames=32, chunks=4, size=96)
+    geometry = ClipGeometry(frames=32, chunks=4, size=100)  # 96 px of 100 lie under the tubes
     rng = np.random.default_rng(0)
-    frames = np.repeat(np.repeat(rng.integers(0, 256, (4, 8, 6, 6, 3), np.uint8), 16, 2), 16, 3)
+    frames = np.repeat(np.repeat(rng.integers(0, 256, (4, 8, 7, 7, 3), np.uint8), 16, 2), 16, 3)[:, :, :100, :100]
     sample = {f"tubes.{kind}": np.asarray(tubes) for kind, tubes in enumerate(cut_tubes(frames, geometry))}
     sample |= {"frame_valid": np.ones((4, 8), np.uint8), "frame_times": np.arange(32.0).reshape(4, 8), "thumbnails": thumbnails(frames)}
-    number, whole = previews.whole_frames(sample, geometry)
+    number, covered = fullest_frame(geometry)
     assert number == 0
-    assert (whole == frames[:, 0]).all()
-    sheet = previews.contact_sheet(sample, geometry)
-    assert [seconds for seconds, _ in sheet] == [0.0, 8.0, 16.0, 24.0]
-    image = Image.open(io.BytesIO(base64.b64decode(sheet[2][1].split(",")[1])))
+    assert (tube_frames(sample, geometry)[:, 0][:, *covered] == frames[:, 0, :96, :96]).all()
+    strip = previews.frame_strip(sample, geometry)
+    assert [time for time, _ in strip] == ["0.0 s", "8.0 s", "16.0 s", "24.0 s"]
+    image = Image.open(io.BytesIO(base64.b64decode(strip[2][1].split(",")[1])))
     assert image.size == (112, 112)
-    assert abs(np.asarray(image.resize((96, 96)), float) - frames[2, 0]).mean() < 20
+    assert abs(np.asarray(image.resize((96, 96)), float) - frames[2, 0, :96, :96]).mean() < 20
     sample["frame_valid"][1] = 0  # a chunk without a real frame is left out
-    sample["frame_valid"][2, 0] = 0  # a frame that is not real is replaced by a thumbnail
-    assert [seconds for seconds, _ in previews.contact_sheet(sample, geometry)] == [0.0, 20.0, 24.0]
+    sample["frame_valid"][2, 0] = 0  # a frame that is not real is replaced by the third thumbnail, of the sixth frame
+    assert [time for time, _ in previews.frame_strip(sample, geometry)] == ["0.0 s", "21.0 s", "24.0 s"]
+    sample["frame_times"][2, 5] = np.nan
+    assert [time for time, _ in previews.frame_strip(sample, geometry)] == ["0.0 s", "missing", "24.0 s"]
     sample["frame_valid"][:] = 0
-    assert previews.contact_sheet(sample, geometry) == []
+    assert previews.frame_strip(sample, geometry) == []
 
 
 def test_tubes_that_leave_gaps_give_no_whole_frame():
     gaps = ClipGeometry(frames=32, chunks=4, size=96)
-    gaps = replace(gaps, tubes=gaps.tubes[:3])
-    assert previews.whole_frames({}, gaps) is None
+    assert fullest_frame(replace(gaps, tubes=gaps.tubes[:3])) is None
 
 
 def test_spectrograms_leave_out_what_is_masked():

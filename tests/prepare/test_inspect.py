@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from mirasol_cli.geometry import CHUNK_TUBES, ClipGeometry
-from mirasol_cli.media.preview import MASKED, UNSEEN, contact_sheet, tube_frames
+from mirasol_cli.media.preview import MASKED, UNSEEN, contact_sheet, seconds_text, tube_frames
 from mirasol_cli.media.tubes import cut_tubes
 from mirasol_cli.prepare.inspect import write_contact_sheets
 from mirasol_cli.shards.reader import ShardFolder
-from tests.shards.samples import SMALL, write_split
+from tests.shards.samples import SMALL, made_up_sample, write_split
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,10 @@ def test_one_image_per_clip(tmp_path: Path) -> None:
     red = (np.asarray(contact_sheet(sample, split.geometry, ["qa: what? -> that"])) == MASKED).all(-1)
     assert red[len(red) // 2 :].any()
     assert red.sum() > 128 * 128  # the second chunk's whole spectrogram
+
+
+def test_a_frame_that_is_not_there_has_no_time() -> None:
+    assert (seconds_text(2.5), seconds_text(2.5, 2), seconds_text(float("nan"), 2)) == ("2.5 s", "2.50 s", "missing")
+    sample = made_up_sample("a")
+    missing = sample | {"frame_times": np.full_like(sample["frame_times"], np.nan)}
+    assert np.asarray(contact_sheet(missing, SMALL, ["x"])).any()

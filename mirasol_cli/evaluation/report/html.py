@@ -39,7 +39,7 @@ def write_report(path: Path, results: dict[str, Any], rows: Sequence[dict[str, A
         results: what results.json holds.
         rows: the predictions.
         run_dir: its metrics.jsonl gives the training curves, where there is one.
-        split: gives contact sheets and spectrograms; None leaves them out.
+        split: gives frames and spectrograms; None leaves them out.
     """
     shown = stratified(rows, results, CLIPS_SHOWN)
     clips = _previews(shown, split)
@@ -70,22 +70,22 @@ def stratified(rows: Sequence[dict[str, Any]], results: dict[str, Any], count: i
 
 
 def _previews(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[str, Any]]:
-    """Contact sheet and spectrogram per clip; a clip without media says so."""
+    """A strip of frames and the spectrogram of each clip; a clip without media says so."""
     if split is None:
         return {}
     kept, found = set(split.kept), {}
     for clip in clips:
-        sheet, audio = [], None
+        strip, audio = [], None
         try:
             if clip in kept:
                 media = {name: value.numpy() for name, value in split.media(clip).items()}
-                sheet = previews.contact_sheet(media, split.geometry)
+                strip = previews.frame_strip(media, split.geometry)
                 if media["audio_state"] == AudioState.AUDIBLE:
                     audio = previews.spectrogram(media["mel"], media["mel_valid"])
             note = "" if clip in kept else "missing: no media in the shards"
         except ShardError as error:
             note = error.message
-        found[clip] = {"sheet": sheet, "audio": audio, "note": note}
+        found[clip] = {"strip": strip, "audio": audio, "note": note}
     return found
 
 
@@ -101,7 +101,7 @@ def _page(results: dict[str, Any], rows: Sequence[dict], visible: Sequence[dict]
         by_clip[row["clip"]].append(
             {**row, "kind": protocol.type_of(row), "verdict": verdict, "gold": " / ".join(gold_answers(row, protocol))}
         )
-    no_video: dict[str, Any] = {"sheet": [], "audio": None, "note": ""}
+    no_video: dict[str, Any] = {"strip": [], "audio": None, "note": ""}
     text = _environment.get_template("report.html").render(
         results=results,
         clips=[{"number": clip, "rows": group, **clips.get(clip, no_video)} for clip, group in by_clip.items()],

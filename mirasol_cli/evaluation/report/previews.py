@@ -6,67 +6,50 @@ import base64
 import io
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
-from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.geometry import THUMBNAIL_FRAMES, ClipGeometry
+from mirasol_cli.media import preview
+from mirasol_cli.media.tubes import thumbnail_frames
 
-SHEET_CHUNKS = 8
-"""Most chunks of a contact sheet; longer clips show every k-th."""
-SHEET_SIDE, SPECTROGRAM_WIDTH, SPECTROGRAM_HEIGHT = 112, 640, 64
-"""Most px of a picture in the sheet, and of a spectrogram: 200 clips of real video then take about 10 MB."""
+STRIP_CHUNKS = 8
+"""Most chunks of a strip; longer clips show every k-th."""
+STRIP_SIDE, SPECTROGRAM_WIDTH, SPECTROGRAM_HEIGHT = 112, 640, 64
+"""Most px of a picture in the strip, and of a spectrogram: 200 clips of real video then take about 10 MB."""
 
 
-def contact_sheet(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> list[tuple[float, str]]:
-    """For at most SHEET_CHUNKS chunks with real frames, the seconds of the frame shown and the `src` of its picture."""
-    frames = whole_frames(sample, geometry)
+def frame_strip(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> list[tuple[str, str]]:
+    """For at most STRIP_CHUNKS chunks with real frames, when the frame shown is on screen and the `src` of its picture."""
+    full = preview.fullest_frame(geometry)
+    frames_TFHWC = preview.tube_frames(sample, geometry) if full else None
     valid_TF = sample["frame_valid"] > 0
     chunks = np.flatnonzero(valid_TF.any(axis=1))
-    picked = [int(chunks[i * len(chunks) // min(SHEET_CHUNKS, len(chunks))]) for i in range(min(SHEET_CHUNKS, len(chunks)))]
-    sheet = []
-    for chunk in picked:
-        if frames is not None and valid_TF[chunk, frames[0]]:
-            frame, image = frames[0], frames[1][chunk]
-        else:  # a thumbnail, of which four share a chunk
-            k = len(sample["thumbnails"][chunk]) // 2
-            frame, image = k * valid_TF.shape[1] // len(sample["thumbnails"][chunk]), sample["thumbnails"][chunk, k]
-        image = Image.fromarray(np.ascontiguousarray(image))
-        scale = SHEET_SIDE / max(image.size)
+    shown = min(STRIP_CHUNKS, len(chunks))
+    strip = []
+    for chunk in (int(chunks[i * len(chunks) // shown]) for i in range(shown)):
+        if full and frames_TFHWC is not None and valid_TF[chunk, full[0]]:
+            frame, image_HWC = full[0], frames_TFHWC[chunk, full[0]][full[1]]
+        else:  # a thumbnail, of which several share a chunk
+            k = THUMBNAIL_FRAMES // 2
+            frame, image_HWC = int(thumbnail_frames(geometry.frames_per_chunk)[k]), sample["thumbnails"][chunk, k]
+        image = Image.fromarray(np.ascontiguousarray(image_HWC))
+        scale = STRIP_SIDE / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        sheet.append((float(sample["frame_times"][chunk, frame]), _jpeg(image.resize(size, Image.Resampling.LANCZOS))))
-    return sheet
-
-
-def whole_frames(sample: Mapping[str, np.ndarray], geometry: ClipGeometry) -> tuple[int, np.ndarray] | None:
-    """A frame number within the chunk, and that frame of every chunk, uint8 [T, H, W, 3], out of tubes that lie side by side.
-
-    None where every kind of tube leaves gaps.
-    """
-    for kind, tube in enumerate(geometry.tubes):
-        rows, columns = tube.grid(*geometry.chunk_shape)[1:]
-        if tube.stride[1:] == tube.kernel[1:] and tube.kernels_per_token == 1 and tube.offset[1:] == (0, 0) and rows and columns:
-            time, height, width = tube.kernel
-            tokens = sample[f"tubes.{kind}"][:, : rows * columns].reshape(geometry.chunks, rows, columns, time, height, width, 3)
-            frames = tokens[:, :, :, 0].transpose(0, 1, 3, 2, 4, 5)  # chunks, rows, height, columns, width, colours
-            return tube.offset[0], frames.reshape(geometry.chunks, rows * height, columns * width, 3)
-    return None
+        time = preview.seconds_text(float(sample["frame_times"][chunk, frame]))
+        strip.append((time, _jpeg(image.resize(size, Image.Resampling.LANCZOS))))
+    return strip
 
 
 def spectrogram(mel_TZS: np.ndarray, valid_TS: np.ndarray) -> str | None:
-    """The log-mel picture of all chunks in a row, low tones below, as the `src` of an image; None without sound.
+    """The spectrogram of all chunks in a row, as the `src` of an image; None without sound.
 
-    Columns that no chunk uses (windows shorter than the spectrogram) are left out, others without sound are black.
+    Columns that no chunk uses (windows shorter than the spectrogram) are left out.
     """
     if not valid_TS.any():
         return None
     used_S = valid_TS.any(axis=0)
-    valid = valid_TS[:, used_S].reshape(-1) > 0
-    mel = np.concatenate(list(mel_TZS[:, :, used_S].astype(np.float32)), axis=1)[::-1]
-    low, high = np.percentile(mel[:, valid], [2, 99.5])
-    rgb = (255 * matplotlib.colormaps["magma"](((mel - low) / max(high - low, 1e-6)).clip(0, 1))[..., :3]).astype(np.uint8)
-    rgb[:, ~valid] = 0
-    image = Image.fromarray(rgb)
+    image = Image.fromarray(preview.spectrogram(np.concatenate(list(mel_TZS[:, :, used_S]), axis=1), valid_TS[:, used_S].reshape(-1)))
     return _jpeg(image.resize((min(image.width, SPECTROGRAM_WIDTH), min(image.height, SPECTROGRAM_HEIGHT)), Image.Resampling.BOX))
 
 
