@@ -209,14 +209,6 @@ class ClipGeometry:
         """N."""
         return self.video_tokens + self.audio_tokens
 
-    @property
-    def bytes_per_clip(self) -> int:
-        """Bytes one clip takes in a shard (one view)."""
-        tubes = sum(n * tube.numbers_per_token for n, tube in zip(self.tube_tokens, self.tubes, strict=True))
-        thumbnails = THUMBNAIL_FRAMES * THUMBNAIL_SIZE * THUMBNAIL_SIZE * 3
-        audio = self.audio.columns * (self.audio.n_mels * 2 + 1)
-        return self.chunks * (tubes + thumbnails + audio + self.frames_per_chunk * 9)
-
     def to_plain(self) -> dict:
         """As JSON-ready dicts and lists; `from_plain` reads it back."""
         return to_plain(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from math import prod
 from typing import Any
 
 from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE, ClipGeometry
@@ -62,6 +63,9 @@ FIELDS = (
 """In the order in which a row's checksum takes them."""
 
 
+ITEM_BYTES = {"uint8": 1, "float16": 2, "float32": 4, "float64": 8}
+
+
 def tube_field(kind: int) -> str:
     return f"{TUBES}.{kind}"
 
@@ -86,6 +90,12 @@ def field_shapes(
         else:
             shapes[field.name] = field.dtype, _shape(field, sizes)
     return shapes
+
+
+def bytes_per_clip(geometry: ClipGeometry) -> int:
+    """Bytes that one view of a clip takes in a shard. The few that a clip has once, not per chunk, do not count."""
+    shapes = field_shapes(geometry, fields=[field for field in FIELDS if field.per_chunk])
+    return sum(prod(shape) * ITEM_BYTES[dtype] for dtype, shape in shapes.values())
 
 
 def fields_under(*masks: str) -> tuple[Field, ...]:

@@ -10,10 +10,11 @@ from mirasol_cli.batches.collate import media_batch
 from mirasol_cli.batches.masking import with_chunks_in_order, without_audio, without_video
 from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.errors import ShardError
+from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import clip as media_clip
 from mirasol_cli.media.decode import decode_clips
 from mirasol_cli.media.sampling import ClipRequest
-from mirasol_cli.sample import AUDIO, FIELDS, VIDEO, AudioState, Field, field_shapes, fields_under
+from mirasol_cli.sample import AUDIO, FIELDS, VIDEO, AudioState, Field, bytes_per_clip, field_shapes, fields_under
 from mirasol_cli.shards.index import SplitIndex
 from mirasol_cli.shards.reader import ShardFolder
 from mirasol_cli.shards.writer import ShardDraft
@@ -34,6 +35,12 @@ def test_the_table_gives_names_dtypes_and_shapes() -> None:
         "audio_state": ("uint8", ()),
     }
     assert field_shapes(SMALL, chunks=7)["mel"] == ("float16", (7, 16, 16))
+
+
+def test_the_bytes_of_a_clip_are_those_of_its_fields_per_chunk() -> None:
+    sample = made_up_sample("a")
+    assert bytes_per_clip(SMALL) == sum(value.nbytes for name, value in sample.items() if name not in ("span", "audio_state"))
+    assert bytes_per_clip(ClipGeometry()) == 7_422_080  # decides which clips share a shard: another number needs another schema
 
 
 def test_every_mask_is_a_field_and_audio_and_video_share_none() -> None:

@@ -11,6 +11,7 @@ import typer
 from mirasol_cli.cli.options import Json, Overrides, RecipeName, load_recipe
 from mirasol_cli.errors import UsageError
 from mirasol_cli.runtime import console
+from mirasol_cli.sample import bytes_per_clip
 
 if TYPE_CHECKING:
     from mirasol_cli.config.schema import Recipe
@@ -120,7 +121,7 @@ def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json
         "ok": True,
         "name": loaded.name,
         "tokens_per_chunk": {"video": clip.video_tokens, "audio": clip.audio_tokens},
-        "bytes_per_clip": clip.bytes_per_clip,
+        "bytes_per_clip": bytes_per_clip(clip),
         "shards": shards,
         "run": loaded.run_dir,
     }
@@ -129,6 +130,6 @@ def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json
         return
     console.print_result(
         f"{recipe} is valid: {clip.chunks} chunks of {clip.frames_per_chunk} frames, "
-        f"{clip.video_tokens} + {clip.audio_tokens} tokens each, {clip.bytes_per_clip / 1e6:.1f} MB a clip\n"
+        f"{clip.video_tokens} + {clip.audio_tokens} tokens each, {bytes_per_clip(clip) / 1e6:.1f} MB a clip\n"
         f"reads {', '.join(shards)}; writes {loaded.run_dir}"
     )

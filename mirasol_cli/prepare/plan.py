@@ -14,6 +14,7 @@ from mirasol_cli.datasets.resolver import Found, VideoIndex
 from mirasol_cli.errors import EnvironmentProblem, ShardError, UsageError
 from mirasol_cli.files import sha256_of
 from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.sample import bytes_per_clip
 from mirasol_cli.shards.index import (
     CLIPS,
     INDEX,
@@ -276,7 +277,7 @@ def bytes_needed(plans: Iterable[SplitPlan], *, retry_failed: bool, part: tuple[
     """Bytes that the clips to decode take, and one more shard while an old one is replaced."""
     decoded = replaced = 0
     for plan in plans:
-        decoded += len(plan.clips_to_decode(retry_failed=retry_failed, part=part)) * plan.views * plan.geometry.bytes_per_clip
+        decoded += len(plan.clips_to_decode(retry_failed=retry_failed, part=part)) * plan.views * bytes_per_clip(plan.geometry)
         replaced = max([replaced, *(plan.earlier[number].bytes for number in plan.part(part) if number in plan.earlier)])
     return decoded + replaced
 

@@ -27,6 +27,7 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.files import crc32_of, sha256_of, write_atomic
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import READER_VERSION
+from mirasol_cli.sample import bytes_per_clip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,7 @@ def texts_name(task: str) -> str:
 
 def clips_per_shard(geometry: ClipGeometry) -> int:
     """n: about SHARD_BYTES a shard, at least 1 and at most LARGEST_SHARD clips; depends on the geometry only."""
-    return max(1, min(LARGEST_SHARD, SHARD_BYTES // (geometry.bytes_per_clip * geometry.views)))
+    return max(1, min(LARGEST_SHARD, SHARD_BYTES // (bytes_per_clip(geometry) * geometry.views)))
 
 
 def views_of(split: str, geometry: ClipGeometry) -> int:

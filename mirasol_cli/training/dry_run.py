@@ -17,6 +17,7 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.device import computes_in_bf16, resolve_device
 from mirasol_cli.runtime.distributed import World, prepare_blocks
+from mirasol_cli.sample import bytes_per_clip
 from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
 from mirasol_cli.training.data import MicroBatch, TrainingData
 from mirasol_cli.training.display import clock
@@ -81,7 +82,7 @@ def dry_run(
     flops = forward_flops(model, **texts)
     fixed = fixed_bytes(total, trained, ema=train.ema_decay > 0) // (processes if train.parallel == "fsdp" else 1)
     activations = activation_bytes(recipe, clips, questions, bf16=bf16)
-    memory = fixed + clips * recipe.clip.bytes_per_clip + activations
+    memory = fixed + clips * bytes_per_clip(recipe.clip) + activations
     step_s, timed = None, "no step was timed"
     if data is not None and batch is not None:
         size = min(len(batch.units), int(TIMED_FLOPS[where.type] / (3 * sum(flops.values()))))

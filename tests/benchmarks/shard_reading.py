@@ -138,6 +138,7 @@ def main() -> None:
     import torch
 
     from mirasol_cli.geometry import ClipGeometry
+    from mirasol_cli.sample import bytes_per_clip
 
     sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
@@ -156,18 +157,18 @@ def main() -> None:
             rates = {what: clips / timing.median for what, timing in timings.items()}
             for what, timing in timings.items():
                 report.row(
-                    size=title, layout=what, clips_per_s=rates[what], bytes_per_s=rates[what] * geometry.bytes_per_clip, **timing.plain()
+                    size=title, layout=what, clips_per_s=rates[what], bytes_per_s=rates[what] * bytes_per_clip(geometry), **timing.plain()
                 )
             report.table(
                 [title, "clips/s", "MB/s", "times tar in order", "seconds for all"],
                 [
-                    [what, rates[what], rates[what] * geometry.bytes_per_clip / 1e6, rates[what] / rates["tar, in order"], timings[what]]
+                    [what, rates[what], rates[what] * bytes_per_clip(geometry) / 1e6, rates[what] / rates["tar, in order"], timings[what]]
                     for what in rates
                 ],
             )
             tar = verdict(rates["ours"] / rates["tar, in order"], 5.0, at_most=False)
             report.text(
-                f"{title} ({geometry.bytes_per_clip:,} bytes). Against the tar: {tar}; "
+                f"{title} ({bytes_per_clip(geometry):,} bytes). Against the tar: {tar}; "
                 f"of the plain mapped copy: {verdict(rates['ours'] / rates['plain mapped copy'], 0.8, at_most=False)}, "
                 f"without the checksum {rates['ours, unchecked'] / rates['plain mapped copy']:.2f}."
             )

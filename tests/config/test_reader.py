@@ -19,6 +19,7 @@ from mirasol_cli.errors import RecipeError
 from mirasol_cli.fields import FieldError
 from mirasol_cli.geometry import CHUNK_TUBES, TUBEVIT_TUBES, ClipGeometry, Tube
 from mirasol_cli.model.config import PRESETS
+from mirasol_cli.sample import bytes_per_clip
 
 HEAD = "schema: 1\nname: x\n"
 
@@ -302,7 +303,7 @@ def test_each_shipped_recipe_loads_and_has_a_header_that_runs(name: str) -> None
     recipe = load_recipe(name)
     header = recipe_header(path)
     assert recipe.name == name
-    assert recipe.clip.bytes_per_clip > 0
+    assert bytes_per_clip(recipe.clip) > 0
     for heading in ("Before:", "Run:", "Several GPUs:", "Override:"):
         assert heading in header, f"{path} lacks {heading}"
     words = re.findall(r"(?:^|\s)([a-z_]+(?:\.[a-z_]+)+)=(\S*)", header)

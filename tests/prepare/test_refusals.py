@@ -19,6 +19,7 @@ from mirasol_cli.errors import DataError, EnvironmentProblem, MediaError, ShardE
 from mirasol_cli.prepare import plan
 from mirasol_cli.prepare.command import prepare
 from mirasol_cli.runtime.folder_lock import folder_lock
+from mirasol_cli.sample import bytes_per_clip
 from mirasol_cli.shards.reader import ShardFolder
 from tests.media.fake_decoding import FakePool, tree
 from tests.prepare.small_world import World
@@ -202,7 +203,7 @@ def test_the_demo_is_counted_without_rendering(tmp_path: Path) -> None:
     assert [counts["expected"] for counts in summary["splits"].values()] == [30, 8, 16]
     assert summary["splits"]["train"]["questions"] > 60
     assert summary["dry_run"]["clips"] == 54
-    assert summary["dry_run"]["bytes"] > 54 * load_recipe("demo").clip.bytes_per_clip * 0.9
+    assert summary["dry_run"]["bytes"] > 54 * bytes_per_clip(load_recipe("demo").clip) * 0.9
     assert summary["dry_run"]["seconds"] is None
     assert any("no video file to estimate the time from" in line for line in said)
     assert prepare("demo", out=tmp_path / "out", dry_run=True, limit=5, **options)["splits"]["train"]["expected"] == 5
