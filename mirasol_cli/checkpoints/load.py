@@ -78,8 +78,8 @@ def load_model(checkpoint: Path) -> LoadedModel:
     for name in ("config.json", "recipe.yaml", "state.json", "tokenizer.model"):
         if name not in manifest["files"]:
             raise CheckpointError(f"'{checkpoint / name}' is missing", "use another checkpoint")
+    config = checked_config(checkpoint)
     try:
-        config = checked_config(checkpoint)
         geometry = ClipGeometry.from_plain(config["clip"])
         model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
         step = int(read_json(checkpoint / "state.json")["step"])

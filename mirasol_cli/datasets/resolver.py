@@ -137,8 +137,8 @@ class VideoIndex:
                 continue
             preference = self.suffixes.index(os.path.splitext(its_last)[1].lower())
             fits.append((its_suffix != suffix, path.count("/"), preference, path))
-        with_picture = [fit for fit in fits if fit[2] < len(VIDEO_SUFFIXES)]
-        return tuple(path for *_, path in sorted(with_picture or fits))
+        with_video = [fit for fit in fits if fit[2] < len(VIDEO_SUFFIXES)]
+        return tuple(path for *_, path in sorted(with_video or fits))
 
     def _plain_file(self, name: str) -> Path | None:
         """A file named in full that has no known video suffix, or none at all (a manifest may name any file)."""

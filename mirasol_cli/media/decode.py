@@ -47,7 +47,7 @@ def decode_clips(
     """The clips of one file, in the order of `requests`; a clip that cannot be had is a `MediaError` in its place.
 
     The file is opened once for all of them. A decord that raises is followed by PyAV; one that kills the process is the
-    caller's to notice: `progress` is called with "decord" before it starts, and with "pyav" or "sound" as work goes on.
+    caller's to notice: `progress` is called with "decord" before it starts, and with "pyav" or "audio" as work goes on.
 
     Raises:
         MediaError: the file as a whole cannot be used.
@@ -137,7 +137,7 @@ def _clip(
 
 def _reported(windows: Iterator[Window], progress: Callable[[str], None]) -> Iterator[Window]:
     for window in windows:
-        progress("sound")
+        progress("audio")
         yield window
 
 

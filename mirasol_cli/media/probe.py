@@ -145,11 +145,11 @@ def _refuse_stills(container: Any, video: Any) -> None:
     if video_streams and any(mark in head for mark in ANIMATED_MARKS):
         raise MediaError("animated picture", "animated PNG and WebP are not read; ffmpeg -i IN OUT.mp4 makes a video", stage="probe")
     brand = container.metadata.get("major_brand", "").strip().lower()
-    if video_streams or brand in STILL_BRANDS or _is_one_picture(container, video):
+    if video_streams or brand in STILL_BRANDS or _is_single_frame(container, video):
         raise MediaError("still image", "a video is needed", stage="probe")
 
 
-def _is_one_picture(container: Any, video: Any) -> bool:
+def _is_single_frame(container: Any, video: Any) -> bool:
     """Whether a stream of pictures that are whole by themselves holds just one. Not every header tells: Matroska's never does."""
     if video.codec_context.name not in STILL_CODECS or video.frames > 1:
         return False

@@ -340,7 +340,7 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
     if not clips:
         raise DataError(f"the annotations of {source.NAME} below '{videos.root}' name no clip")
     names = [getattr(name, "name", name) for name in source.candidates(clips[0])][:3]
-    sound = (
+    audio_alone = (
         f"{videos.audio_files} files of sound alone lie there: --allow-audio-only takes them"
         if videos.audio_files and not len(videos)
         else ""
@@ -349,7 +349,7 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
     raise DataError(
         f"none of the {len(clips)} videos of {source.NAME} is below '{videos.root}', where {len(videos)} videos lie; "
         f"looked for {', '.join(repr(name) for name in names)} and so on",
-        "; ".join([*passed_over(videos), *filter(None, [sound]), hint]),
+        "; ".join([*passed_over(videos), *filter(None, [audio_alone]), hint]),
     )
 
 

@@ -180,7 +180,7 @@ def check_reader(plain: Mapping[str, Any], path: Path) -> None:
     else:
         why = f"was made by version {reader} of the video reader; this is version {READER_VERSION}, which may give other frames"
     command = f"mirasol prepare {dataset} --out {path.parent.parent} --verify --retry-failed"
-    hint = f"make the shards anew, with the other options as before: `{command}`"
+    hint = f"make the shards anew, with the other options as before: `{command}`; or delete '{path.parent}'"
     if any(isinstance(theirs, int) and theirs > mine for theirs, mine in ((schema, SCHEMA), (reader, READER_VERSION))):
         hint = "a newer mirasol wrote it: update this one"
     raise ShardError(f"'{path}' {why}", hint)

@@ -304,7 +304,8 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
         CheckpointError: it is damaged, or nothing of it fits.
     """
     verify(checkpoint, ("model", "ema"))
-    checked_config(checkpoint)
+    if (checkpoint / "config.json").is_file():
+        checked_config(checkpoint)
     tensors = {**(read_tensors(checkpoint, "model") or {}), **(read_tensors(checkpoint, "ema") or {})}
     own = model_tensors(model)
     theirs = checkpoint / TOKENIZER

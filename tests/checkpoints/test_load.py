@@ -28,8 +28,9 @@ def changed(folder: Path, name: str, change: Callable[[str], str]) -> Path:
 def test_old_names_in_the_config(tmp_path: Path) -> None:
     old = changed(tmp_path / "old", "config.json", lambda text: text.replace('"n_mels"', '"bins"').replace('"num_outputs"', '"outputs"'))
     says = r"clip\.audio\.bins is called clip\.audio\.n_mels now, model\.combiner\.outputs is called model\.combiner\.num_outputs now"
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=says) as caught:
         load_model(old)
+    assert caught.value.hint == "train it again"
     loaded = load_model(DEMO_CHECKPOINT)
     with pytest.raises(CheckpointError, match=says):
         load_fitting(loaded.model, old, loaded.vocabulary)

@@ -41,60 +41,6 @@ def test_vatex_ids_hold_their_span(tmp_path: Path) -> None:
     assert any("1 videos of 'vatex_validation_v1.0.json' have no English captions" in note for note in split.notes)
 
 
-@pytest.mark.parametrize("header", ["videoid,contentUrl,duration,page_dir,name", "videoid,name,page_idx,page_dir,duration,contentUrl"])
-def test_webvid_is_read_by_header_name(tmp_path: Path, header: str) -> None:
-    cells = {"videoid": "012", "contentUrl": "u", "duration": "PT00H00M17S", "page_dir": "001_050", "page_idx": "1", "name": '"Sea, waves"'}
-    write(tmp_path, {"results_2M_val.csv": header + "\n" + ",".join(cells[key] for key in header.split(",")) + "\n"})
-    split = only(tmp_path)
-    assert (split.name, split.texts[0].answer) == ("val", "Sea, waves")
-    assert [c.name for c in candidates(split.clips[0])] == ["001_050/012", "012"]
-
-
-def test_howto100m_json(tmp_path: Path) -> None:
-    data = {
-        "-vid_1": {"start": [0.5, 3, 9], "end": [4.0, 8, 8], "text": ["hello\nthere", "so", "no length"]},
-        "b": {"start": [1], "end": [2], "text": [None]},
-    }
-    write(
-        tmp_path,
-        {"caption.json": json.dumps(data), "HowTo100M_v1.csv": "video_id,category_1,category_2,rank,task_id\n-vid_1,Cars & Other,x,1,2\n"},
-    )
-    split = only(tmp_path)
-    assert [(t.clip.start_s, t.clip.end_s, t.answer) for t in split.texts] == [(0.5, 4.0, "hello there"), (3.0, 8.0, "so")]
-    assert candidates(split.clips[0]) == [Candidate("-vid_1", whole=False)]
-    assert any("2 lines of 'caption.json' without words or without length" in note for note in split.notes)
-
-
-def test_howto100m_csv_per_video(tmp_path: Path) -> None:
-    write(
-        tmp_path, {"captions/_97kyZVWVG0.csv": 'start,end,text\n1.0,2.5,"cut it, then"\n', "captions/x.csv": ",start,end,text\n0,1,2,ok\n"}
-    )
-    split = only(tmp_path)
-    assert [(t.clip.video, t.answer) for t in split.texts] == [("_97kyZVWVG0", "cut it, then"), ("x", "ok")]
-
-
-@pytest.mark.parametrize(
-    "value", ['{"a": {"start": [1], "end": [], "text": []}}', '{"a": {"start": 1, "end": 2, "text": "x"}}', '{"a": {"start": []}}']
-)
-def test_damaged_howto100m_json(tmp_path: Path, value: str) -> None:
-    write(tmp_path, {"caption.json": value})
-    with pytest.raises(DataError, match=r"caption.json': video 'a' does not have equally long lists"):
-        read(tmp_path, None, OPTIONS)
-
-
-def test_videocc_has_no_header_and_microseconds(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        {
-            "video_cc_public.csv": '-abc_defghi,1000000,6500000,"a dog, running"\nhttps://www.youtube.com/watch?v=-abc_defghj&t=3,0,2000000,x\n'
-        },
-    )
-    split = only(tmp_path)
-    assert [(c.video, c.start_s, c.end_s) for c in split.clips] == [("-abc_defghi", 1.0, 6.5), ("-abc_defghj", 0.0, 2.0)]
-    assert [c.name for c in candidates(split.clips[0])] == ["-abc_defghi_1000000_6500000", "-abc_defghi_1_6.5", "-abc_defghi"]
-    assert split.texts[0].answer == "a dog, running"
-
-
 PANDA = "videoID,url,timestamp,caption,matching_score,desirable_filtering,shot_boundary_detection\n"
 
 
@@ -189,6 +135,12 @@ def test_tar_shards(tmp_path: Path) -> None:
     assert any("'web/00001.tar' is damaged" in note for note in split.notes)
 
 
+def test_a_list_in_a_format_that_is_not_read_names_the_manifest(tmp_path: Path) -> None:
+    write(tmp_path, {"results_2M_val.csv": "videoid,name,page_dir\n1,a dog,p\n"})
+    with pytest.raises(DataError, match=r"another format: write a manifest"):
+        read(tmp_path, None, OPTIONS)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("files", "clips", "texts"),
@@ -204,28 +156,3 @@ def test_real_samples(tmp_path: Path, files: dict[str, str], clips: int, texts: 
     split = only(place(tmp_path, {f"captions/{source}": target for source, target in files.items()}))
     assert (len(split.clips), len(split.texts)) == (clips, texts)
     assert all(candidates(clip) for clip in split.clips)
-
-
-@pytest.mark.real
-def test_real_lists_without_captions(tmp_path: Path) -> None:
-    place(tmp_path, {"captions/howto100m/HowTo100M_v1.head4.csv": "HowTo100M_v1.csv"})
-    with pytest.raises(DataError, match=r"HowTo100M besides its list of videos.*'caption.json'"):
-        read(tmp_path, None, OPTIONS)
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("name", ["results_2M_val", "test_webvid_video2dataset"])
-def test_real_webvid_headers(tmp_path: Path, name: str) -> None:
-    place(tmp_path, {f"captions/webvid/{name}.header_only.csv": f"{name}.csv"})
-    header = (tmp_path / f"{name}.csv").read_text().strip()
-    write(
-        tmp_path,
-        {
-            f"{name}.csv": header
-            + "\n"
-            + ",".join({"name": "a dog", "videoid": "7", "page_dir": "p"}.get(c, "1") for c in header.split(","))
-            + "\n"
-        },
-    )
-    (text,) = only(tmp_path).texts
-    assert (text.clip.video, text.clip.aliases, text.answer) == ("7", ("p/7",), "a dog")

@@ -31,7 +31,7 @@ def image(number: int, width: int, height: int) -> np.ndarray:
     return image
 
 
-def read_picture(square: np.ndarray) -> tuple[int, bool]:
+def read_frame(square: np.ndarray) -> tuple[int, bool]:
     """(number, whether each corner is where it belongs) of a square picture of any size."""
     cell = square.shape[0] / 4
 
@@ -93,7 +93,7 @@ class Clock:
     mux: dict[str, str] = field(default_factory=dict)
     start_s: float = 0.0  # presentation time of the first picture and sound
 
-    def picture_times_s(self) -> np.ndarray:
+    def frame_times_s(self) -> np.ndarray:
         return np.arange(round(self.seconds * FPS)) / FPS if self.times_s is None else np.asarray(self.times_s)
 
 
@@ -128,7 +128,7 @@ def write_clock(path: Path, clock: Clock) -> Path:
             a, b, c, d = matrix
             video.set_display_matrix([v << 16 for v in (a, b)] + [0] + [v << 16 for v in (c, d)] + [0, 0, 0, 1 << 30])
         audio = container.add_stream(clock.audio, rate=RATE, layout="mono") if clock.audio else None
-        for number, time_s in enumerate(clock.picture_times_s()):
+        for number, time_s in enumerate(clock.frame_times_s()):
             frame = av.VideoFrame.from_ndarray(_stored(image(number, width, height), store, clock.pixel_aspect), format="rgb24")
             base = video.codec_context.time_base
             frame.pts, frame.time_base = round((time_s + clock.start_s) / base), base

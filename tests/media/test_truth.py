@@ -19,7 +19,7 @@ from mirasol_cli.media import decord_reader
 from mirasol_cli.media.decode import DecodedClip, decode_clips, probe
 from mirasol_cli.media.packets import PictureTable
 from mirasol_cli.media.sampling import ClipRequest
-from tests.media.clock import FPS, Clock, beep_offsets_s, copy_span, read_picture, write_clock
+from tests.media.clock import FPS, Clock, beep_offsets_s, copy_span, read_frame, write_clock
 
 GEOMETRY = ClipGeometry(frames=32, chunks=4, size=64)
 HALF_A_FRAME_S = 0.5 / FPS
@@ -183,8 +183,8 @@ def test_frames_and_beeps_are_at_their_time(name: str, tmp_path: Path) -> None:
     clip = decode(path, progress=stages.append)
     assert ("decord" in stages) == case.decord
     begins_s = content_start_s(path, case) - clip.span_s[0]
-    read = [read_picture(frame) for frame in clip.frames]
-    off = distance_s(np.array([number for number, _ in read]), case.clock.picture_times_s(), wanted_times_s(clip) + begins_s)
+    read = [read_frame(frame) for frame in clip.frames]
+    off = distance_s(np.array([number for number, _ in read]), case.clock.frame_times_s(), wanted_times_s(clip) + begins_s)
     assert off.max() <= HALF_A_FRAME_S + ROUNDING_S
     assert all(upright for _, upright in read)
     assert np.isfinite(clip.frame_times_s).all()
@@ -205,7 +205,7 @@ def test_decord_itself_is_wrong_on_open_groups(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(decord_reader, "decord_table", lambda *_: PictureTable((), ()))
     monkeypatch.setattr(decord_reader, "_check", lambda *_: None)
     clip = decode(path)
-    numbers = np.array([read_picture(frame)[0] for frame in clip.frames])
+    numbers = np.array([read_frame(frame)[0] for frame in clip.frames])
     assert clip.frame_valid.all()
     assert distance_s(numbers, np.arange(250) / FPS, wanted_times_s(clip)).max() > 0.2
 
@@ -220,7 +220,7 @@ def test_decord_must_count_as_the_packets_do(tmp_path: Path, monkeypatch: pytest
         return PictureTable(found.times_s[:-1], found.keys)
 
     monkeypatch.setattr(decord_reader, "decord_table", one_less)
-    numbers = [read_picture(frame)[0] for frame in decode(path, progress=stages.append).frames]
+    numbers = [read_frame(frame)[0] for frame in decode(path, progress=stages.append).frames]
     assert stages[:3] == ["decord", "pyav", "pyav"]
     assert numbers == [int(time * FPS) for time in wanted_times_s(decode(path))]
 
@@ -240,7 +240,7 @@ def test_clocks_that_jump_are_joined(start_s: float, tmp_path: Path) -> None:
     assert clip.span_s[1] - clip.span_s[0] == pytest.approx(10.0, abs=0.1)
     assert clip.frame_valid.all()
     times_s = wanted_times_s(clip) - clip.span_s[0]
-    numbers = np.array([read_picture(frame)[0] for frame in clip.frames])
+    numbers = np.array([read_frame(frame)[0] for frame in clip.frames])
     content_s = np.where(times_s < 5.0, times_s, times_s - 5.0)
     near = np.abs(times_s - 5.0) < 0.15
     assert distance_s(numbers, np.arange(125) / FPS, content_s)[~near].max() <= 0.1, "the second part begins where the longer stream ends"
@@ -256,7 +256,7 @@ def test_a_file_that_begins_without_a_key_picture_masks_what_cannot_be_decoded(t
     case = Case("mkv", Clock(options=b_frames, seconds=20), cut=(7.3, 17.3), from_key=False)
     for use_decord in (True, False):
         clip = decode(case.write(tmp_path), use_decord=use_decord)
-        numbers = np.array([read_picture(frame)[0] for frame in clip.frames])
+        numbers = np.array([read_frame(frame)[0] for frame in clip.frames])
         assert 20 <= clip.frame_valid.sum() < 32
         assert np.isnan(clip.frame_times_s[0])
         shown_s = clip.frame_times_s[clip.frame_valid]
@@ -272,7 +272,7 @@ def test_pictures_made_of_what_was_lost_are_not_shown(tmp_path: Path) -> None:
     data[begin : begin + length] = bytes(length)
     path.write_bytes(data)
     clip = decode(path)
-    numbers = np.array([read_picture(frame)[0] for frame in clip.frames])
+    numbers = np.array([read_frame(frame)[0] for frame in clip.frames])
     off = distance_s(numbers, np.arange(500) / FPS, wanted_times_s(clip))
     assert 16 <= clip.frame_valid.sum() < 32
     assert off[clip.frame_valid].max() <= HALF_A_FRAME_S
@@ -285,7 +285,7 @@ def test_a_picture_that_turns_midway_keeps_its_proportions(tmp_path: Path) -> No
     second = write_clock(tmp_path / "b.ts", Clock(options=x264, seconds=5.0, audio=None, size=(96, 160), start_s=5.0))
     path = tmp_path / "turned.ts"
     path.write_bytes(first.read_bytes() + second.read_bytes())
-    assert all(upright for _, upright in map(read_picture, decode(path).frames))
+    assert all(upright for _, upright in map(read_frame, decode(path).frames))
 
 
 # Kinds that lack presentation times or pictures: the judge is a decode of every picture by ffmpeg.
@@ -305,15 +305,15 @@ UNTIMED = {
 def test_pictures_without_times_are_those_of_ffmpeg(name: str, tmp_path: Path) -> None:
     path = UNTIMED[name].write(tmp_path)
     clip = decode(path)
-    times_s, numbers = ffmpeg_pictures(path)
+    times_s, numbers = ffmpeg_frames(path)
     times_s = times_s - probe(path).zero_s
     shown = numbers[np.clip(np.searchsorted(times_s, wanted_times_s(clip) + 1e-3, side="right") - 1, 0, None)]
-    read = np.array([read_picture(frame)[0] for frame in clip.frames])
+    read = np.array([read_frame(frame)[0] for frame in clip.frames])
     assert np.abs(read - shown)[clip.frame_valid].max() <= 1
     assert clip.frame_valid.sum() >= 16
 
 
-def ffmpeg_pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def ffmpeg_frames(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(time in s, number) of every picture that ffmpeg decodes."""
     show = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "frame=best_effort_timestamp_time", "-of", "csv=p=0"]
     times = subprocess.run([*show, str(path)], capture_output=True, text=True, check=True).stdout.split()
@@ -325,4 +325,4 @@ def ffmpeg_pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
         known = time.strip(",")
         seconds.append(seconds[-1] + 1 / FPS if known == "N/A" else float(known))
     count = min(len(seconds), len(frames))
-    return np.array(seconds[:count]), np.array([read_picture(image)[0] for image in frames[:count]])
+    return np.array(seconds[:count]), np.array([read_frame(image)[0] for image in frames[:count]])

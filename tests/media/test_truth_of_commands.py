@@ -18,7 +18,7 @@ from mirasol_cli.inference.video import open_clip
 from mirasol_cli.prepare.command import prepare
 from mirasol_cli.shards.reader import ShardFolder
 from tests.evaluation.tiny import tiny_model, tiny_vocabulary
-from tests.media.clock import FPS, Clock, copy_span, read_picture, write_clock
+from tests.media.clock import FPS, Clock, copy_span, read_frame, write_clock
 from tests.media.fake_decoding import write_recipe
 
 CUT_S, SECONDS = 7.3, 10.0
@@ -41,7 +41,7 @@ def check(sample) -> None:
     assert np.asarray(sample["frame_valid"]).all()
     frames, times_TF = np.asarray(sample["thumbnails"])[:, 0], np.asarray(sample["frame_times"])
     assert frames.shape[1] == THUMBNAIL_SIZE
-    shown = [read_picture(image) for image in frames]
+    shown = [read_frame(image) for image in frames]
     right = CUT_S + times_TF[:, 0]
     assert all(upright for _, upright in shown)
     assert np.abs(np.array([number for number, _ in shown]) / FPS - right).max() <= 0.5 / FPS + 1e-3

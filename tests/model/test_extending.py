@@ -45,7 +45,7 @@ class First(Combiner):
     kind = "first"
 
     def forward(self, x_BTND, valid_BTN=None, state=None):
-        return self.enter(x_BTND)[:, :, : self.outputs], None
+        return self.input_proj(x_BTND)[:, :, : self.outputs], None
 
 
 '''

@@ -1,5 +1,5 @@
-"""Caption sets for pretraining, each in its own format, recognised by content: MSR-VTT, VATEX, WebVid, HowTo100M, VideoCC,
-Panda-70M, InternVid, LLaVA-Video-178K, and folders or tar shards of video2dataset and WebDataset. Several may lie in one folder.
+"""Caption sets for pretraining, each in its own format, recognised by content: MSR-VTT, VATEX, Panda-70M, InternVid,
+LLaVA-Video-178K, and folders or tar shards of video2dataset and WebDataset. Several may lie in one folder. Other sets: a manifest.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mirasol_cli.datasets.captions import howto100m, lists, shards, tables
+from mirasol_cli.datasets.captions import lists, panda70m, shards
 from mirasol_cli.datasets.captions.row import Reader, Row
 from mirasol_cli.datasets.example import Candidate, ClipSpan, DatasetOptions, Split, Text
 from mirasol_cli.datasets.folder import AnnotationFiles
@@ -15,16 +15,12 @@ from mirasol_cli.datasets.msr_captions import read_captions
 from mirasol_cli.datasets.resolver import split_suffix
 from mirasol_cli.datasets.splits import build_split, finish
 from mirasol_cli.datasets.tables import csv_header, read_head
-from mirasol_cli.errors import DataError
 
 NAME, TITLE = "captions", "a caption set"
-LICENCE = (
-    "MSR-VTT: research only; VATEX: CC BY 4.0; WebVid: withdrawn in Feb 2024; HowTo100M: lists Apache-2.0, YouTube videos; "
-    "Panda-70M: Snap research licence, non-commercial; others: as their publishers say"
-)
+LICENCE = "MSR-VTT: research only; VATEX: CC BY 4.0; Panda-70M: Snap research licence, non-commercial; others: as their publishers say"
 SOURCE = (
-    "the pages of the sets: MSR-VTT (Microsoft Research), VATEX, GitHub repositories m-bain/webvid, antoine77340/howto100m, "
-    "google-research-datasets/videoCC-data, snap-research/Panda-70M, OpenGVLab/InternVideo (InternVid), LLaVA-VL/LLaVA-NeXT"
+    "the pages of the sets: MSR-VTT (Microsoft Research), VATEX, GitHub repositories snap-research/Panda-70M, "
+    "OpenGVLab/InternVideo (InternVid), LLaVA-VL/LLaVA-NeXT"
 )
 TASKS = ("caption", "qa")
 
@@ -56,26 +52,17 @@ def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:
     files.paths = [name for name in files.paths if os.path.splitext(name)[0] not in pairs]
     keep(list(shards.folder_rows(root, pairs, notes)), "video2dataset folders")
     keep([Row(split.name, "caption", text) for split in read_captions(files) for text in split.texts], "MSR-VTT")
-    per_video: list[Row] = []
     for name in files.paths:
         if name.lower().endswith(".tar"):
             keep(list(shards.tar_rows(root, name, notes)), f"tar shard '{name}'")
-        elif howto100m.is_video_csv(root / name):
-            per_video += howto100m.video_csv(root / name, notes)
         else:
             title, reader = _format_of(root / name)
             if reader:
                 keep(list(reader(root / name, notes)), f"{title}, '{name}'")
-    keep(per_video, "HowTo100M, a CSV per video")
     if not found:
-        raise _missing(files)
+        what = "a published list, videos with .txt or .json files of the same name, or tar shards (another format: write a manifest)"
+        raise files.missing(TITLE, what, SOURCE)
     return finish([build_split(split, kind, list(texts)) for (split, kind), texts in found.items()], task, TITLE, notes)
-
-
-def _missing(files: AnnotationFiles) -> DataError:
-    if any(howto100m.is_video_list(files.root / name) for name in files.paths):
-        return files.missing("HowTo100M besides its list of videos", "'caption.json' or one CSV start,end,text per video", SOURCE)
-    return files.missing(TITLE, "a published list, or videos with .txt or .json files of the same name, or tar shards", SOURCE)
 
 
 def _format_of(path: Path) -> tuple[str, Reader | None]:
@@ -89,14 +76,6 @@ def _format_of(path: Path) -> tuple[str, Reader | None]:
             return "LLaVA-Video-178K", lists.llava
         if '"YoutubeID"' in head:
             return "InternVid", lists.internvid
-        if howto100m.CAPTION_JSON.match(head):
-            return "HowTo100M", howto100m.caption_json
-    if suffix == ".csv":
-        header = csv_header(path)
-        if {"videoid", "name"} <= set(header):
-            return "WebVid", tables.webvid
-        if {"videoID", "timestamp", "caption"} <= set(header):
-            return "Panda-70M", tables.panda70m
-        if tables.is_videocc_row(header):
-            return "VideoCC", tables.videocc
+    if suffix == ".csv" and {"videoID", "timestamp", "caption"} <= set(csv_header(path)):
+        return "Panda-70M", panda70m.panda70m
     return "", None
