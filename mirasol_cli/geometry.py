@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -93,6 +93,13 @@ class Tube:
         ]
         return [(t, y, x) for t, y, x in product(*axes)]
 
+    def within(self, frames: int) -> Tube:
+        """This tube for chunks of fewer frames than it covers: as deep as the chunk, without space-to-depth in time."""
+        if self.offset[0] + self.footprint[0] <= frames:
+            return self
+        kernel, factor = (min(self.kernel[0], frames), *self.kernel[1:]), (1, *self.space_to_depth[1:])
+        return replace(self, kernel=kernel, space_to_depth=factor)
+
     def describe(self) -> str:
         return "tube " + "x".join(map(str, self.kernel))
 
@@ -105,6 +112,9 @@ CHUNK_TUBES = (
     Tube(kernel=(4, 12, 12), stride=(8, 32, 32), offset=(0, 16, 16)),
     Tube(kernel=(1, 16, 16), stride=(8, 16, 16)),
 )
+SHORT_CHUNK = 8
+"""OURS: the paper's chunks begin at 4 frames. In chunks of fewer than 8 the tubes are cut to the chunk's frames (`Tube.within`): models
+of 8 and more frames a chunk share their weights, those of 4 to 7 have their own."""
 # TubeViT Table 12, verbatim: 539 tokens at 32x224x224 (the paper prints 559; its own arithmetic gives 539).
 TUBEVIT_TUBES = (
     Tube(kernel=(8, 8, 8), stride=(16, 32, 32), space_to_depth=(2, 1, 1)),
@@ -173,6 +183,8 @@ class ClipGeometry:
             )
         if not self.tubes:
             raise FieldError("tubes", "at least one tube is needed")
+        if self.frames_per_chunk < SHORT_CHUNK:
+            object.__setattr__(self, "tubes", tuple(tube.within(self.frames_per_chunk) for tube in self.tubes))
         for tube in self.tubes:
             if 0 in tube.grid(*self.chunk_shape):
                 frames, height, width = self.chunk_shape

@@ -21,7 +21,7 @@ TUBES = (
     Tube(kernel=(4, 4, 4), stride=(4, 16, 16), space_to_depth=(1, 2, 2)),
     Tube(kernel=(1, 16, 16), stride=(4, 16, 16)),
 )
-KINDS = ("transformer", "history", "ttm", "perceiver", "cls", "mean", "none")
+KINDS = ("transformer", "history", "last", "history, last", "ttm", "perceiver", "mean", "none")
 
 
 def geometry(chunks: int = 4, frames_per_chunk: int = 4) -> ClipGeometry:
@@ -31,9 +31,13 @@ def geometry(chunks: int = 4, frames_per_chunk: int = 4) -> ClipGeometry:
 
 
 def combiner_config(kind: str = "transformer", **changes) -> CombinerConfig:
-    context = "history" if kind == "history" else "chunk"
-    kind = "transformer" if kind == "history" else kind
-    values = {"kind": kind, "context": context, "num_outputs": 4, "width": 32, "layers": 2, "heads": 2, "mlp_dim": 64, "memory_tokens": 6}
+    context = "history" if "history" in kind else "chunk"
+    output_tokens = "last" if "last" in kind else "learned"
+    kind = "transformer" if context == "history" or output_tokens == "last" else kind
+    values = {
+        "kind": kind, "context": context, "output_tokens": output_tokens, "num_outputs": 4, "width": 32, "layers": 2, "heads": 2,
+        "mlp_dim": 64, "memory_tokens": 6,
+    }  # fmt: skip
     return CombinerConfig(**{**values, **changes})
 
 

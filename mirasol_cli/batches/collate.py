@@ -17,7 +17,7 @@ from mirasol_cli.model.batch import MediaBatch, TextBatch
 from mirasol_cli.sample import AUDIO, VIDEO, AudioState, field_shapes, fields_under, tube_field
 
 
-def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, audio: bool = True) -> MediaBatch:
+def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, video: bool = True, audio: bool = True) -> MediaBatch:
     """B samples, as shards hold them, as one batch.
 
     Clips with fewer chunks than the longest are padded behind and told by `chunk_valid_BT`. A mask is None where all
@@ -26,7 +26,7 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
     Args:
         samples: per clip the fields of a shard (numpy arrays or tensors); further fields are ignored.
         geometry: what the samples were made with; their number of chunks may differ.
-        audio: False masks all sound.
+        video, audio: False leaves it out, as if the batch had none.
 
     Raises:
         ShardError: a field is missing or its shape does not belong to `geometry`.
@@ -41,18 +41,18 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
 
     frame_valid_BTF = stack("frame_valid").bool()
     column_valid_BTS = stack("mel_valid").bool()
-    heard_B = torch.tensor([audio and int(clip["audio_state"]) == AudioState.AUDIBLE for clip in clips])
+    heard_B = torch.tensor([int(clip["audio_state"]) == AudioState.AUDIBLE for clip in clips])
     column_valid_BTS &= heard_B[:, None, None]
     chunk_valid_BT = torch.stack([torch.arange(chunks) < clip["frame_valid"].shape[0] for clip in clips])
     return MediaBatch(
-        tubes=tuple(stack(tube_field(kind)) for kind in range(len(geometry.tubes))),
-        mel_BTZS=stack("mel").float().masked_fill(~column_valid_BTS[:, :, None, :], 0.0),
+        tubes=tuple(stack(tube_field(kind)) for kind in range(len(geometry.tubes))) if video else None,
+        mel_BTZS=stack("mel").float().masked_fill(~column_valid_BTS[:, :, None, :], 0.0) if audio else None,
         thumbnails=stack("thumbnails"),
-        video_valid_BTN=_unless_all(_per_chunk(video_valid, frame_valid_BTF, geometry)),
-        audio_valid_BTN=_unless_all(_per_chunk(audio_valid, column_valid_BTS, geometry)),
-        thumbnail_valid_BT=_unless_all(frame_valid_BTF.any(dim=2)),
+        video_valid_BTN=_unless_all(_per_chunk(video_valid, frame_valid_BTF, geometry)) if video else None,
+        audio_valid_BTN=_unless_all(_per_chunk(audio_valid, column_valid_BTS, geometry)) if audio else None,
+        thumbnail_valid_BT=_unless_all(frame_valid_BTF.any(dim=2) & video),
         chunk_valid_BT=_unless_all(chunk_valid_BT),
-    )
+    ).with_hidden()
 
 
 def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> TextBatch:

@@ -42,7 +42,8 @@ def evaluate(
         typer.Option(
             "--control",
             metavar="C",
-            help="Evaluate again with one input removed or exchanged: no-audio, no-video, text-only, shuffle-chunks, swap-media, or all.",
+            help="Evaluate again with an input removed or exchanged (no-audio, no-video, text-only, shuffle-chunks, swap-media), or with "
+            "what the model carries from chunk to chunk cut (own-chunk, no-memory, last-chunk). all: every one that applies.",
         ),
     ] = None,
     predictions: Annotated[

@@ -36,7 +36,8 @@ class DataRecipe:
     split: str = checked_field("train", "split to train on")
     sources: tuple[SourceRecipe, ...] = checked_field((), "several sources with ratios, instead of the four keys above")
     questions_per_clip: int = checked_field(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
-    audio: bool = checked_field(True, "false leaves the sound out, as the paper's VideoQA results do")
+    video: bool = checked_field(True, "false leaves the video out: nothing of it is computed")
+    audio: bool = checked_field(True, "false leaves the audio out, as the paper's VideoQA results do")
     limit: int | None = checked_field(None, "only the first N clips", minimum=1)
     seed: int = checked_field(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
     clips: int = checked_field(
@@ -47,6 +48,13 @@ class DataRecipe:
     def __post_init__(self) -> None:
         check_fields(self)
         check_folder_name("dataset", self.dataset)
+        if not (self.video or self.audio):
+            raise FieldError("video", "false, and audio is false, too; there is nothing to see or hear")
+
+    @property
+    def modalities(self) -> dict[str, bool]:
+        """Which of video and audio are there, by name."""
+        return {"video": self.video, "audio": self.audio}
 
     def training_sources(self) -> tuple[SourceRecipe, ...]:
         if self.sources:
@@ -115,11 +123,13 @@ class AugmentRecipe:
     colour: float = checked_field(0.0, "strength of brightness and contrast changes", minimum=0, maximum=1)
     mask_bins: int = checked_field(0, "SpecAugment: mel bins masked at most", minimum=0)
     mask_columns: int = checked_field(0, "SpecAugment: columns per chunk masked at most", minimum=0)
-    drop_modality: float = checked_field(0.1, "probability that a clip loses its sound, and as much its picture", minimum=0, maximum=0.5)
+    drop_modality: float = checked_field(
+        0.1, "probability that the clips of a step lose their audio, and as much their video", minimum=0, maximum=0.5
+    )
     drop_chunks: float = checked_field(0.1, "probability that a clip loses the media of some of its chunks", minimum=0, maximum=0.9)
-    mask_latents: float = checked_field(0.15, "share of chunks replaced by a mask token before the latent model", minimum=0, maximum=0.9)
+    mask_latents: float = checked_field(0.15, "share of chunks hidden from the latents that predict the next one", minimum=0, maximum=0.9)
     max_chunk_repeats: int = checked_field(
-        1, "ttm: repeat each chunk up to N times in the memory, to imitate clips N times as long", minimum=1
+        1, "ttm: in each step take every chunk up to N times, to imitate clips N times as long", minimum=1
     )
     memory_only: float = checked_field(
         0.0, "ttm: probability that the text sees the memory only, to train it for long videos", minimum=0, maximum=1
@@ -155,6 +165,9 @@ class TrainRecipe:
     eval_every: int = checked_field(0, "steps between validations; 0 = none", minimum=0)
     val_clips: int = checked_field(200, "clips of a validation during training", minimum=1)
     log_every: int = checked_field(10, "steps between lines of metrics.jsonl", minimum=1)
+    balance_every: int = checked_field(
+        0, "steps between measurements of each loss's share of the encoders' gradient, by extra backward passes; 0 = none", minimum=0
+    )
     max_skipped_steps: int = checked_field(0, "non-finite steps in a row that are skipped before the run stops", minimum=0)
     augment: AugmentRecipe = checked_field(factory=AugmentRecipe)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mirasol_cli.checkpoints.runs import checkpoint_folder
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, UsageError
-from mirasol_cli.evaluation.controls import CONTROLS, RENAMED
+from mirasol_cli.evaluation.controls import CONTROLS, RENAMED, applicable
 from mirasol_cli.evaluation.cut_texts import cut_notes
 from mirasol_cli.evaluation.folders import announce_other_predictions, clear_other_results, evaluation_folder
 from mirasol_cli.evaluation.job import EvaluationJob, Options
@@ -97,7 +97,16 @@ def _answer_all(
     recipe = job.recipe
     loaded = load_model(path)
     model = for_geometry(loaded, recipe)
-    answerer = Answerer(model, loaded.vocabulary, recipe.eval, world.device, audio=recipe.data.audio, precision=recipe.train.precision)
+    chosen = applicable(options.controls, model.config)
+    answerer = Answerer(
+        model,
+        loaded.vocabulary,
+        recipe.eval,
+        world.device,
+        video=recipe.data.video,
+        audio=recipe.data.audio,
+        precision=recipe.train.precision,
+    )
     say(f"checkpoint '{path}', step {loaded.step}; split '{job.split}' of '{job.shards}'")
     plan = _plan(job, split, options)
     notes = world.run_on_rank0(lambda: cut_notes(plan, answerer)) or []
@@ -111,7 +120,7 @@ def _answer_all(
     controls = {}
     for control in CONTROLS:
         altered, own, folder = replace(plan, control=control), {**origin, "control": control}, job.folder / control
-        asked = control in options.controls or "all" in options.controls
+        asked = control in chosen
         if asked or _is_finished(folder, own, world):  # what was answered before stays in the results
             say(f"control {control}" if asked else f"control {control}, as answered before")
             controls[control] = _answered(altered, answerer, own, folder, world, show)
@@ -141,7 +150,7 @@ def _score(job: EvaluationJob, split: ShardSplit, loaded: LoadedModel, answers: 
     provenance = {
         "checkpoint": str(loaded.path), "step": loaded.step, "averaged_weights": loaded.averaged, "limit": options.limit,
         "decode": _decoding_words(recipe), "frames": recipe.clip.frames, "chunks": recipe.clip.chunks, "size": recipe.clip.size,
-        "audio": recipe.data.audio,
+        **recipe.data.modalities,
     }  # fmt: skip
     results = results_of(job, rows, answers.plan.labels, options, provenance, split)
     results["notes"] += answers.notes
@@ -198,7 +207,7 @@ def _origin(job: EvaluationJob, split: ShardSplit, checkpoint: Path, options: Op
     """What the predictions depend on: a changed entry makes them anew."""
     return {
         "checkpoint": sha256_of(checkpoint / "manifest.json"), "split": sha256_of(split.path / "index.json"), "task": job.task,
-        "eval": dataclasses.asdict(job.recipe.eval), "clip": job.recipe.clip.to_plain(), "audio": job.recipe.data.audio,
+        "eval": dataclasses.asdict(job.recipe.eval), "clip": job.recipe.clip.to_plain(), **job.recipe.data.modalities,
         "precision": job.recipe.train.precision, "device": options.device, "control": None, "limit": options.limit,
         "subset": dataclasses.asdict(job.subset) if job.subset else None,
     }  # fmt: skip

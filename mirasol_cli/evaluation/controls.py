@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.batches.masking import with_chunks_in_order, without_audio, without_video
 from mirasol_cli.errors import UsageError
 
-CONTROLS = ("no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media")
+if TYPE_CHECKING:
+    from mirasol_cli.model.config import ModelConfig
+
+MEDIA_CONTROLS = ("no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media")
+MODEL_CONTROLS = ("own-chunk", "no-memory", "last-chunk")
+"""What the model carries from chunk to chunk is cut: the latents see their own chunk alone, the Combiner's memory starts anew in every
+chunk, the text sees the last chunk alone."""
+CONTROLS = MEDIA_CONTROLS + MODEL_CONTROLS
 RENAMED = {"no-sound": "no-audio", "no-picture": "no-video"}
 """Control by its name before the first release -> its name now."""
 
 
 def apply_control(sample: dict[str, Any], control: str | None, clip: int, seed: int) -> dict[str, Any]:
-    """The sample as the control shows it. `swap-media` exchanges whole samples and so changes nothing here."""
+    """The sample as the control shows it. `swap-media` exchanges whole samples and what the model carries is not in them, so neither
+    changes anything here."""
     if control == "no-audio":
         return without_audio(sample)
     if control == "no-video":
@@ -25,6 +33,26 @@ def apply_control(sample: dict[str, Any], control: str | None, clip: int, seed: 
     if control == "shuffle-chunks":
         return with_chunks_in_order(sample, chunk_order(len(sample["mel"]), clip, seed))
     return sample
+
+
+def applicable(asked: Sequence[str], config: ModelConfig) -> list[str]:
+    """The controls to run; `all` leaves out those that this model has nothing for.
+
+    Raises UsageError for one that is asked for by name and would change nothing by construction.
+    """
+    combiner = config.combiner
+    carries = combiner.kind == "ttm" or (combiner.kind == "transformer" and combiner.context == "history")
+    pointless = {}
+    if not carries:
+        pointless["no-memory"] = f"the Combiner '{combiner.kind}' of this checkpoint carries nothing from chunk to chunk"
+    if not config.latent.layers:
+        pointless["own-chunk"] = "this checkpoint has no latent layers (model.latent.layers: 0)"
+    if config.text.sees != "all":
+        pointless["last-chunk"] = f"the text of this checkpoint sees no more (model.text.sees: {config.text.sees})"
+    for control in asked:
+        if control in pointless:
+            raise UsageError(f"--control {control}: {pointless[control]}", "leave it out")
+    return [control for control in CONTROLS if control in asked or ("all" in asked and control not in pointless)]
 
 
 def chunk_order(chunks: int, clip: int, seed: int) -> list[int]:

@@ -109,8 +109,9 @@ def _differences(recipe: Recipe, own: Recipe) -> Iterator[str]:
         yield "-".join(shards.parts[-2:])
     clip, own_clip = recipe.clip.to_plain(), own.clip.to_plain()
     yield from (f"{key}-{value}" if isinstance(value, int) else key for key, value in clip.items() if value != own_clip.get(key))
-    if recipe.data.audio != own.data.audio:
-        yield "with-sound" if recipe.data.audio else "without-sound"
+    for name in ("video", "audio"):
+        if getattr(recipe.data, name) != getattr(own.data, name):
+            yield f"with-{name}" if getattr(recipe.data, name) else f"without-{name}"
     if recipe.train.precision != own.train.precision:
         yield recipe.train.precision
     if recipe.eval.decode != own.eval.decode:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import DataError
-from mirasol_cli.evaluation.controls import apply_control, derangement
+from mirasol_cli.evaluation.controls import MODEL_CONTROLS, apply_control, derangement
 from mirasol_cli.evaluation.protocols import Protocol, score_row
 from mirasol_cli.evaluation.subsets import choose
 from mirasol_cli.files import disk_problem, read_json, read_jsonl, sha256_of, write_atomic, write_json
@@ -98,7 +98,7 @@ def _predict_batch(plan: Plan, answerer: Answerer, clips: list[tuple[int, list[d
     answers: dict[int, list[dict]] = {}
     if present:
         samples = [apply_control(plan.split.media(shown[clip]), plan.control, clip, plan.seed) for clip, _ in present]
-        text_kv = answerer.encode(samples)
+        text_kv = answerer.encode(samples, plan.control if plan.control in MODEL_CONTROLS else None)
         questions = [[Question(text["question"], text["context"], str(text["id"])) for text in texts] for _, texts in present]
         results = _answer(plan, answerer, text_kv, questions, [texts for _, texts in present])
         answers = {clip: result for (clip, _), result in zip(present, results, strict=True)}

@@ -52,7 +52,7 @@ def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recip
     """
     was_training = model.training
     settings, device = replace(recipe.eval, decode="greedy"), next(model.parameters()).device
-    answerer = Answerer(model, vocabulary, settings, device, audio=recipe.data.audio, precision=recipe.train.precision)
+    answerer = Answerer(model, vocabulary, settings, device, **recipe.data.modalities, precision=recipe.train.precision)
     try:
         batches = predict(replace(plan, labels=()), answerer)
         rows = [row for batch in batches for row in batch if row["correct"] is not None and not row.get("missing")]

@@ -148,7 +148,7 @@ def open_clip(
         clip.warnings.append("the video has no sound")
     elif clip.audio == "silent":
         clip.warnings.append("the sound track is silent; it was left out")
-    elif not answerer.audio:
+    elif not answerer.modalities["audio"]:
         clip.warnings.append("this model was trained without sound; the sound was left out")
     return clip
 

@@ -2,18 +2,22 @@
 
 All have one interface: `forward(tokens_BTND, valid_BTN, state) -> (combined_BTMD, state)`. The state is what
 later chunks need: TTM's memory, the history Transformer's keys and values, None for the others; feeding a clip
-chunk by chunk with the state handed on equals feeding it at once.
+chunk by chunk with the state handed on equals feeding it at once. `whole_chunks` promises that the tokens of a chunk are
+all valid or all invalid, so that attention within a chunk needs no mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirasol_cli.fields import FieldError
 from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
 from mirasol_cli.model.config import CombinerConfig
-from mirasol_cli.model.layers import BRANCH_INIT_SCALE, Block, keep_in_graph, key_mask, learned_parameter, norm, project_width
+from mirasol_cli.model.layers import BRANCH_INIT_SCALE, Block, keep_in_graph, key_mask, learned_parameter, norm, project_width, residual
 from mirasol_cli.model.token_turing import TokenTuringMachine
 
 QUERY_INIT_GAIN = 4.0  # see `init_sharp_attention`
@@ -21,8 +25,9 @@ QUERY_INIT_GAIN = 4.0  # see `init_sharp_attention`
 CombinerState = Tensor | ChunkCache | None
 
 
-def build_combiner(config: CombinerConfig, input_width: int, tokens_per_chunk: int) -> Combiner:
-    """The Combiner of `config.kind`; M > N is refused, since a Combiner compresses."""
+def build_combiner(config: CombinerConfig, input_width: int, tokens: Sequence[int]) -> Combiner:
+    """The Combiner of `config.kind` for chunks of so many tokens of each modality. M > N is refused, since a Combiner compresses."""
+    tokens_per_chunk = sum(tokens)
     if config.kind != "none" and config.num_outputs > tokens_per_chunk:
         raise FieldError(
             "combiner.num_outputs",
@@ -30,73 +35,115 @@ def build_combiner(config: CombinerConfig, input_width: int, tokens_per_chunk: i
             f"set it to {tokens_per_chunk} or less",
         )
     kinds = {combiner.kind: combiner for combiner in Combiner.__subclasses__()}
-    return kinds["history" if (config.kind, config.context) == ("transformer", "history") else config.kind](config, input_width)
+    return kinds["history" if (config.kind, config.context) == ("transformer", "history") else config.kind](config, input_width, tokens)
 
 
 class Combiner(nn.Module):
-    """Base: the change of width from the encoder, and the number of outputs."""
+    """Base: the change of width from the encoder, the number of outputs, and the tokens of each modality in a chunk."""
 
     kind: str  # its name in a recipe, `model.combiner.kind`, where config.py lists it; with `context: history` the Transformer's is history
 
-    def __init__(self, config: CombinerConfig, input_width: int):
+    def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
         super().__init__()
-        self.outputs = config.num_outputs
+        self.outputs, self.modality_tokens = config.num_outputs, tuple(tokens)
         self.input_proj = project_width(input_width, config.width)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+    def input(self, x_BTND: Tensor) -> Tensor:
+        """The encoders' tokens in the Combiner's width."""
+        return residual(self.input_proj(x_BTND))
+
+    def forward(
+        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
+    ) -> tuple[Tensor, CombinerState]:
         raise NotImplementedError
 
 
 class TransformerCombiner(Combiner):
-    """Transformer over the tokens of one chunk; its last M valid outputs are kept ("transformer", context: chunk).
+    """Transformer over the tokens of one chunk ("transformer", context: chunk).
 
-    A chunk with fewer than M valid tokens is filled up with learned tokens. Only the M kept tokens ask in the last
-    block: what the others would compute there is never used.
+    Only the M outputs ask in the last block: what the other tokens would compute there is never used.
     """
 
     kind = "transformer"
 
-    def __init__(self, config: CombinerConfig, input_width: int):
-        super().__init__(config, input_width)
+    def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
+        super().__init__(config, input_width, tokens)
+        self.output = OutputTokens(config)
         self.blocks = init_sharp_attention(
             nn.ModuleList(Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout) for _ in range(config.layers))
         )
         self.norm = norm(config.width)
-        self.filler = learned_parameter(config.num_outputs, config.width)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+    def forward(
+        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
+    ) -> tuple[Tensor, CombinerState]:
         shape = x_BTND.shape[:2]
-        x = self.input_proj(x_BTND).flatten(0, 1)
-        valid = None if valid_BTN is None else valid_BTN.flatten(0, 1)
-        mask = key_mask(valid)
+        x, valid = self.output.append(self.input(x_BTND), None if whole_chunks else valid_BTN)
+        x, valid = x.flatten(0, 1), None if valid is None else valid.flatten(0, 1)
+        mask, last = key_mask(valid), self.output.last(valid)
         for block in self.blocks[:-1]:
             x = block(x, mask)
-        last = LastValid(valid, self.outputs)
         x = self.norm(self.blocks[-1](last.pick(x), mask, x))
-        return last.fill(x, self.filler).unflatten(0, shape), None
+        return self.output.fill(x.unflatten(0, shape), last, valid_BTN), None
 
 
 class CausalTransformerCombiner(Combiner):
-    """Transformer over the tokens of this and all earlier chunks, causal in chunks ("transformer", context: history)."""
+    """Transformer over the tokens of this and all earlier chunks, causal in chunks ("transformer", context: history).
+
+    Later chunks see the output tokens of earlier ones, too.
+    """
 
     kind = "history"
 
-    def __init__(self, config: CombinerConfig, input_width: int):
-        super().__init__(config, input_width)
+    def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
+        super().__init__(config, input_width, tokens)
         if (config.width // config.heads) % 2:
             raise FieldError(
                 "combiner.heads",
                 f"model.combiner.heads: width {config.width} / {config.heads} heads is odd, but context: history has rotary positions",
             )
+        self.output = OutputTokens(config)
         self.transformer = ChunkTransformer(config.width, config.heads, config.mlp_dim, config.layers, dropout=config.dropout)
         init_sharp_attention(self.transformer.blocks)
-        self.filler = learned_parameter(config.num_outputs, config.width)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+    def forward(
+        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
+    ) -> tuple[Tensor, CombinerState]:
         assert not isinstance(state, Tensor)
-        last = LastValid(valid_BTN, self.outputs)
-        x, cache = self.transformer.append(self.input_proj(x_BTND), valid_BTN, state, last.pick)
-        return last.fill(x, self.filler), cache
+        x, valid = self.output.append(self.input(x_BTND), valid_BTN)
+        last = self.output.last(valid)
+        x, cache = self.transformer.append(x, valid, state, last.pick)
+        return self.output.fill(x, last, valid_BTN), cache
+
+
+class OutputTokens(nn.Module):
+    """Which M tokens of a chunk are the Combiner's outputs: the last ones of its sequence (Mirasol3B section 3.3).
+
+    OURS, `output_tokens: learned`: M learned tokens stand at the end of the sequence, so that output j is the same thing in every
+    chunk, whatever the chunk lacks. `last` is the literal reading: the last M valid input tokens, whichever these are; a chunk
+    with fewer is filled up with the learned tokens. So is one without any, either way.
+    """
+
+    def __init__(self, config: CombinerConfig):
+        super().__init__()
+        self.appended = config.output_tokens == "learned"
+        self.tokens = learned_parameter(config.num_outputs, config.width)
+
+    def append(self, x_BTND: Tensor, valid_BTN: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The chunk's sequence [B, T, N or N + M, D], and which of it is valid."""
+        if not self.appended:
+            return x_BTND, valid_BTN
+        x = torch.cat([x_BTND, self.tokens.to(x_BTND.dtype).expand(*x_BTND.shape[:2], -1, -1)], dim=2)
+        return x, with_output_tokens(valid_BTN, len(self.tokens))
+
+    def last(self, valid: Tensor | None) -> LastValid:
+        """How the outputs are picked from a sequence with this mask."""
+        return LastValid(None if self.appended else valid, len(self.tokens))
+
+    def fill(self, x_BTMD: Tensor, last: LastValid, valid_BTN: Tensor | None) -> Tensor:
+        """The outputs, with learned tokens where the chunk had none to give."""
+        x = x_BTMD if self.appended else last.fill(x_BTMD, self.tokens)
+        return fill_absent(x, self.tokens, valid_BTN)
 
 
 class LastValid:
@@ -117,10 +164,10 @@ class LastValid:
         return x.gather(-2, self.index[..., None].expand(*self.index.shape, x.shape[-1]))
 
     def fill(self, x: Tensor, filler_MD: Tensor) -> Tensor:
-        """[..., M, D] with learned tokens where none was found."""
+        """[..., M, D] with learned tokens where none was found; the leading axes may be split."""
         if self.index is None:
             return keep_in_graph(x, filler_MD)
-        return torch.where(self.found[..., None], x, filler_MD.to(x.dtype))
+        return torch.where(self.found.view(x.shape[:-1])[..., None], x, filler_MD.to(x.dtype))
 
 
 class TTMCombiner(Combiner):
@@ -128,13 +175,15 @@ class TTMCombiner(Combiner):
 
     kind = "ttm"
 
-    def __init__(self, config: CombinerConfig, input_width: int):
-        super().__init__(config, input_width)
+    def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
+        super().__init__(config, input_width, tokens)
         self.machine = TokenTuringMachine(config)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+    def forward(
+        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
+    ) -> tuple[Tensor, CombinerState]:
         assert not isinstance(state, ChunkCache)
-        return self.machine(self.input_proj(x_BTND), valid_BTN, state)
+        return self.machine(self.input(x_BTND), valid_BTN, state)
 
 
 class PerceiverCombiner(Combiner):
@@ -142,8 +191,8 @@ class PerceiverCombiner(Combiner):
 
     kind = "perceiver"
 
-    def __init__(self, config: CombinerConfig, input_width: int):
-        super().__init__(config, input_width)
+    def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
+        super().__init__(config, input_width, tokens)
         self.queries = learned_parameter(config.num_outputs, config.width)
         self.token_norm = norm(config.width)
         self.blocks = init_sharp_attention(
@@ -151,58 +200,38 @@ class PerceiverCombiner(Combiner):
         )
         self.norm = norm(config.width)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
+    def forward(
+        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
+    ) -> tuple[Tensor, CombinerState]:
         shape = x_BTND.shape[:2]
-        tokens = self.token_norm(self.input_proj(x_BTND).flatten(0, 1))
-        mask = with_valid_tokens(valid_BTN, self.outputs)
+        tokens = self.token_norm(self.input(x_BTND).flatten(0, 1))
+        valid = with_output_tokens(None if whole_chunks else valid_BTN, self.outputs)
+        mask = key_mask(None if valid is None else valid.flatten(0, 1))
         x = self.queries.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         for block in self.blocks:
             x = block(x, mask, torch.cat([tokens, x], dim=1))
-        return self.norm(x).unflatten(0, shape), None
-
-
-class ClassTokenCombiner(Combiner):
-    """OURS: M learned tokens are appended to the chunk's tokens; their outputs are kept."""
-
-    kind = "cls"
-
-    def __init__(self, config: CombinerConfig, input_width: int):
-        super().__init__(config, input_width)
-        self.tokens = learned_parameter(config.num_outputs, config.width)
-        self.blocks = init_sharp_attention(
-            nn.ModuleList(Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout) for _ in range(config.layers))
-        )
-        self.norm = norm(config.width)
-
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
-        shape = x_BTND.shape[:2]
-        x = self.input_proj(x_BTND).flatten(0, 1)
-        x = torch.cat([x, self.tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
-        mask = with_valid_tokens(valid_BTN, self.outputs)
-        for block in self.blocks[:-1]:
-            x = block(x, mask)
-        x = self.blocks[-1](x[:, -self.outputs :], mask, x)
-        return self.norm(x).unflatten(0, shape), None
+        return fill_absent(self.norm(x).unflatten(0, shape), self.queries, valid_BTN), None
 
 
 class MeanPoolCombiner(Combiner):
-    """OURS: the means of M groups of neighbouring tokens; a group without a valid token is filled up."""
+    """OURS: the means of M groups of neighbouring tokens. Each modality has its own groups, as even as they can be, and those of both
+    are joined, so that output j is the same share of either. A group without a valid token is filled up."""
 
     kind = "mean"
 
-    def __init__(self, config: CombinerConfig, input_width: int):
-        super().__init__(config, input_width)
+    def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
+        super().__init__(config, input_width, tokens)
         self.norm = norm(config.width)
         self.filler = learned_parameter(config.num_outputs, config.width)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
-        x = self.input_proj(x_BTND)
-        group = torch.arange(x.shape[2], device=x.device) * self.outputs // x.shape[2]
+    def forward(
+        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
+    ) -> tuple[Tensor, CombinerState]:
+        x = self.input(x_BTND)
+        sizes = self.modality_tokens if x.shape[2] == sum(self.modality_tokens) else (x.shape[2],)  # one modality may be left out
+        group = torch.cat([torch.arange(size, device=x.device) * self.outputs // size for size in sizes])
         member_MN = (group == torch.arange(self.outputs, device=x.device)[:, None]).to(x.dtype)
-        if valid_BTN is None:
-            mean = (member_MN / member_MN.sum(-1, keepdim=True)) @ x
-            return keep_in_graph(self.norm(mean), self.filler), None
-        member = member_MN * valid_BTN[:, :, None]
+        member = member_MN if valid_BTN is None else member_MN * valid_BTN[:, :, None]
         count = member.sum(-1, keepdim=True)
         mean = self.norm((member / count.clamp(min=1)) @ x)
         return torch.where(count > 0, mean, self.filler.to(mean.dtype)), None
@@ -213,12 +242,14 @@ class IdentityCombiner(Combiner):
 
     kind = "none"
 
-    def __init__(self, config: CombinerConfig, input_width: int):
-        super().__init__(config, input_width)
+    def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
+        super().__init__(config, input_width, tokens)
         self.filler = learned_parameter(config.width)
 
-    def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None) -> tuple[Tensor, CombinerState]:
-        x = self.input_proj(x_BTND)
+    def forward(
+        self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
+    ) -> tuple[Tensor, CombinerState]:
+        x = self.input(x_BTND)
         if valid_BTN is None:
             return keep_in_graph(x, self.filler), None
         return torch.where(valid_BTN[..., None], x, self.filler.to(x.dtype)), None
@@ -236,8 +267,13 @@ def init_sharp_attention(blocks: nn.ModuleList) -> nn.ModuleList:
     return blocks
 
 
-def with_valid_tokens(valid_BTN: Tensor | None, added: int) -> Tensor | None:
-    """Key mask [B T, 1, 1, N + added] for sequences that end in `added` tokens which are always valid."""
+def with_output_tokens(valid_BTN: Tensor | None, added: int) -> Tensor | None:
+    """The mask of sequences that end in `added` tokens which are always valid, bool [B, T, N + added]."""
+    return None if valid_BTN is None else F.pad(valid_BTN, (0, added), value=True)
+
+
+def fill_absent(x_BTMD: Tensor, learned_MD: Tensor, valid_BTN: Tensor | None) -> Tensor:
+    """Learned tokens for chunks without any valid token."""
     if valid_BTN is None:
-        return None
-    return key_mask(nn.functional.pad(valid_BTN.flatten(0, 1), (0, added), value=True))
+        return keep_in_graph(x_BTMD, learned_MD)
+    return torch.where(valid_BTN.any(-1)[..., None, None], x_BTMD, learned_MD.to(x_BTMD.dtype))

@@ -36,8 +36,11 @@ class EncoderConfig:
 class CombinerConfig:
     """What turns a chunk's tokens into M (Mirasol3B section 3.3; TTM: Token Turing Machines)."""
 
-    kind: str = checked_field("transformer", choices=("transformer", "ttm", "perceiver", "cls", "mean", "none"))
+    kind: str = checked_field("transformer", choices=("transformer", "ttm", "perceiver", "mean", "none"))
     context: str = checked_field("chunk", "transformer only: see this chunk, or all chunks so far", choices=("chunk", "history"))
+    output_tokens: str = checked_field(
+        "learned", "transformer only: M learned tokens behind the chunk's own, or its last M valid ones", choices=("learned", "last")
+    )
     num_outputs: int = checked_field(32, "M, tokens that leave each chunk (also TTM's process size)", minimum=1)
     width: int = checked_field(768, minimum=6)
     layers: int = checked_field(4, minimum=1)
@@ -102,6 +105,8 @@ class TextConfig:
     norm_eps: float = checked_field(1e-5, above=0)
     tie_embeddings: bool = checked_field(True, "output layer shares the embedding's weights")
     dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
+    sees: str = checked_field("all", "latents of all chunks, of the last one, or a TTM's memory alone", choices=("all", "last", "memory"))
+    sees_memory: bool = checked_field(True, "OURS: the text attends to a TTM's memory beside the latents")
     cross_attention_gate_init: str = checked_field(
         "open", "cross-attention gate at the start; `closed` for pretrained decoders", choices=("open", "closed")
     )
@@ -135,6 +140,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.text.sees == "memory" and not (self.combiner.kind == "ttm" and self.text.sees_memory):
+            raise FieldError("text.sees", "memory needs the Combiner 'ttm' and text.sees_memory: true; nothing else carries a memory")
 
     def latents_per_chunk(self, geometry: ClipGeometry) -> int:
         """M, or N where no Combiner compresses."""

@@ -7,7 +7,16 @@ from torch import Tensor, nn
 
 from mirasol_cli.model.chunk_causal import ChunkCache, ChunkTransformer
 from mirasol_cli.model.config import LatentConfig
-from mirasol_cli.model.layers import FeedForward, keep_in_graph, learned_parameter, norm, project_width
+from mirasol_cli.model.layers import (
+    BRANCH_INIT_SCALE,
+    Block,
+    FeedForward,
+    keep_in_graph,
+    learned_parameter,
+    norm,
+    project_width,
+    residual,
+)
 
 
 class LatentModel(nn.Module):
@@ -25,6 +34,7 @@ class LatentModel(nn.Module):
         self.transformer = ChunkTransformer(
             config.width, config.heads, config.mlp_dim, config.layers, window=config.window, dropout=config.dropout
         )
+        init_full_branches(self.transformer.blocks)
 
     def forward(self, combined_BTMD: Tensor, masked_BT: Tensor | None = None, valid_BT: Tensor | None = None) -> Tensor:
         """[B, T, M, D] -> [B, T, M, D]. `masked_BT`: chunks hidden behind the mask token; `valid_BT`: False for padding."""
@@ -38,7 +48,7 @@ class LatentModel(nn.Module):
         return self.transformer.append(self._inputs(combined_BTMD, None), valid, cache, window=window)
 
     def _inputs(self, combined: Tensor, masked_BT: Tensor | None) -> Tensor:
-        x = self.input_proj(combined)
+        x = residual(self.input_proj(combined))
         if masked_BT is None:
             x = keep_in_graph(x, self.mask_token)
         else:
@@ -47,6 +57,15 @@ class LatentModel(nn.Module):
 
     def _token_valid(self, combined: Tensor, valid_BT: Tensor | None) -> Tensor | None:
         return None if valid_BT is None else valid_BT[..., None].expand(combined.shape[:3])
+
+
+@torch.no_grad()
+def init_full_branches(blocks: nn.ModuleList) -> None:
+    """OURS: branches start at full size, as in a plain ViT. With the tenth of the encoders' blocks, latents began and stayed as copies of
+    their own chunk, so that nothing was carried from chunk to chunk."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.scale_branches(1 / BRANCH_INIT_SCALE)
 
 
 class NextChunk(nn.Module):

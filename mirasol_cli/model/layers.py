@@ -104,6 +104,12 @@ def norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS)
 
 
+def residual(x: Tensor) -> Tensor:
+    """What enters a residual stream: float32 under autocast, whatever made it. Products are in bf16, sums of branches are not, in every
+    part and however the weights are held (data parallel or sharded)."""
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
+
 def project_width(inputs: int, outputs: int) -> nn.Module:
     """A linear layer where two parts differ in width, nothing where they agree."""
     return nn.Identity() if inputs == outputs else linear(inputs, outputs)

@@ -51,17 +51,32 @@ class Losses:
     parts: dict[str, LossPart] = field(default_factory=dict)
     latents_BTMD: Tensor | None = None
     present_BT: Tensor | None = None
+    tokens_BTND: Tensor | None = None  # the encoders' outputs, with their graph, until the backward pass
+
+    def gradient_shares(self, weights: Mapping[str, float], counts: Mapping[str, Tensor | float] | None = None) -> dict[str, float]:
+        """Each weighted loss's share of the gradient at the encoders' outputs: its norm over the sum of all norms.
+
+        One more backward pass per loss, down to the encoders; before the one that trains. All processes must call it together.
+        """
+        assert self.tokens_BTND is not None
+        norms = {}
+        for name in self.parts:
+            (gradient,) = torch.autograd.grad(self.weighted_mean(name, weights, counts), self.tokens_BTND, retain_graph=True)
+            norms[name] = float(gradient.float().norm())
+        whole = sum(norms.values()) or 1.0
+        return {name: norm / whole for name, norm in norms.items()}
+
+    def weighted_mean(self, name: str, weights: Mapping[str, float], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
+        """A loss's term of the total."""
+        part = self.parts[name]
+        count = torch.as_tensor(part.count if counts is None else counts[name], dtype=part.sum.dtype, device=part.sum.device)
+        return weights[name] * part.sum / count.clamp(min=1)
 
     def total(self, weights: Mapping[str, float], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
         """Weighted sum of the means. `counts` replaces the local counts by those of the global batch (per process)."""
         if not self.parts:
             raise UsageError("this batch has no loss: no text, and every weight of an audio-video loss is zero")
-        counts = counts or {name: part.count for name, part in self.parts.items()}
-        terms = []
-        for name, part in self.parts.items():
-            count = torch.as_tensor(counts[name], dtype=part.sum.dtype, device=part.sum.device)
-            terms.append(weights[name] * part.sum / count.clamp(min=1))
-        return torch.stack(terms).sum()
+        return torch.stack([self.weighted_mean(name, weights, counts) for name in self.parts]).sum()
 
     @cached_property
     def diagnostics(self) -> dict[str, float]:

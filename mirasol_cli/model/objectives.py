@@ -76,7 +76,11 @@ class Latent(Objective):
     def forward(self, model: Mirasol, encoded: Encoded, media: MediaBatch, text: TextBatch | None, extra: TrainingInputs) -> LossPart:
         from mirasol_cli.model.losses import latent_loss
 
-        predicted = model.objectives[self.name](encoded.latents_BTMD[:, :-1])
+        latents = encoded.latents_BTMD
+        if extra.masked_BT is not None:
+            # A second pass of the latents: nothing is hidden from the text and the other losses.
+            latents = model.latent(encoded.combined_BTMD, extra.masked_BT, media.chunk_valid_BT)
+        predicted = model.objectives[self.name](latents[:, :-1])
         return latent_loss(predicted, encoded.combined_BTMD, encoded.latents_BTMD, media.present_BT)
 
 
@@ -129,12 +133,12 @@ class Audio(Objective):
 
         mel_BTZS = media.mel_BTZS if extra.whole_mel_BTZS is None else extra.whole_mel_BTZS
         predicted = model.objectives[self.name](encoded.latents_BTMD[:, :-1])
-        target = spectrogram_patches(mel_BTZS[:, 1:], model.geometry.audio)
+        target = predicted if mel_BTZS is None else spectrogram_patches(mel_BTZS[:, 1:], model.geometry.audio)
         return masked_error(predicted, target, self._patches(media, extra, model.geometry.audio_tokens))
 
     @staticmethod
     def _patches(media: MediaBatch, extra: TrainingInputs, tokens: int) -> Tensor:
-        valid_BT = media.chunks_BT
+        valid_BT = media.chunks_BT if media.mel_BTZS is not None else media.chunks_BT & False
         heard_BTN = media.audio_valid_BTN if extra.whole_audio_valid_BTN is None else extra.whole_audio_valid_BTN
         if heard_BTN is None:
             heard_BTN = valid_BT[..., None].expand(*valid_BT.shape, tokens)

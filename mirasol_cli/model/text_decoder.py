@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mirasol_cli.model.config import TextConfig
 from mirasol_cli.model.kv_cache import CacheSlot, TextCache
-from mirasol_cli.model.layers import join_heads, project_width, rotary_table, rotate, split_heads
+from mirasol_cli.model.layers import join_heads, project_width, residual, rotary_table, rotate, split_heads
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines [1 or R, 1, L, d / 2], the same for all heads
 
@@ -171,7 +171,7 @@ class TextDecoder(nn.Module):
 
     def _run(self, tokens_BQL: Tensor, position_RL: Tensor, text_kv: TextKV | None, slots: list[CacheSlot] | None) -> Tensor:
         B, Q, L = tokens_BQL.shape
-        x_RLD = F.dropout(self.embed_tokens(tokens_BQL).flatten(0, 1), self.config.dropout, self.training)
+        x_RLD = F.dropout(residual(self.embed_tokens(tokens_BQL)).flatten(0, 1), self.config.dropout, self.training)
         cosines, sines = rotary_table(position_RL, self.config.width // self.config.heads, self.config.rope_theta)
         rotary = cosines[:, None], sines[:, None]
         mask, present = (None, None) if text_kv is None else text_kv.mask()

@@ -1,8 +1,9 @@
 """Augmentation: what a batch becomes between the shards and the model, in training only.
 
-A clip's changes are drawn at once from its own generator (`Draw`), then made to the batch (`augmented`). What changes the
-input is done to it: mirrored and recoloured pixels, masked spectrograms, dropped modalities and chunks. What is hidden
-from a part of the model, and what the losses still compare with, goes beside it (`TrainingInputs`).
+A clip's changes are drawn at once from its own generator (`Draw`), those of a step from the step's (`StepDraw`), then they are
+made to the batch (`augmented`). What changes the input is done to it: mirrored and recoloured pixels, masked spectrograms,
+dropped modalities and chunks. What is hidden from a part of the model, and what the losses still compare with, goes beside it
+(`TrainingInputs`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,28 @@ from mirasol_cli.model.batch import MediaBatch, TrainingInputs
 
 
 @dataclass(frozen=True)
+class StepDraw:
+    """What happens to all clips of a step.
+
+    OURS: a modality is dropped from the whole global batch, not clip by clip: a batch that mixes clips with and without it needs
+    masked attention for all of them.
+    """
+
+    drop_audio: bool = False
+    drop_video: bool = False
+    chunk_repeats: int = 1
+
+    @staticmethod
+    def of(generator: torch.Generator, augment: AugmentRecipe) -> StepDraw:
+        u_modality, u_repeats = torch.rand(2, generator=generator).tolist()
+        return StepDraw(
+            drop_audio=u_modality < augment.drop_modality,
+            drop_video=augment.drop_modality <= u_modality < 2 * augment.drop_modality,
+            chunk_repeats=1 + int(u_repeats * augment.max_chunk_repeats),
+        )
+
+
+@dataclass(frozen=True)
 class Draw:
     """What happens to one training sample."""
 
@@ -26,23 +49,20 @@ class Draw:
     flip: bool
     gain: float  # contrast factor around mid-grey
     offset: float  # brightness, in units of the full range
-    drop_audio: bool
-    drop_video: bool
     dropped_T: Tensor  # bool: chunks that lose audio and video
-    masked_T: Tensor  # bool: chunks replaced by the mask token before the latent model
+    masked_T: Tensor  # bool: chunks hidden from the latents that predict the next one
     mel_bins: tuple[int, int]  # first masked bin, number of masked bins
     mel_columns: tuple[tuple[int, int], ...]  # the same for the columns of each chunk
-    turns: int  # how many times in a row the Combiner takes each chunk
     memory_only: bool  # the text sees the Combiner's memory and no latent
 
     @staticmethod
     def of(generator: torch.Generator, augment: AugmentRecipe, geometry: ClipGeometry, views: int) -> Draw:
         """Everything at once and in a fixed order, so that switching one change off leaves the others as they were."""
         chunks, bins, columns = geometry.chunks, geometry.audio.n_mels, geometry.audio.columns
-        u_view, u_flip, u_gain, u_offset, u_modality, u_drop = torch.rand(6, generator=generator).tolist()
+        u_view, u_flip, u_gain, u_offset, u_drop = torch.rand(5, generator=generator).tolist()
         drop_T, masked_T = torch.rand(chunks, generator=generator), torch.rand(chunks, generator=generator) < augment.mask_latents
         u_mel = torch.rand(2 + 2 * chunks, generator=generator).tolist()
-        u_memory, u_turns = torch.rand(2, generator=generator).tolist()
+        u_memory = float(torch.rand(1, generator=generator))
         # Half of the chunks on average, never all of them: one chunk always stays to be seen.
         dropped_T = (drop_T < 0.5) & (drop_T < drop_T.max()) if u_drop < augment.drop_chunks else torch.zeros(chunks, dtype=torch.bool)
         if chunks == 1 or bool(masked_T.all()):
@@ -52,13 +72,10 @@ class Draw:
             flip=u_flip < augment.flip,
             gain=1 + augment.colour * (u_gain - 0.5),
             offset=augment.colour * (u_offset - 0.5) * 0.5,
-            drop_audio=u_modality < augment.drop_modality,
-            drop_video=augment.drop_modality <= u_modality < 2 * augment.drop_modality,
             dropped_T=dropped_T,
             masked_T=masked_T,
             mel_bins=_span(u_mel[0], u_mel[1], augment.mask_bins, bins),
             mel_columns=tuple(_span(u_mel[2 + 2 * t], u_mel[3 + 2 * t], augment.mask_columns, columns) for t in range(chunks)),
-            turns=1 + int(u_turns * augment.max_chunk_repeats),
             memory_only=u_memory < augment.memory_only,
         )
 
@@ -69,7 +86,7 @@ def _span(u_length: float, u_start: float, longest: int, total: int) -> tuple[in
 
 
 def augmented(
-    media: MediaBatch, draws: Sequence[Draw], geometry: ClipGeometry, *, keep_audio: bool = False
+    media: MediaBatch, draws: Sequence[Draw], step: StepDraw, geometry: ClipGeometry, *, keep_audio: bool = False
 ) -> tuple[MediaBatch, TrainingInputs]:
     """The batch as the draws change it. A modality is only dropped from clips that also have the other one.
 
@@ -78,20 +95,20 @@ def augmented(
     clips, chunks = len(draws), geometry.chunks
     video_BTN = _or_all(media.video_valid_BTN, (clips, chunks, geometry.video_tokens))
     audio_BTN = _or_all(media.audio_valid_BTN, (clips, chunks, geometry.audio_tokens))
-    both_B = video_BTN.flatten(1).any(1) & audio_BTN.flatten(1).any(1)
-    drop_audio_B = torch.tensor([draw.drop_audio for draw in draws]) & both_B
-    drop_video_B = torch.tensor([draw.drop_video for draw in draws]) & both_B
+    both = media.tubes is not None and media.mel_BTZS is not None
+    both_B = video_BTN.flatten(1).any(1) & audio_BTN.flatten(1).any(1) & both
+    drop_audio_B, drop_video_B = step.drop_audio & both_B, step.drop_video & both_B
     kept_BT1 = ~torch.stack([draw.dropped_T for draw in draws])[:, :, None]
     # A dropped modality is an absent one, so there is no target either; a dropped chunk is there to be predicted.
     whole_audio_BTN = audio_BTN & ~drop_audio_B[:, None, None]
     audio_BTN = whole_audio_BTN & kept_BT1
     video_BTN = video_BTN & kept_BT1 & ~drop_video_B[:, None, None]
-    mel_BTZS = mask_spectrogram(media.mel_BTZS, draws)
+    mel_BTZS = None if media.mel_BTZS is None else mask_spectrogram(media.mel_BTZS, draws)
     thumbnails_BT = _or_all(media.thumbnail_valid_BT, (clips, chunks)) & ~drop_video_B[:, None]
     flip_B = torch.tensor([draw.flip for draw in draws])
     changed = replace(
         media,
-        tubes=tuple(recolour(tube, draws) for tube in media.tubes),
+        tubes=None if media.tubes is None else tuple(recolour(tube, draws) for tube in media.tubes),
         thumbnails=_mirror(recolour(media.thumbnails, draws), flip_B),
         mel_BTZS=mel_BTZS,
         video_valid_BTN=_unless_all(video_BTN),
@@ -102,24 +119,11 @@ def augmented(
     extra = TrainingInputs(
         masked_BT=_if_any(torch.stack([draw.masked_T for draw in draws])),
         memory_only_B=_if_any(torch.tensor([draw.memory_only for draw in draws])),
-        turns_BR=repeated_chunks([draw.turns for draw in draws], chunks),
+        chunk_repeats=step.chunk_repeats,
         whole_mel_BTZS=media.mel_BTZS if keep_audio and mel_BTZS is not media.mel_BTZS else None,
         whole_audio_valid_BTN=whole_audio_BTN if keep_audio else None,
     )
-    return changed, extra
-
-
-def repeated_chunks(turns: Sequence[int], chunks: int) -> Tensor | None:
-    """int64 [B, R]: chunk 0 so many times in a row, then chunk 1 ..., and -1 behind; None where all are taken once.
-
-    A Combiner with a memory then writes as often as it would on a longer video, while the encoder runs once per chunk.
-    """
-    if max(turns) == 1:
-        return None
-    turns_BR = torch.full((len(turns), chunks * max(turns)), -1)
-    for row, times in zip(turns_BR, turns, strict=True):
-        row[: chunks * times] = torch.arange(chunks).repeat_interleave(times)
-    return turns_BR
+    return changed.with_hidden(), extra
 
 
 def _or_all(valid: Tensor | None, shape: tuple[int, ...]) -> Tensor:

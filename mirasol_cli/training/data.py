@@ -17,7 +17,7 @@ from mirasol_cli.config.schema import Recipe
 from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.text.prompt import encode_prompt, encode_target
 from mirasol_cli.text.tokenizer import Vocabulary
-from mirasol_cli.training.augment import Draw, augmented
+from mirasol_cli.training.augment import Draw, StepDraw, augmented
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class TrainingData:
         units = self.step_units(step)
         size = self.recipe.train.micro_batch_size or len(share)
         pieces = [share[start : start + size] for start in range(0, len(share), size)]
-        return [self._micro_batch([units[position] for position in piece]) for piece in pieces]
+        step_draw = StepDraw.of(step_generator(self.recipe.train.seed, step), self.recipe.train.augment)
+        return [self._micro_batch([units[position] for position in piece], step_draw) for piece in pieces]
 
     def describe(self, unit: Unit) -> dict[str, Any]:
         """Names that a person can look up: data set, split, clip, texts."""
@@ -83,7 +84,7 @@ class TrainingData:
             "texts": [source.texts[position]["id"] for position in unit.text_indices],
         }
 
-    def _micro_batch(self, units: Sequence[Unit]) -> MicroBatch:
+    def _micro_batch(self, units: Sequence[Unit], step: StepDraw) -> MicroBatch:
         augment = self.recipe.train.augment
         samples, draws, rows = [], [], []
         for unit in units:
@@ -92,8 +93,8 @@ class TrainingData:
             samples.append(source.split.media(unit.clip, draw.view))
             draws.append(draw)
             rows.append([self._encode(source.texts[position]) for position in unit.text_indices])
-        media = media_batch(samples, self.recipe.clip, audio=self.recipe.data.audio)
-        media, extra = augmented(media, draws, self.recipe.clip, keep_audio="audio" in self.recipe.loss.weights)
+        media = media_batch(samples, self.recipe.clip, **self.recipe.data.modalities)
+        media, extra = augmented(media, draws, step, self.recipe.clip, keep_audio="audio" in self.recipe.loss.weights)
         return MicroBatch(media, text_batch(rows), extra, tuple(units))
 
     def _encode(self, text: dict[str, Any]) -> tuple[list[int], list[int]]:
@@ -104,5 +105,13 @@ class TrainingData:
 
 def sample_generator(seed: int, unit: Unit) -> torch.Generator:
     """The only source of randomness of a sample: the same for all questions about a clip in one epoch."""
-    key = hashlib.sha256(f"{seed}/{unit.source}/{unit.epoch}/{unit.clip}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+    return _generator(f"{seed}/{unit.source}/{unit.epoch}/{unit.clip}")
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The source of what is drawn for all clips of a step, on all processes alike."""
+    return _generator(f"{seed}/step/{step}")
+
+
+def _generator(key: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)

@@ -79,7 +79,7 @@ def dry_run(
     batch = data.micro_batches(0, range(min(clips, MOST_CLIPS)))[0] if data is not None else None
     if batch is not None:
         texts = _texts_of(batch)
-    flops = forward_flops(model, **texts)
+    flops = forward_flops(model, **recipe.data.modalities, **texts)
     fixed = fixed_bytes(total, trained, ema=train.ema_decay > 0) // (processes if train.parallel == "fsdp" else 1)
     activations = activation_bytes(recipe, clips, questions, bf16=bf16)
     memory = fixed + clips * bytes_per_clip(recipe.clip) + activations

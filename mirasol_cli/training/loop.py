@@ -196,6 +196,8 @@ class StepResult:
     stop: int  # exit code asked for by a signal, or 0
     losses: Losses  # of this process's last micro batch, for diagnostics
     text_shape: tuple[int, ...]  # B Q L of the same
+    clipped: bool  # the gradient was longer than `train.max_grad_norm`
+    shares: dict[str, float] | None  # of each loss in the encoders' gradient, where it was measured
 
 
 def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> StepResult:
@@ -211,6 +213,8 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
     *totals, questions = world.sum([*local, sum(batch.questions for batch in batches)])
     counts = {name: max(1.0, total) for name, total in zip(names, totals, strict=True)}
 
+    balance_due = train.balance_every > 0 and run.step % train.balance_every == 0
+    shares: dict[str, float] | None = None
     sums = torch.zeros(len(batches), len(names), dtype=torch.float32, device=device)
     for number, batch in enumerate(batches):
         with gradient_sync(run.runner, last=number == len(batches) - 1):
@@ -218,6 +222,9 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
                 losses = run.runner(batch.media.to(device), batch.text.to(device), run.weights, batch.extra.to(device))
                 # DDP and FSDP take the mean over processes; the loss is a sum over them.
                 loss = losses.total(run.weights, counts) * world.size
+            if balance_due and number == len(batches) - 1:
+                shares = losses.gradient_shares(run.weights, counts)
+            losses.tokens_BTND = None
             loss.backward()
         for name, part in losses.parts.items():
             sums[number, names.index(name)] = part.sum.detach()
@@ -249,6 +256,8 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
         stop=agreed.stop,
         losses=losses,
         text_shape=batches[-1].text.tokens_BQL.shape,
+        clipped=0 < train.max_grad_norm < norm,
+        shares=shares,
     )
 
 
@@ -365,6 +374,8 @@ class MetricWindow:
     seconds: float = 0.0
     steps: int = 0
     skipped: int = 0
+    clipped: int = 0
+    shares: dict[str, float] | None = None
     clips: int = 0
     questions: int = 0
     loss: float = 0.0
@@ -380,6 +391,8 @@ class MetricWindow:
             self.skipped += 1
             return
         self.steps += 1
+        self.clipped += result.clipped
+        self.shares = result.shares or self.shares
         self.loss += result.loss
         for name, mean in result.means.items():
             self.means.setdefault(name, []).append(mean)
@@ -412,6 +425,7 @@ class MetricWindow:
             "loss": self.loss / steps if self.steps else math.nan,
             **{f"loss_{name}": sum(self.means[name]) / len(self.means[name]) for name in run.weights if name in self.means},
             "lr": result.rate, "gradient_norm": result.norm, "skipped_steps": self.skipped,
+            "clipped_steps": self.clipped / steps, **{f"share_{name}": share for name, share in (self.shares or {}).items()},
             "clips_per_s": self.clips / seconds, "questions_per_s": self.questions / seconds,
             "data_wait": min(1.0, waited_s / seconds), "peak_bytes": peak_bytes(run.world.device),
         }  # fmt: skip
@@ -420,6 +434,6 @@ class MetricWindow:
         if (peak := peak_flops_per_s(run.world.device, run.bf16)) is not None:
             if run.clip_flops is None:
                 questions, length = max(1, round(result.questions / result.clips)), result.text_shape[2]
-                run.clip_flops = sum(forward_flops(run.model, questions=questions, tokens=length).values())
+                run.clip_flops = sum(forward_flops(run.model, **run.recipe.data.modalities, questions=questions, tokens=length).values())
             line["mfu"] = 3 * run.clip_flops * line["clips_per_s"] / (peak * run.world.size)
         return line

@@ -333,6 +333,12 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
         from mirasol_cli.training.freezing import freeze
 
         notes.append(str(freeze(model, recipe.freeze)))
+    for name, there in recipe.data.modalities.items():
+        if not there:
+            apart = [] if recipe.model.encoder.share else [f"{name}_encoder"]
+            modules = [model.get_submodule(part) for part in (f"{name}_tokens", *apart)]
+            count = sum(len(list(module.requires_grad_(False).parameters())) for module in modules)
+            notes.append(f"{count} tensors that only {name} needs are not trained, since data.{name} is false")
     if not any(OBJECTIVES[name].reads_text for name in recipe.loss.weights):
         parameters = list(model.text.parameters())
         model.text.requires_grad_(False)

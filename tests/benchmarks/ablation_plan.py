@@ -36,7 +36,7 @@ def long(chunks: int, kind: str, start: str) -> Condition:
 CONDITIONS = (
     Condition("full", reference=None),
     *(Condition(name) for name in ("baseline", "no-combiner", "no-autoregression", "no-reconstruction", "no-latent-loss", "no-audio")),
-    *(Condition(name) for name in ("history", "ttm", "perceiver", "cls", "mean")),
+    *(Condition(name) for name in ("history", "ttm", "perceiver", "mean")),
     # Of `full` it takes the vocabulary alone: one made of captions would spell the questions in bytes.
     Condition("pretrain", stage="pretrain", after="full", takes="tokenizer", reference=None),
     Condition("pretrained", after="pretrain", takes="checkpoint"),

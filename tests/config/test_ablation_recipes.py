@@ -28,7 +28,6 @@ CLAIMS: dict[str, tuple[str, set[str]]] = {
     "history": ("full", {"model.combiner.context"}),
     "ttm": ("full", {"model.combiner.kind"}),
     "perceiver": ("full", {"model.combiner.kind"}),
-    "cls": ("full", {"model.combiner.kind"}),
     "mean": ("full", {"model.combiner.kind"}),
     "pretrain": ("full", {"data.task", "data.questions_per_clip", "loss.text", "loss.latent"}),
     "pretrained": ("full", {"init.checkpoint"}),

@@ -11,12 +11,13 @@ from mirasol_cli.model.combiner import Combiner, LastValid, TransformerCombiner,
 from mirasol_cli.model.layers import join_heads, rotary_table, rotate, split_heads
 from tests.small_model import KINDS, combiner_config
 
-N, M = 11, 4
+VIDEO, AUDIO, M = 7, 4, 4
+N = VIDEO + AUDIO
 
 
 def combiner(kind: str, **changes) -> Combiner:
     torch.manual_seed(0)
-    result = build_combiner(combiner_config(kind, **changes), 24, N).eval()
+    result = build_combiner(combiner_config(kind, **changes), 24, (VIDEO, AUDIO)).eval()
     with torch.no_grad():
         for parameter in result.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -92,7 +93,7 @@ def test_which_chunks_a_chunk_depends_on(kind: str) -> None:
     assert (difference[1] == 0).all()
     assert (difference[0, :2] == 0).all()
     assert difference[0, 2] > 1e-4
-    assert bool((difference[0, 3:] > 1e-6).all()) == (kind in ("history", "ttm"))
+    assert bool((difference[0, 3:] > 1e-6).all()) == ("history" in kind or kind == "ttm")
 
 
 def test_the_last_m_valid_outputs_are_kept_in_order_and_filled_up() -> None:
@@ -103,11 +104,14 @@ def test_the_last_m_valid_outputs_are_kept_in_order_and_filled_up() -> None:
     assert last.fill(last.pick(x), filler)[..., 0].tolist() == [[1, 3, 4], [-1, 1, 4], [-1, -2, -3]]
 
 
-def test_keeping_m_queries_in_the_last_block_is_exact() -> None:
-    """Against the plain reading: all N tokens through every block, then the last M."""
-    model, x = combiner("transformer"), tokens()
+@pytest.mark.parametrize("kind", ["transformer", "last"])
+def test_keeping_m_queries_in_the_last_block_is_exact(kind: str) -> None:
+    """Against the plain reading: all tokens through every block, then the last M."""
+    model, x = combiner(kind), tokens()
     assert isinstance(model, TransformerCombiner)
     y = model.input_proj(x).flatten(0, 1)
+    if kind == "transformer":
+        y = torch.cat([y, model.output.tokens.expand(10, -1, -1)], dim=1)
     for block in model.blocks:
         y = block(y)
     torch.testing.assert_close(model(x)[0], model.norm(y)[:, -M:].unflatten(0, (2, 5)))
@@ -131,8 +135,26 @@ def test_history_equals_a_dense_block_causal_mask(block_tokens: int, monkeypatch
     torch.testing.assert_close(stack(x), expected.unflatten(1, (4, 3)))
 
 
-def test_mean_groups_are_means_of_neighbours() -> None:
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("none", "last", "history, last")])
+def test_a_clip_without_audio_gives_the_outputs_of_video_tokens_alone(kind: str) -> None:
+    """Beside a clip that has audio, and whatever the masked tokens hold."""
+    model, x = combiner(kind), tokens()
+    valid = torch.ones(2, 5, N, dtype=torch.bool)
+    valid[0, :, VIDEO:] = False
+    torch.testing.assert_close(model(x, valid)[0][0], model(x[:1, :, :VIDEO])[0][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(x, ~valid)[0][0], model(x[:1, :, VIDEO:])[0][0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_that_are_whole_or_absent_need_no_mask(kind: str) -> None:
+    model, x = combiner(kind), tokens()
+    valid = torch.ones(2, 5, N, dtype=torch.bool)
+    valid[0, 2] = valid[1, 4] = False
+    torch.testing.assert_close(model(x, valid, whole_chunks=True)[0], model(x, valid)[0])
+
+
+def test_mean_groups_are_means_of_neighbours_in_both_modalities() -> None:
     model, x = combiner("mean", width=24), tokens()
-    groups = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
+    groups = [[0, 1, 7], [2, 3, 8], [4, 5, 9], [6, 10]]
     expected = torch.stack([x[:, :, group].mean(2) for group in groups], dim=2)
     torch.testing.assert_close(model(x)[0], model.norm(expected))

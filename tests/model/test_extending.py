@@ -44,8 +44,8 @@ class First(Combiner):
 
     kind = "first"
 
-    def forward(self, x_BTND, valid_BTN=None, state=None):
-        return self.input_proj(x_BTND)[:, :, : self.outputs], None
+    def forward(self, x_BTND, valid_BTN=None, state=None, *, whole_chunks=False):
+        return self.input(x_BTND)[:, :, : self.outputs], None
 
 
 '''

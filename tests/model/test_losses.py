@@ -19,7 +19,7 @@ from mirasol_cli.model.losses import (
     spread_loss,
 )
 from mirasol_cli.model.objectives import consecutive
-from tests.small_model import WEIGHTS, media, model
+from tests.small_model import WEIGHTS, media, model, text
 
 ONLY_LATENT = {"latent": 1.0}
 
@@ -143,3 +143,24 @@ def test_the_latent_error_is_in_units_of_the_variance_of_its_target() -> None:
 
     assert cost_of_the_error(10) == pytest.approx(cost_of_the_error(1), rel=1e-3)
     assert cost_of_the_error(1) > 0
+
+
+def test_shares_are_those_of_the_gradients_at_the_encoders_outputs() -> None:
+    """Twice the weight is twice the norm; the shares change nothing of the gradient that trains."""
+    network = model()
+    weights = {"text": 1.0, "latent": 2.0, "video": 3.0}
+    losses = network(media(), text(), weights)
+    shares = losses.gradient_shares(weights)
+    assert sum(shares.values()) == pytest.approx(1)
+    norms = {}
+    for name in shares:
+        (gradient,) = torch.autograd.grad(losses.weighted_mean(name, weights), losses.tokens_BTND, retain_graph=True)
+        norms[name] = float(gradient.norm())
+    assert shares == pytest.approx({name: norm / sum(norms.values()) for name, norm in norms.items()})
+    doubled = losses.gradient_shares({"text": 2.0, "latent": 2.0, "video": 3.0})
+    assert doubled["text"] / doubled["latent"] == pytest.approx(2 * shares["text"] / shares["latent"], rel=1e-4)
+    losses.total(weights).backward()
+    measured = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    network(media(), text(), weights).total(weights).backward()
+    torch.testing.assert_close(measured, [p.grad for p in network.parameters()])

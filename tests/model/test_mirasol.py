@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mirasol_cli.fields import FieldError
 from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.model.config import EncoderConfig, LatentConfig
 from mirasol_cli.model.mirasol import Mirasol, StreamState
@@ -17,8 +18,7 @@ from mirasol_cli.model.reconstruction import THUMBNAIL_NUMBERS, thumbnail_patche
 from mirasol_cli.model.text_decoder import TextKV
 from mirasol_cli.model.tokens import spectrogram_patches
 from mirasol_cli.runtime.distributed import prepare_blocks
-from mirasol_cli.training.augment import repeated_chunks
-from tests.small_model import EVERY_LOSS, KINDS, WEIGHTS, all_valid, combiner_config, media, model, text
+from tests.small_model import EVERY_LOSS, KINDS, WEIGHTS, all_valid, combiner_config, media, model, model_config, text
 
 EVERYTHING = EVERY_LOSS
 
@@ -187,11 +187,16 @@ def test_hidden_latents_leave_the_memory_alone() -> None:
 
 def test_a_stretched_clip_has_another_memory_and_as_many_latents() -> None:
     network, batch = model("ttm"), media()
-    once, stretched = network.encode(batch), network.encode(batch, turns_BR=repeated_chunks([1, 4], 4))
+    once, stretched = network.encode(batch), network.encode(batch, chunk_repeats=4)
     assert stretched.latents_BTMD.shape == once.latents_BTMD.shape
-    for name in ("memory_BKD", "combined_BTMD", "latents_BTMD"):
-        torch.testing.assert_close(getattr(stretched, name)[0], getattr(once, name)[0])
-        assert not torch.allclose(getattr(stretched, name)[1], getattr(once, name)[1], atol=1e-4)
+    state, memories, combined = None, [], []
+    for chunk in (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3):
+        encoded, state = network.encode_stream(between(batch, chunk, chunk + 1), state)
+        memories.append(encoded.memory_BKD)
+        combined.append(encoded.combined_BTMD)
+    torch.testing.assert_close(stretched.memory_BKD, memories[-1])
+    torch.testing.assert_close(stretched.combined_BTMD, torch.cat(combined[3::4], dim=1))
+    assert not torch.allclose(stretched.latents_BTMD, once.latents_BTMD, atol=1e-4)
 
 
 def test_the_loss_of_a_clip_with_hidden_latents_reaches_what_writes_the_memory() -> None:
@@ -229,7 +234,7 @@ def test_bf16_autocast_stays_close_to_float32(kind: str) -> None:
     batch = replace(media(), **all_valid(), flip_B=torch.tensor([True, False]))
     extra = TrainingInputs(masked_BT=torch.tensor([[True, False] * 2] * 2))
     if "stretched" in kind:
-        extra = replace(extra, turns_BR=repeated_chunks([1, 3], 4), memory_only_B=torch.tensor([False, True]))
+        extra = replace(extra, chunk_repeats=3, memory_only_B=torch.tensor([False, True]))
     exact = network(batch, text(), EVERYTHING, extra).total(EVERYTHING)
     with torch.autocast("cpu", torch.bfloat16):
         rough = network(batch, text(), EVERYTHING, extra).total(EVERYTHING)
@@ -297,3 +302,105 @@ def test_reconstruction_looks_at_the_next_chunk_only() -> None:
 def test_diagnostics_are_there_for_every_batch_with_two_chunks() -> None:
     assert set(model()(media(), text(), WEIGHTS).diagnostics) == {"rank", "cosine", "r2"}
     assert "r2" not in model(chunks=1)(media(2, 1), text(), WEIGHTS).diagnostics
+
+
+def test_the_text_sees_the_last_valid_chunk_alone() -> None:
+    """A clip of two chunks beside one of four: each is told by its own last chunk, whatever the latents before it hold."""
+    network, masks = model(text=replace(model_config().text, sees="last")), all_valid()
+    masks["chunk_valid_BT"][0, 2:] = False
+    encoded = network.encode(media(**masks))
+    whole = answers(network, network.text_kv(encoded))
+    for clip, last in ((0, 1), (1, 3)):
+        for chunk in range(4):
+            latents = encoded.latents_BTMD.clone()
+            latents[clip, chunk] += 1
+            changed = answers(network, network.text_kv(replace(encoded, latents_BTMD=latents)))
+            assert torch.equal(changed, whole) == (chunk != last)
+
+
+def test_a_text_that_sees_the_memory_alone() -> None:
+    network = model("ttm", text=replace(model_config().text, sees="memory"))
+    encoded = network.encode(media())
+    assert encoded.memory_BKD is not None
+    before = answers(network, network.text_kv(encoded))
+    other = replace(encoded, latents_BTMD=torch.randn_like(encoded.latents_BTMD))
+    assert torch.equal(answers(network, network.text_kv(other)), before)
+    other = replace(encoded, memory_BKD=encoded.memory_BKD.flip(0))
+    assert not torch.allclose(answers(network, network.text_kv(other)), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "ttm"])
+def test_sees_memory_needs_a_memory_that_is_seen(kind: str) -> None:
+    with pytest.raises(FieldError, match=r"text\.sees"):
+        model(kind, text=replace(model_config().text, sees="memory", sees_memory=False))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_takes_away_what_is_carried_from_chunk_to_chunk(kind: str) -> None:
+    """Each chunk behaves as a clip of its own, in the part that is cut and in no other."""
+    network, batch = model(kind), media()
+    whole, own, alone = (network.encode(batch, cut=cut) for cut in (None, "own-chunk", "no-memory"))
+    torch.testing.assert_close(own.combined_BTMD, whole.combined_BTMD)
+    for t in range(4):
+        single = network.encode(between(batch, t, t + 1))
+        torch.testing.assert_close(alone.combined_BTMD[:, t], single.combined_BTMD[:, 0])
+        latents = network.latent(whole.combined_BTMD[:, t : t + 1])
+        torch.testing.assert_close(own.latents_BTMD[:, t], latents[:, 0])
+    assert (alone.memory_BKD is None) == (whole.memory_BKD is None)
+    carries = kind == "ttm" or "history" in kind
+    assert torch.allclose(alone.combined_BTMD, whole.combined_BTMD, atol=1e-5) != carries
+    if kind == "ttm":
+        torch.testing.assert_close(alone.memory_BKD, single.memory_BKD)
+    last = answers(network, network.text_kv(whole, cut="last-chunk"))
+    assert not torch.allclose(last, answers(network, network.text_kv(whole)), atol=1e-4)
+
+
+def test_masked_chunks_are_hidden_from_the_latent_loss_alone() -> None:
+    network, batch = model(), media()
+    masked = TrainingInputs(masked_BT=torch.tensor([[False, True, False, False]] * 2))
+    ours, theirs = network(batch, text(), WEIGHTS).parts, network(batch, text(), WEIGHTS, masked).parts
+    for name in ("text", "video"):
+        torch.testing.assert_close(ours[name].sum, theirs[name].sum)
+    assert ours["latent"].sum != theirs["latent"].sum
+
+
+def without(batch: MediaBatch, name: str) -> MediaBatch:
+    return replace(batch, tubes=None) if name == "video" else replace(batch, mel_BTZS=None)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "last" not in kind and kind != "none"])
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_a_modality_left_out_is_one_that_is_masked(kind: str, name: str) -> None:
+    """Not computed at all by the recipe; in a batch that has none of it, and in one that mixes: the same latents."""
+    network, batch, masks = model(kind), media(), all_valid()
+    masks[f"{name}_valid_BTN"][:] = False
+    expected = network.encode(without(batch, name)).latents_BTMD
+    masked = replace(batch, **masks)
+    assert masked.hidden.part_of_chunks
+    told = masked.with_hidden()
+    assert not told.hidden.part_of_chunks
+    for each in (masked, told):
+        torch.testing.assert_close(network.encode(each).latents_BTMD, expected, atol=1e-5, rtol=1e-5)
+    masks[f"{name}_valid_BTN"][1] = True
+    mixed = replace(batch, **masks).with_hidden()
+    assert mixed.hidden.part_of_chunks
+    torch.testing.assert_close(network.encode(mixed).latents_BTMD[0], expected[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropped_chunks_need_no_mask_in_attention(kind: str) -> None:
+    network, masks = model(kind), all_valid()
+    masks["video_valid_BTN"][0, 1:3] = masks["audio_valid_BTN"][0, 1:3] = False
+    masked = replace(media(), **masks)
+    told = masked.with_hidden()
+    assert not any((told.hidden.part_of_video, told.hidden.part_of_audio, told.hidden.part_of_chunks))
+    torch.testing.assert_close(network.encode(told).latents_BTMD, network.encode(masked).latents_BTMD)
+
+
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_every_parameter_has_a_gradient_where_a_batch_has_none_of_a_modality(name: str) -> None:
+    network, masks = model(losses=OBJECTIVES), all_valid()
+    masks[f"{name}_valid_BTN"][:] = False
+    batch = replace(media(), **masks).with_hidden()
+    network(batch, text(), EVERYTHING).total(EVERYTHING).backward()
+    assert [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []

@@ -186,3 +186,19 @@ def test_frequencies_do_not_underflow() -> None:
     """With the exponent printed in the paper, channels beyond the first few would be constant."""
     table = sine_cosine(torch.arange(224.0)[:, None] + 0.5, 256)
     assert (table[:, :254].std(0) > 1e-6).all()
+
+
+@pytest.mark.parametrize("frames", [4, 5, 6, 7])
+def test_the_shipped_tubes_fit_chunks_of_four_to_seven_frames(frames: int) -> None:
+    """Every kind gives as many tokens as in a chunk of 8 frames, from no frame that the chunk lacks."""
+    short, usual = (ClipGeometry(frames=4 * each, chunks=4, size=64) for each in (frames, 8))
+    assert short.tube_tokens == usual.tube_tokens
+    for tube in short.tubes:
+        assert tube.footprint[0] <= frames
+        assert tube.space_to_depth[0] == 1
+    assert [tube.kernel[1:] for tube in short.tubes] == [tube.kernel[1:] for tube in usual.tubes]
+    assert ClipGeometry.from_plain(short.to_plain()) == short
+    tokens = TubeTokens(short, 24)
+    sizes = zip(short.tube_tokens, short.tubes, strict=True)
+    pixels = [torch.zeros(1, 4, count, tube.numbers_per_token, dtype=torch.uint8) for count, tube in sizes]
+    assert tokens(pixels).shape == (1, 4, short.video_tokens, 24)

@@ -12,7 +12,7 @@ from mirasol_cli.config.schema import AugmentRecipe
 from mirasol_cli.errors import ShardError
 from mirasol_cli.model.batch import TrainingInputs
 from mirasol_cli.training import data
-from mirasol_cli.training.augment import Draw
+from mirasol_cli.training.augment import Draw, StepDraw
 from tests import synthetic
 
 NOTHING = ["drop_modality", "drop_chunks", "mask_latents"]
@@ -68,11 +68,12 @@ def test_frequencies_are_those_of_the_recipe() -> None:
         return sum(map(float, found)) / len(draws)
 
     assert share(draw.flip for draw in draws) == pytest.approx(0.3, abs=0.03)
-    assert share(draw.drop_audio for draw in draws) == pytest.approx(0.2, abs=0.03)
-    assert share(draw.drop_video for draw in draws) == pytest.approx(0.2, abs=0.03)
+    steps = [StepDraw.of(data.step_generator(0, step), augment) for step in range(3000)]
+    assert share(step.drop_audio for step in steps) == pytest.approx(0.2, abs=0.03)
+    assert share(step.drop_video for step in steps) == pytest.approx(0.2, abs=0.03)
     assert share(draw.memory_only for draw in draws) == pytest.approx(0.35, abs=0.03)
-    assert [share(draw.turns == times for draw in draws) for times in range(6)] == pytest.approx([0, *[0.25] * 4, 0], abs=0.03)
-    assert not any(draw.drop_audio and draw.drop_video for draw in draws)
+    assert [share(step.chunk_repeats == n for step in steps) for n in range(6)] == pytest.approx([0, *[0.25] * 4, 0], abs=0.03)
+    assert not any(step.drop_audio and step.drop_video for step in steps)
     assert share(bool(draw.dropped_T.any()) for draw in draws) == pytest.approx(0.4 * 0.875, abs=0.05)
     assert share(draw.masked_T.float().mean() for draw in draws) == pytest.approx(0.25, abs=0.03)
     assert not any(draw.dropped_T.all() or draw.masked_T.all() for draw in draws)
@@ -116,9 +117,7 @@ def test_without_changes_all_masks_are_none(tmp_path: Path) -> None:
 def test_the_latents_of_some_clips_are_hidden_and_some_clips_are_stretched(tmp_path: Path) -> None:
     source = training_data(tmp_path, "model.combiner.kind=ttm", "train.augment.memory_only=0.5", "train.augment.max_chunk_repeats=3")
     extra = [source.micro_batches(step, range(4))[0].extra for step in range(6)]
-    chunks = synthetic.GEOMETRY.chunks
-    turns = [(row >= 0).sum() / chunks for one in extra if one.turns_BR is not None for row in one.turns_BR]
-    assert {float(times) for times in turns} == {1, 2, 3}
+    assert {one.chunk_repeats for one in extra} == {1, 2, 3}
     hidden = [one.memory_only_B for one in extra]
     found = torch.cat([torch.zeros(4, dtype=torch.bool) if one is None else one for one in hidden])
     assert 4 <= int(found.sum()) <= 20
@@ -192,13 +191,11 @@ def test_a_picture_that_a_clip_loses_is_not_to_be_rebuilt(tmp_path: Path) -> Non
     lost = kept = 0
     for step in range(3):
         (batch,) = source.micro_batches(step, range(4))
-        media = batch.media
-        for b, unit in enumerate(batch.units):
-            generator = data.sample_generator(source.recipe.train.seed, unit)
-            draw = Draw.of(generator, source.recipe.train.augment, source.recipe.clip, 1)
+        media, drawn = batch.media, StepDraw.of(data.step_generator(source.recipe.train.seed, step), source.recipe.train.augment)
+        for b in range(len(batch.units)):
             target_T = torch.ones(3, dtype=torch.bool) if media.thumbnail_valid_BT is None else media.thumbnail_valid_BT[b]
-            assert bool(target_T.any()) == bool(target_T.all()) == (not draw.drop_video)
-            lost, kept = lost + draw.drop_video, kept + (not draw.drop_video)
+            assert bool(target_T.any()) == bool(target_T.all()) == (not drawn.drop_video)
+            lost, kept = lost + drawn.drop_video, kept + (not drawn.drop_video)
     assert lost
     assert kept
 

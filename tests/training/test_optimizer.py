@@ -17,7 +17,7 @@ def small_model(tmp_path, *overrides: str) -> Mirasol:  # type: ignore[no-untype
     return Mirasol(recipe.model, recipe.clip, 300, recipe.loss.weights)
 
 
-@pytest.mark.parametrize("kind", ["transformer", "ttm", "perceiver", "cls"])
+@pytest.mark.parametrize("kind", ["transformer", "ttm", "perceiver"])
 def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay(tmp_path, kind: str) -> None:  # type: ignore[no-untyped-def]
     model = small_model(tmp_path, f"model.combiner.kind={kind}")
     groups = opt.parameter_groups(model, TrainRecipe(weight_decay=0.1))
