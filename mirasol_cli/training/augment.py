@@ -50,7 +50,8 @@ class Draw:
     gain: float  # contrast factor around mid-grey
     offset: float  # brightness, in units of the full range
     dropped_T: Tensor  # bool: chunks that lose audio and video
-    masked_T: Tensor  # bool: chunks hidden from the latents that predict the next one
+    masked_T: Tensor | None  # bool: chunks hidden from the latents that predict the next one; None with mask_latents 0, so that all
+    # processes agree on whether there is a second pass of the latents
     mel_bins: tuple[int, int]  # first masked bin, number of masked bins
     mel_columns: tuple[tuple[int, int], ...]  # the same for the columns of each chunk
     memory_only: bool  # the text sees the Combiner's memory and no latent
@@ -73,7 +74,7 @@ class Draw:
             gain=1 + augment.colour * (u_gain - 0.5),
             offset=augment.colour * (u_offset - 0.5) * 0.5,
             dropped_T=dropped_T,
-            masked_T=masked_T,
+            masked_T=masked_T if augment.mask_latents > 0 else None,
             mel_bins=_span(u_mel[0], u_mel[1], augment.mask_bins, bins),
             mel_columns=tuple(_span(u_mel[2 + 2 * t], u_mel[3 + 2 * t], augment.mask_columns, columns) for t in range(chunks)),
             memory_only=u_memory < augment.memory_only,
@@ -116,8 +117,9 @@ def augmented(
         thumbnail_valid_BT=_unless_all(thumbnails_BT),
         flip_B=_if_any(flip_B),
     )
+    masked = [draw.masked_T for draw in draws if draw.masked_T is not None]
     extra = TrainingInputs(
-        masked_BT=_if_any(torch.stack([draw.masked_T for draw in draws])),
+        masked_BT=torch.stack(masked) if masked else None,
         memory_only_B=_if_any(torch.tensor([draw.memory_only for draw in draws])),
         chunk_repeats=step.chunk_repeats,
         whole_mel_BTZS=media.mel_BTZS if keep_audio and mel_BTZS is not media.mel_BTZS else None,

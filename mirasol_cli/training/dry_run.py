@@ -75,7 +75,7 @@ def dry_run(
     total, trained = sum(by_part.values()), sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     data, found = _open(recipe)
-    texts = {"questions": questions, "tokens": TEXT_TOKENS, "targets": TARGET_TOKENS}
+    texts: dict[str, Any] = {"questions": questions, "tokens": TEXT_TOKENS, "targets": TARGET_TOKENS}
     batch = data.micro_batches(0, range(min(clips, MOST_CLIPS)))[0] if data is not None else None
     if batch is not None:
         texts = _texts_of(batch)

@@ -11,6 +11,7 @@ import torch
 from mirasol_cli.batches.collate import media_batch, text_batch
 from mirasol_cli.errors import ShardError
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
+from mirasol_cli.model.batch import Hidden
 
 GEOMETRY = ClipGeometry(
     frames=12,
@@ -60,12 +61,16 @@ def test_absent_and_silent_sound_is_masked_and_zero(audio_state: int) -> None:
     assert batch.mel_BTZS[0].any()
 
 
-def test_sound_off_masks_all_sound() -> None:
+def test_a_modality_that_the_recipe_leaves_out_is_not_there() -> None:
     batch = media_batch([sample()], GEOMETRY, audio=False)
-    assert batch.audio_valid_BTN is not None
-    assert not batch.audio_valid_BTN.any()
-    assert not batch.mel_BTZS.any()
-    assert batch.video_valid_BTN is None
+    assert batch.mel_BTZS is None
+    assert batch.audio_valid_BTN is None
+    assert batch.hidden == Hidden(part_of_video=False, part_of_audio=False, all_audio=True, part_of_chunks=False)
+    batch = media_batch([sample()], GEOMETRY, video=False)
+    assert batch.tubes is None
+    assert batch.thumbnail_valid_BT is not None
+    assert not batch.thumbnail_valid_BT.any()
+    assert batch.hidden == Hidden(part_of_video=False, part_of_audio=False, all_video=True, part_of_chunks=False)
 
 
 def test_sound_that_ends_early_is_masked_from_there() -> None:
