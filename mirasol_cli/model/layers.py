@@ -107,7 +107,7 @@ def norm(width: int) -> nn.LayerNorm:
 def residual(x: Tensor) -> Tensor:
     """What enters a residual stream: float32 under autocast, whatever made it. Products are in bf16, sums of branches are not, in every
     part and however the weights are held (data parallel or sharded)."""
-    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+    return x.float() if not x.is_meta and torch.is_autocast_enabled(x.device.type) else x
 
 
 def project_width(inputs: int, outputs: int) -> nn.Module:

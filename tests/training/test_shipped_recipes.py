@@ -22,7 +22,7 @@ from mirasol_cli.training.loop import train
 from tests import synthetic
 from tests.datasets.excerpts import write
 
-PRETRAINED = ("pretrain", "captions", "demo-pretrain")
+PRETRAINED = ("pretrain", "paper-pretrain", "captions", "demo-pretrain")
 """Recipes of the first stage; all others are finetuned."""
 
 SHRUNK = (
@@ -34,7 +34,7 @@ SHRUNK = (
     "model.combiner.num_outputs=2", "model.combiner.memory_tokens=4",
     "model.latent.width=24", "model.latent.layers=1", "model.latent.heads=2", "model.latent.mlp_dim=32",
     "model.reconstruction.width=12", "model.reconstruction.layers=1", "model.reconstruction.heads=2", "model.reconstruction.mlp_dim=16",
-    "model.text.width=24", "model.text.layers=2", "model.text.heads=2", "model.text.kv_heads=2", "model.text.mlp_dim=32",
+    "model.text.width=24", "model.text.layers=2", "model.text.heads=2", "model.text.kv_heads=2", "model.text.mlp_dim=32", "model.text.cross_attention_every=2",
     "init.vocab_size=400", "train.global_batch_size=4", "train.steps=1", "train.warmup_steps=0",
 )  # fmt: skip
 
@@ -144,4 +144,4 @@ def test_the_questions_come_without_sound_and_with_it_by_one_key(tmp_path: Path,
         _, run = step("msrvtt", tmp_path / str(number), monkeypatch, *words)
         moments = load.read_tensors(runs.resolve_checkpoint("latest", run), "optimizer")
         assert moments is not None
-        assert bool(torch.any(moments["exp_avg/audio_tokens.map.weight"] != 0)) == bool(words)
+        assert ("exp_avg/audio_tokens.map.weight" in moments) == bool(words)  # what is left out is frozen
