@@ -289,7 +289,8 @@ def test_a_key_that_is_gone_says_what_to_do() -> None:
 
 EXPECTED = [
     "activitynet", "activitynet-512", "audioset", "captions", "demo", "demo-long", "demo-pretrain", "epic-sounds", "kinetics-sounds",
-    "memorise", "msrvtt", "msvd", "nextqa-mc", "nextqa-oe", "pretrain", "vggsound",
+    "memorise", "msrvtt", "msvd", "nextqa-mc", "nextqa-oe", "paper-activitynet",
+    "paper-activitynet-ttm", "paper-pretrain", "pretrain", "vggsound",
 ]  # fmt: skip
 
 
