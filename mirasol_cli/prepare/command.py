@@ -41,7 +41,7 @@ from mirasol_cli.shards.reader import verify_split
 from mirasol_cli.shards.writer import remove_partials
 
 if TYPE_CHECKING:
-    from mirasol_cli.datasets.rendered import World
+    from mirasol_cli.datasets.demo import World
 
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".json")
 MANIFEST_RECIPE = "memorise"
@@ -320,7 +320,7 @@ def dry_splits(
     source: ModuleType, root: Path, recipe: Recipe, limit: int | None, task: str | None
 ) -> tuple[ModuleType, list[Split], VideoIndex]:  # fmt: skip
     """What would be read if the world's videos were rendered."""
-    from mirasol_cli.datasets.rendered import PlannedVideos
+    from mirasol_cli.datasets.demo import PlannedVideos
 
     world: World = source.WORLD
     splits = world.planned(seed=recipe.data.seed, clips=_clips_to_render(world, recipe, limit), task=task)
