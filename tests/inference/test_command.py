@@ -30,7 +30,8 @@ from mirasol_cli.inference.chat import HELP, Chat
 from mirasol_cli.inference.command import ask
 from mirasol_cli.inference.session import Model, load
 from mirasol_cli.media import decode_pool
-from mirasol_cli.media.clip import read_samples
+from mirasol_cli.media.clip import clip_samples
+from mirasol_cli.media.decode import decode_clips
 from mirasol_cli.media.probe import probe
 from mirasol_cli.media.sampling import ClipRequest
 from tests.evaluation.tiny import tiny_config, tiny_model, tiny_recipe, tiny_vocabulary, write_tiny_checkpoint
@@ -77,7 +78,10 @@ class HerePool:
         while self.waiting:
             job, path, requests = self.waiting.pop(0)
             try:
-                yield job, [probe(path)] if requests is None else list(read_samples(path, requests, self.geometry))
+                if requests is None:
+                    yield job, [probe(path)]
+                else:
+                    yield job, list(clip_samples(decode_clips(path, requests, self.geometry), self.geometry))
             except MediaError as error:
                 yield job, [error]
 
@@ -275,7 +279,7 @@ def test_a_long_video_goes_through_in_pieces_that_equal_all_at_once(tmp_path):
     double = replace(SMALL, frames=16, chunks=4)
     twice = Answerer(tiny_model(geometry=double, combiner="ttm"), tiny_vocabulary(), EvalRecipe(max_tokens=6))
     twice.model.latent.transformer.window = 2
-    (sample,) = read_samples(video, [ClipRequest()], double)
+    (sample,) = clip_samples(decode_clips(video, [ClipRequest()], double), double)
     media = media_batch([sample], double)
     encoded = twice.model.encode(media)
     last_two = replace(encoded, latents_BTMD=encoded.latents_BTMD[:, 2:])
