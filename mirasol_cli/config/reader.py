@@ -44,6 +44,12 @@ RUN_RECIPE = "recipe.yaml"
 # ------------------------------------------------------------------------------------------------ loading
 
 
+def unread_keys(overrides: Sequence[str], read: Sequence[str]) -> list[str]:
+    """The recipe's keys that `overrides` set and that a command which reads only `read` (keys or sections) would ignore."""
+    keys = {override.partition("=")[0].strip() for override in overrides} & set(known_keys())
+    return sorted(key for key in keys if not any(f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.") for one in read))
+
+
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a shipped name or a file, with the model preset filled in below it and `key=value` overrides on top.
 

@@ -110,7 +110,7 @@ def _differences(recipe: Recipe, own: Recipe) -> Iterator[str]:
     clip, own_clip = recipe.clip.to_plain(), own.clip.to_plain()
     yield from (f"{key}-{value}" if isinstance(value, int) else key for key, value in clip.items() if value != own_clip.get(key))
     if recipe.data.audio != own.data.audio:
-        yield "with-sound" if recipe.data.audio else "without-sound"
+        yield "with-audio" if recipe.data.audio else "without-audio"
     if recipe.train.precision != own.train.precision:
         yield recipe.train.precision
     if recipe.eval.decode != own.eval.decode:

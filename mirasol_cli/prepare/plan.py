@@ -313,11 +313,6 @@ def part_of(part: str | None) -> tuple[int, int] | None:
     raise UsageError(f"--part {part}: expected I/N with 0 <= I < N, such as 0/4", "part I takes the shards I, I + N, I + 2 N, ...")
 
 
-def default_workers() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def text_rows(split: Split, numbers: Mapping[str, int]) -> list[dict]:
     """The lines of `<task>.jsonl`."""
     return [text.to_json(numbers[text.clip.key]) for text in split.texts if text.clip.key in numbers]

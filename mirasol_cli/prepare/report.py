@@ -220,7 +220,7 @@ def _say_some(name: str, lines: Sequence[str], rest: str, say: Say) -> None:
 
 
 class DecodingProgress:
-    """Clips and hours of video that were decoded (a `prepare_decode.Watch`)."""
+    """Clips and hours of video that were decoded (a `prepare.decode.Watch`)."""
 
     def __init__(self, clips: int, say: Say, bar: bool | None = None):
         self._line = ProgressLine(clips, "clip", say, bar=bar)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.files import crc32_of, sha256_of, write_atomic
+from mirasol_cli.files import crc32_of, is_encodable, sha256_of, write_atomic
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import READER_VERSION
 from mirasol_cli.sample import bytes_per_clip
@@ -224,15 +224,7 @@ def _seal(value: dict[str, Any]) -> str:
 def json_line(value: Any) -> str:
     """JSON on one line, readable in any script; a lone surrogate (a hostile id) is escaped, for it has no UTF-8 form."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if text.isascii() or _encodable(text) else json.dumps(value)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text if text.isascii() or is_encodable(text) else json.dumps(value)
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> str:

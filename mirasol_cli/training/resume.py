@@ -1,4 +1,4 @@
-"""Whether a run may go on under a changed recipe, and what a checkpoint holds besides weights."""
+"""Whether a run may resume under a changed recipe."""
 
 from __future__ import annotations
 
