@@ -113,7 +113,7 @@ def _controls_by_type(controls: dict[str, Any]) -> list[str]:
     lines = []
     for first in range(0, len(names), at_once):
         part = names[first : first + at_once]
-        heads = [("", "all") if name == "none" else tuple(name.rpartition("-")[::2]) for name in part]  # in two lines: no-, sound
+        heads = [("", "all") if name == "none" else tuple(name.rpartition("-")[::2]) for name in part]  # in two lines: no-, audio
         upper = [f"{before}-" if before else "" for before, _ in heads]
         lines += ["", "  " + f"{'exact match':{NAME_WIDTH}}" + "".join(f"{word:>{FIGURE_WIDTH}}" for word in upper)]
         lines += ["  " + " " * NAME_WIDTH + "".join(f"{word:>{FIGURE_WIDTH}}" for _, word in heads)]

@@ -1,11 +1,11 @@
-"""Shards, schema version 2: what lies in which file, under which name, with which dtype.
+"""Shards, schema version 2: what lies in which file. The fields of a clip are in `mirasol_cli.sample`.
 
     <out>/<split>/clips.jsonl               the expected clips, one a line; the line number is the clip's number; only ever appended to
                   shard-00000.safetensors   media: one tensor per field, the kept clips of the shard stacked along dim 0
                   <task>.jsonl              texts that point to clips by number
                   failures.jsonl            clips that could not be used: video, stage, reason, hint
                   incomplete.jsonl          clips that were kept and lack frames: video, share of the frames that is missing
-                  problems.json                what deserves a look: clips missing, failed, silent, without sound, short; names that several
+                  problems.json             what deserves a look: clips missing, failed, silent, without sound, short; names that several
                                             files fit; links and folders that were not looked into
                   index.json                geometry, reader, licence, counts, sizes and checksums of all of the above; written last
 
