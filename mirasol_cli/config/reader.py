@@ -44,12 +44,6 @@ RUN_RECIPE = "recipe.yaml"
 # ------------------------------------------------------------------------------------------------ loading
 
 
-def unread_keys(overrides: Sequence[str], read: Sequence[str]) -> list[str]:
-    """The recipe's keys that `overrides` set and that a command which reads only `read` (keys or sections) would ignore."""
-    keys = {override.partition("=")[0].strip() for override in overrides} & set(known_keys())
-    return sorted(key for key in keys if not any(f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.") for one in read))
-
-
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a shipped name or a file, with the model preset filled in below it and `key=value` overrides on top.
 
@@ -314,6 +308,12 @@ def _walk_keys(cls: type, prefix: str) -> Iterator[str]:
         yield prefix + name
         if dataclasses.is_dataclass(hint):
             yield from _walk_keys(typing.cast(type, hint), f"{prefix}{name}.")
+
+
+def unread_keys(overrides: Sequence[str], read: Sequence[str]) -> list[str]:
+    """The recipe's keys that `overrides` set and that a command which reads only `read` (keys or sections) would ignore."""
+    keys = {override.partition("=")[0].strip() for override in overrides} & set(known_keys())
+    return sorted(key for key in keys if not any(f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.") for one in read))
 
 
 def nearest_key(key: str) -> str | None:
