@@ -275,7 +275,7 @@ def newest_valid(folder: Path) -> Path | None:
         verify(present[-1])
     except CheckpointError as error:
         older = next((path for path in reversed(present[:-1]) if _is_valid(path)), None)
-        way_out = f"to go on from {older.name} instead, " if older else "no older one can be used; to start again, "
+        way_out = f"to resume from {older.name} instead, " if older else "no older one can be used; to start again, "
         raise CheckpointError(error.message, f"{way_out}remove or rename '{present[-1]}' and run the command again") from None
     return present[-1]
 

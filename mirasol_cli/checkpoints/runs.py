@@ -45,7 +45,7 @@ class RunFolder:
         if self.path.is_dir() and any(entry.name != EVALUATIONS and not is_lock(entry.name) for entry in self.path.iterdir()):
             raise UsageError(
                 f"the run folder '{self.path}' is not empty",
-                f"add --resume to go on with that run, or start another one with run.dir={self.path}-2",
+                f"add --resume to continue that run, or start another one with run.dir={self.path}-2",
             )
 
     def begin(self, recipe_yaml: str, step: int, accepted: Sequence[str] = ()) -> None:

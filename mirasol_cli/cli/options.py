@@ -58,7 +58,7 @@ def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
     from mirasol_cli.config import reader
 
     if "=" in name and not Path(name).exists():
-        raise UsageError(f"'{name}' stands where the recipe's name belongs", "the recipe comes first, then key=value")
+        raise UsageError(f"'{name}' was given where the recipe's name belongs", "the recipe comes first, then key=value")
     return reader.load_recipe(name, overrides or [])
 
 

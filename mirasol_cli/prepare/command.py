@@ -339,7 +339,7 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
         raise DataError(f"the annotations of {source.NAME} below '{videos.root}' name no clip")
     names = [getattr(name, "name", name) for name in source.candidates(clips[0])][:3]
     audio_alone = (
-        f"{videos.audio_files} files of sound alone lie there: --allow-audio-only takes them"
+        f"{videos.audio_files} audio files without video were found: --allow-audio-only takes them"
         if videos.audio_files and not len(videos)
         else ""
     )
@@ -397,7 +397,7 @@ def write_missing_shards(
                 by_folder[folder].written = True
                 done += 1
     except EnvironmentProblem as problem:
-        going_on = f"{done} of {len(works)} shards are finished and stay; the same command goes on from there"
+        going_on = f"{done} of {len(works)} shards are finished and kept; the same command resumes from there"
         raise EnvironmentProblem(problem.message, f"{problem.hint}; {going_on}" if problem.hint else going_on) from problem
     finally:
         progress.close()

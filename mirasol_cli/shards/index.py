@@ -180,13 +180,13 @@ def check_reader(plain: Mapping[str, Any], path: Path) -> None:
     else:
         why = f"was made by version {reader} of the video reader; this is version {READER_VERSION}, which may give other frames"
     command = f"mirasol prepare {dataset} --out {path.parent.parent} --verify --retry-failed"
-    hint = f"make the shards anew, with the other options as before: `{command}`; or delete '{path.parent}'"
+    hint = f"rebuild the shards, with the other options as before: `{command}`; or delete '{path.parent}'"
     if any(isinstance(theirs, int) and theirs > mine for theirs, mine in ((schema, SCHEMA), (reader, READER_VERSION))):
         hint = "a newer mirasol wrote it: update this one"
     raise ShardError(f"'{path}' {why}", hint)
 
 
-REPAIR_HINT = "`mirasol prepare ... --verify` lists what is damaged; with `--retry-failed` beside it, that is prepared again"
+REPAIR_HINT = "`mirasol prepare ... --verify` lists what is damaged; adding `--retry-failed` prepares it again"
 
 
 def write_checksummed(path: Path, value: dict[str, Any]) -> None:

@@ -233,7 +233,7 @@ def test_each_outcome_has_its_exit_code(
     [
         (["ask", "demo", "what is playing?"], "mirasol_cli.inference.command.ask", None),
         (["eval", "demo"], "mirasol_cli.evaluation.command.evaluate", "run the same command again: the answers made so far are kept"),
-        (["finetune", "demo"], "mirasol_cli.training.loop.train", "--resume goes on from the newest checkpoint, if there is one"),
+        (["finetune", "demo"], "mirasol_cli.training.loop.train", "--resume continues from the newest checkpoint, if there is one"),
         (["prepare", "demo"], "mirasol_cli.prepare.command.prepare", "run the same command again: it resumes"),
     ],
 )

@@ -390,7 +390,7 @@ def test_a_clip_hardly_longer_than_those_of_training_is_looked_at_whole(tmp_path
 def test_a_video_without_ttm_says_how_thinly_it_was_sampled_from_twice_the_usual_length_on(tmp_path):
     video, model = render(tmp_path / "long.mp4", 2.0), model_of()
     (warning,) = model.open(video).warnings
-    assert warning == "only 8 frames were looked at, one every 0.25 s; name a part of it with --start and --end for more detail"
+    assert warning == "only 8 frames were sampled, one every 0.25 s; name a part of it with --start and --end for more detail"
     model.usual_clip_s = 0.9  # of its training clips
     (warning,) = model.open(video, 0.0).warnings
     assert "one every 0.25 s, and the model was trained on clips of up to 0.9 s; name" in warning
