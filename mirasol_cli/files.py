@@ -132,6 +132,15 @@ def crc32_of(pieces: Iterable[bytes | memoryview]) -> int:
     return value
 
 
+def is_encodable(text: str) -> bool:
+    """Whether the text can be written as UTF-8: a file name of other bytes, or JSON with half a surrogate pair, gives one that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def inside(root: Path, relative: str) -> Path | None:
     """`root / relative`, or None if that would leave `root` (an absolute path, `..`, or a link that leads out)."""
     if relative.startswith(("/", "\\")) or "\0" in relative or Path(relative).is_absolute():

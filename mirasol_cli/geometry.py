@@ -24,7 +24,7 @@ from mirasol_cli.fields import FieldError, check_fields, checked_field, to_plain
 Triple = tuple[int, int, int]
 
 THUMBNAIL_FRAMES = 4
-"""Thumbnails per chunk: the target of the reconstruction loss (design: tubes are sparse, it can't be rebuilt from them)."""
+"""Thumbnails per chunk: the target of the reconstruction loss (OURS: tubes are sparse, it can't be rebuilt from them)."""
 THUMBNAIL_SIZE = 32
 """Height and width of a thumbnail, px."""
 

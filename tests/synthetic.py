@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,13 @@ import numpy as np
 from mirasol_cli.config.reader import parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.datasets.example import ClipSpan, Split
-from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
+from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.sample import field_shapes
 from mirasol_cli.shards.writer import ShardDraft
 from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
-from tests.shards.samples import write_finished_split
+from tests.shards.samples import SMALL, write_finished_split
 
-GEOMETRY = ClipGeometry(
-    frames=12,
-    chunks=3,
-    size=32,
-    tubes=(Tube(kernel=(2, 8, 8), stride=(4, 16, 16), space_to_depth=(2, 1, 1)), Tube(kernel=(1, 16, 16), stride=(4, 16, 16))),
-    audio=AudioGeometry(n_mels=16, columns=16),
-)
+GEOMETRY = replace(SMALL, frames=12, chunks=3)
 COLOURS, SOUNDS = ("black", "grey", "white"), ("quiet", "loud")
 
 CLIP_YAML = """

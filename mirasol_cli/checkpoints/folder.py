@@ -174,7 +174,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def is_complete(checkpoint: Path) -> bool:
     """Whether the manifest is there and every file has the listed size (`verify` checks the contents)."""
     try:
-        _check_sizes(checkpoint, _manifest(checkpoint))
+        check_sizes(checkpoint, read_manifest(checkpoint))
     except CheckpointError:
         return False
     return True
@@ -189,8 +189,8 @@ def verify(checkpoint: Path, stems: Collection[str] | None = None) -> dict[str, 
     Raises:
         CheckpointError: a file is missing, cut, changed, or not listed properly; the message names it.
     """
-    manifest = _manifest(checkpoint)
-    _check_sizes(checkpoint, manifest)
+    manifest = read_manifest(checkpoint)
+    check_sizes(checkpoint, manifest)
     for name, entry in manifest["files"].items():
         skipped = stems is not None and name.endswith(".safetensors") and re.split(r"[.-]", name)[0] not in stems
         if not skipped and sha256_of(checkpoint / name) != entry["sha256"]:
@@ -198,7 +198,8 @@ def verify(checkpoint: Path, stems: Collection[str] | None = None) -> dict[str, 
     return manifest
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any]:
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's manifest. Raises CheckpointError where it is missing, damaged or of another schema."""
     path = checkpoint / MANIFEST
     try:
         manifest = read_json(path)
@@ -219,7 +220,8 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_sizes(checkpoint: Path, manifest: dict[str, Any]) -> None:
+def check_sizes(checkpoint: Path, manifest: dict[str, Any]) -> None:
+    """Raises CheckpointError unless every file that the manifest lists is there and has its size."""
     for name, entry in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
@@ -273,7 +275,7 @@ def newest_valid(folder: Path) -> Path | None:
         verify(present[-1])
     except CheckpointError as error:
         older = next((path for path in reversed(present[:-1]) if _is_valid(path)), None)
-        way_out = f"to go on from {older.name} instead, " if older else "no older one can be used; to start again, "
+        way_out = f"to resume from {older.name} instead, " if older else "no older one can be used; to start again, "
         raise CheckpointError(error.message, f"{way_out}remove or rename '{present[-1]}' and run the command again") from None
     return present[-1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.checkpoints.folder import verify
-from mirasol_cli.config.renamed import renamed_keys
+from mirasol_cli.config.renamed import old_keys
 from mirasol_cli.errors import CheckpointError, MirasolError
 from mirasol_cli.files import read_json
 
@@ -125,11 +125,12 @@ def _fill(model: Mirasol, tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def checked_config(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's config.json. Raises CheckpointError where it was written under earlier names of keys and tensors."""
+    """The checkpoint's config.json. Raises CheckpointError where it holds keys that were renamed or removed since."""
     config = read_json(checkpoint / "config.json")
-    old = list(renamed_keys(config)) if isinstance(config, dict) else []
+    old = list(old_keys(config)) if isinstance(config, dict) else []
     if old:
-        names = ", ".join(f"{before} is called {now} now" for before, now in old[:4]) + (", ..." if len(old) > 4 else "")
+        said = [f"{before} is called {now} now" if now else f"{before} no longer exists" for before, now in old]
+        names = ", ".join(said[:4]) + (", ..." if len(said) > 4 else "")
         raise CheckpointError(f"'{checkpoint}' was written under earlier names of keys and tensors: {names}", "train it again")
     return config
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mirasol_cli.checkpoints.folder import MANIFEST, _check_sizes, _manifest, best_of, checkpoints_in, is_complete
+from mirasol_cli.checkpoints.folder import MANIFEST, best_of, check_sizes, checkpoints_in, is_complete, read_manifest
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, EnvironmentProblem, MirasolError, UsageError
 from mirasol_cli.files import disk_problem, finite, read_json, write_atomic, write_json
@@ -45,7 +45,7 @@ class RunFolder:
         if self.path.is_dir() and any(entry.name != EVALUATIONS and not is_lock(entry.name) for entry in self.path.iterdir()):
             raise UsageError(
                 f"the run folder '{self.path}' is not empty",
-                f"add --resume to go on with that run, or start another one with run.dir={self.path}-2",
+                f"add --resume to continue that run, or start another one with run.dir={self.path}-2",
             )
 
     def begin(self, recipe_yaml: str, step: int, accepted: Sequence[str] = ()) -> None:
@@ -173,7 +173,7 @@ def resolve_checkpoint(spec: str | Path, run_dir: Path | None = None) -> Path:
         return _of_run(named, "best")
     if not (named / MANIFEST).is_file():
         raise CheckpointError(f"'{spec}' is neither a run folder nor a complete checkpoint: it has no {MANIFEST}", f"give {NAMES}")
-    _check_sizes(named, _manifest(named))
+    check_sizes(named, read_manifest(named))
     return named
 
 

@@ -35,8 +35,8 @@ DISTRIBUTED = ("pretrain", "finetune", "eval")
 """Commands that several processes run together, as RANK and WORLD_SIZE say."""
 AFTER_CTRL_C = {
     "prepare": "run the same command again: it resumes",
-    "pretrain": "--resume goes on from the newest checkpoint, if there is one",
-    "finetune": "--resume goes on from the newest checkpoint, if there is one",
+    "pretrain": "--resume continues from the newest checkpoint, if there is one",
+    "finetune": "--resume continues from the newest checkpoint, if there is one",
     "eval": "run the same command again: the answers made so far are kept",
 }
 

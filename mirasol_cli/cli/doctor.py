@@ -17,6 +17,7 @@ from mirasol_cli import __version__
 from mirasol_cli.cli.options import Json
 from mirasol_cli.errors import EnvironmentProblem
 from mirasol_cli.runtime import console
+from mirasol_cli.runtime.launch import usable_cores
 
 LEAST_DISK_GIB = 10
 LEAST_MEMORY_GIB = 4
@@ -110,8 +111,7 @@ def _safetensors(name: str) -> Check:
 
 
 def _processors(name: str) -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check(name, "ok", f"{usable} usable of {os.cpu_count()}")
+    return Check(name, "ok", f"{usable_cores()} usable of {os.cpu_count()}")
 
 
 def _memory(name: str) -> Check:

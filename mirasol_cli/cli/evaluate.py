@@ -15,8 +15,8 @@ from mirasol_cli.cli.options import (
     Processes,
     RecipeOrRun,
     Threads,
+    command_words,
     load_evaluated,
-    option_words,
     set_threads,
 )
 from mirasol_cli.cli.output import metrics_table
@@ -24,6 +24,7 @@ from mirasol_cli.runtime.console import print_json, print_result, progress_bar, 
 
 
 def evaluate(
+    context: typer.Context,
     recipe: RecipeOrRun,
     overrides: Overrides = None,
     checkpoint: Annotated[
@@ -75,11 +76,7 @@ def evaluate(
     if nproc is not None and nproc > 1:
         from mirasol_cli.runtime.launch import launch
 
-        options = ["--checkpoint", checkpoint, *option_words("--split", split), *option_words("--predictions", predictions)]
-        options += [*option_words("--baseline", baseline), *option_words("--limit", limit)]
-        options += ["--device", device, *option_words("--threads", threads), *["--json"] * json]
-        options += [part for one in control or [] for part in ("--control", one)]
-        raise typer.Exit(launch(["eval", *options, "--", recipe, *(overrides or [])], nproc))
+        raise typer.Exit(launch(command_words(context, without="nproc"), nproc))
 
     from mirasol_cli.evaluation.command import evaluate as run_evaluation
     from mirasol_cli.evaluation.job import Options

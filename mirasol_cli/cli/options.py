@@ -58,7 +58,7 @@ def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
     from mirasol_cli.config import reader
 
     if "=" in name and not Path(name).exists():
-        raise UsageError(f"'{name}' stands where the recipe's name belongs", "the recipe comes first, then key=value")
+        raise UsageError(f"'{name}' was given where the recipe's name belongs", "the recipe comes first, then key=value")
     return reader.load_recipe(name, overrides or [])
 
 
@@ -75,13 +75,11 @@ def load_evaluated(name: str, overrides: list[str] | None) -> Recipe:
     Raises:
         UsageError: a key that evaluation does not read is set.
     """
-    from mirasol_cli.config.reader import is_run, known_keys, load_run_recipe
+    from mirasol_cli.config.reader import is_run, load_run_recipe, unread_keys
 
-    keys = {override.partition("=")[0].strip() for override in overrides or []} & set(known_keys())
-    unread = [key for key in keys if not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in READ_BY_EVAL)]
-    if unread:
+    if unread := unread_keys(overrides or [], READ_BY_EVAL):
         raise UsageError(
-            f"`eval` does not read {', '.join(sorted(unread))}: a checkpoint is evaluated as it was trained",
+            f"`eval` does not read {', '.join(unread)}: a checkpoint is evaluated as it was trained",
             "leave it out; what can be set are eval.*, data.*, clip.*, train.precision and run.dir",
         )
     return load_run_recipe(Path(name), overrides or []) if is_run(name) else load_recipe(name, overrides)
@@ -96,6 +94,16 @@ def set_threads(threads: int | None) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def option_words(name: str, value: object) -> list[str]:
-    """An option as words of a command line; none for None."""
-    return [] if value is None else [name, str(value)]
+def command_words(context: typer.Context, *, without: str) -> list[str]:
+    """The command line that `context` was parsed from, as its words, leaving out one option (by its parameter's name)."""
+    options, arguments = [str(context.info_name)], list[str]()
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if parameter.param_type_name == "argument":
+            arguments += [str(one) for one in values if one is not None]
+        elif isinstance(value, bool):
+            options += [parameter.opts[0]] * value
+        elif parameter.name != without:
+            options += [word for one in values if one is not None for word in (parameter.opts[0], str(one))]
+    return [*options, "--", *arguments]

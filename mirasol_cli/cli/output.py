@@ -13,17 +13,17 @@ from typing import Any
 
 from mirasol_cli.errors import EnvironmentProblem, MirasolError
 from mirasol_cli.files import disk_problem
-from mirasol_cli.runtime.console import _lost, _talk, is_first_process, print_json
+from mirasol_cli.runtime.console import is_first_process, print_json, tell, unwritable
 
 # ------------------------------------------------------------------------------------------------ errors
 
 
 def report_error(kind: str, message: str, hint: str | None, *, as_json: bool, summary: dict[str, Any] | None = None) -> None:
     """One error in its one form: a line (and a hint) on stderr, or a JSON object on stdout, after what was reached before it."""
-    if as_json and sys.stdout not in _lost:
+    if as_json and sys.stdout not in unwritable:
         print_json({**(summary or {}), "error": {"kind": kind, "message": message, "hint": hint}})
         return
-    _talk(f"error: {message}" + (f"\nhint:  {hint}" if hint else ""))
+    tell(f"error: {message}" + (f"\nhint:  {hint}" if hint else ""))
 
 
 def report_expected(error: MirasolError, *, as_json: bool) -> int:
@@ -113,7 +113,7 @@ def _controls_by_type(controls: dict[str, Any]) -> list[str]:
     lines = []
     for first in range(0, len(names), at_once):
         part = names[first : first + at_once]
-        heads = [("", "all") if name == "none" else tuple(name.rpartition("-")[::2]) for name in part]  # in two lines: no-, sound
+        heads = [("", "all") if name == "none" else tuple(name.rpartition("-")[::2]) for name in part]  # in two lines: no-, audio
         upper = [f"{before}-" if before else "" for before, _ in heads]
         lines += ["", "  " + f"{'exact match':{NAME_WIDTH}}" + "".join(f"{word:>{FIGURE_WIDTH}}" for word in upper)]
         lines += ["  " + " " * NAME_WIDTH + "".join(f"{word:>{FIGURE_WIDTH}}" for _, word in heads)]

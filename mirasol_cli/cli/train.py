@@ -20,8 +20,8 @@ from mirasol_cli.cli.options import (
     RecipeName,
     Resume,
     Threads,
+    command_words,
     load_recipe,
-    option_words,
     set_threads,
 )
 from mirasol_cli.errors import UsageError
@@ -60,6 +60,7 @@ def training_command(stage: str) -> Callable[..., None]:
     """The command of a stage, for Typer: it reads the arguments off the signature."""
 
     def train_stage(
+        context: typer.Context,
         recipe: RecipeName,
         overrides: Overrides = None,
         resume: Resume = False,
@@ -71,7 +72,6 @@ def training_command(stage: str) -> Callable[..., None]:
         threads: Threads = None,
         json: Json = False,
     ) -> None:
-        overrides = overrides or []
         set_threads(threads)
         if accept_data and not resume:
             raise UsageError("--accept-data goes with --resume: a new run takes whatever data there are", "add --resume, or leave it out")
@@ -80,16 +80,13 @@ def training_command(stage: str) -> Callable[..., None]:
             from mirasol_cli.checkpoints.runs import correct_exit_code
             from mirasol_cli.runtime.launch import launch
 
-            options = [*option_words("--limit", limit), "--device", device, *option_words("--threads", threads)]
-            options += ["--resume"] * resume + ["--accept-data"] * accept_data + ["--json"] * json
-            raise typer.Exit(
-                launch([stage, *options, "--", recipe, *overrides], nproc, correct=partial(correct_exit_code, Path(loaded.run_dir)))
-            )
+            correct = partial(correct_exit_code, Path(loaded.run_dir))
+            raise typer.Exit(launch(command_words(context, without="nproc"), nproc, correct=correct))
         if dry_run:
-            from mirasol_cli.training.dry_run import dry_run as rehearse
+            from mirasol_cli.training.dry_run import dry_run as estimate
 
             say = console.say if json else console.print_result
-            result = rehearse(loaded, stage=stage, device=device, limit=limit, processes=nproc or 1, say=say)
+            result = estimate(loaded, stage=stage, device=device, limit=limit, processes=nproc or 1, say=say)
             text = None
         else:
             from mirasol_cli.evaluation.validation import validator

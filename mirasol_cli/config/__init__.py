@@ -1,0 +1,1 @@
+"""Recipes: every key (`schema`), strict reading (`reader`, `yaml`), and the folders that follow from them (`paths`)."""

@@ -1,8 +1,8 @@
-"""Recipes: strict YAML in, the frozen dataclasses of `recipe_schema` out, with every error at once.
+"""Recipes: strict YAML in, the frozen dataclasses of `config.schema` out, with every error at once.
 
 Reading goes in three steps: text -> `Value` tree (every value knows where it was written) -> presets, recipe and
 command-line overrides laid over one another -> dataclasses. Unknown keys, wrong types and values out of range are
-collected on the way, each with its place and the fix. `recipe_yaml` holds the first step.
+collected on the way, each with its place and the fix. `config.yaml` holds the first step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from mirasol_cli.config.paths import find_recipe, shipped_recipes
-from mirasol_cli.config.renamed import RENAMED
+from mirasol_cli.config.renamed import RENAMED, RETIRED
 from mirasol_cli.config.schema import SCHEMA, Recipe
 from mirasol_cli.config.yaml import Value, dump_value, from_plain, lay_over, parse_scalar, parse_yaml
 from mirasol_cli.errors import RecipeError
@@ -39,15 +39,6 @@ USUAL_NAMES = {
 
 RUN_RECIPE = "recipe.yaml"
 """The file of a run folder that holds its recipe, every key written out."""
-
-# Keys of earlier versions that nothing replaces, each with what to do now.
-RETIRED = {
-    "model.heads": "a loss brings the parameters that it needs; remove this key",
-    "model.combiner.read": "memory and input are read by TokenLearner; remove this key",
-    "loss.contrastive": "the contrastive loss was removed; remove this key",
-    "loss.label_smoothing": "label smoothing was removed; remove this key",
-    "eval.official": "the wrong figure of the official script is no longer printed; remove this key",
-}
 
 
 # ------------------------------------------------------------------------------------------------ loading
@@ -317,6 +308,12 @@ def _walk_keys(cls: type, prefix: str) -> Iterator[str]:
         yield prefix + name
         if dataclasses.is_dataclass(hint):
             yield from _walk_keys(typing.cast(type, hint), f"{prefix}{name}.")
+
+
+def unread_keys(overrides: Sequence[str], read: Sequence[str]) -> list[str]:
+    """The recipe's keys that `overrides` set and that a command which reads only `read` (keys or sections) would ignore."""
+    keys = {override.partition("=")[0].strip() for override in overrides} & set(known_keys())
+    return sorted(key for key in keys if not any(f"{key}.".startswith(f"{one}.") or f"{one}.".startswith(f"{key}.") for one in read))
 
 
 def nearest_key(key: str) -> str | None:

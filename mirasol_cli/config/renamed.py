@@ -1,4 +1,4 @@
-"""Keys by the names they had before the first release. Nothing reads them: whoever gives one is told its name of today."""
+"""Keys of before the first release. Nothing reads them: whoever gives one is told its name of today, or that it is gone."""
 
 from __future__ import annotations
 
@@ -39,12 +39,21 @@ RENAMED = {
 }
 """Old key -> the key that replaces it."""
 
+RETIRED = {
+    "model.heads": "a loss brings the parameters that it needs; remove this key",
+    "model.combiner.read": "memory and input are read by TokenLearner; remove this key",
+    "loss.contrastive": "the contrastive loss was removed; remove this key",
+    "loss.label_smoothing": "label smoothing was removed; remove this key",
+    "eval.official": "the wrong figure of the official script is no longer printed; remove this key",
+}
+"""Old key that nothing replaces -> what to do."""
 
-def renamed_keys(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(old key, new key) of every old key in the nested mapping."""
+
+def old_keys(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """(old key, the key that replaces it or None) of every old key in the nested mapping."""
     for key, value in plain.items():
         name = f"{prefix}.{key}" if prefix else key
-        if name in RENAMED:
-            yield name, RENAMED[name]
+        if name in RENAMED or name in RETIRED:
+            yield name, RENAMED.get(name)
         elif isinstance(value, Mapping):
-            yield from renamed_keys(value, name)
+            yield from old_keys(value, name)

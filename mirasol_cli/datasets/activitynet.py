@@ -14,11 +14,8 @@ NAME, TITLE = "activitynet", "ActivityNet-QA"
 LICENCE = "ActivityNet-QA: the LICENSE file says Apache-2.0, the README non-commercial use only: treat as non-commercial"
 SOURCE = "GitHub repository MILVLG/activitynet-qa, folder dataset/; videos: the request form of ActivityNet"
 TASKS = ("qa",)
-TYPES = {
-    "0": "motion", "1": "spatial relation", "2": "temporal relation", "3": "yes/no", "4": "colour", "5": "object", "6": "location",
-    "7": "number", "8": "other",
-}  # fmt: skip
-"""`Text.type` holds the number; 3 to 8 together are the benchmark's "free" questions."""
+TYPES = tuple("012345678")
+"""As in the files; `evaluation.protocols` has their names."""
 
 
 def candidates(clip: ClipSpan) -> list[Candidate]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mirasol_cli.errors import DataError
+from mirasol_cli.files import is_encodable
 
 ANNOTATION_SUFFIXES = frozenset({".json", ".jsonl", ".csv", ".tsv", ".txt", ".tar"})
 
@@ -49,18 +50,10 @@ class FolderWalk:
     def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.root / prefix) as found:
-                return sorted((entry for entry in found if _is_text(entry.name)), key=lambda entry: entry.name)
+                return sorted((entry for entry in found if is_encodable(entry.name)), key=lambda entry: entry.name)
         except PermissionError:
             self.unreadable.append(prefix or ".")
             return []
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class AnnotationFiles:

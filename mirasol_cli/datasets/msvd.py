@@ -46,7 +46,7 @@ def _youtube_names(files: AnnotationFiles) -> dict[int, str]:
     """N -> `<ytid>_<start>_<end>` from lines `-4wsuPCjDBc_5_15 vid1`; empty without the file."""
     path = files.first(r"youtube_?mapping.*\.txt")
     if path is None:
-        files.notes.append("no 'youtube_mapping.txt': files named <ytid>_<start>_<end> can't be told; vid<N> can")
+        files.notes.append("no 'youtube_mapping.txt': files named <ytid>_<start>_<end> cannot be matched; vid<N> can")
         return {}
     names = {}
     for line, words in enumerate(map(str.split, read_text(path).splitlines()), 1):

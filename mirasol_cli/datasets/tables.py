@@ -92,7 +92,7 @@ def csv_fault(error: csv.Error) -> str:
     if "unexpected end of data" in words:
         return "a quote is opened and never closed"
     if "expected after" in words:
-        return "a quoted cell goes on after its closing quote (a quote inside a quoted cell is written twice)"
+        return "text follows the closing quote of a cell (a quote inside a quoted cell is written twice)"
     return words
 
 

@@ -169,7 +169,7 @@ def is_finished(folder: Path, origin: dict) -> bool:
     if sha256_of(path) != digest:
         raise DataError(
             f"'{path}' is not as it was written, so its figures would not be those of the checkpoint",
-            "move it elsewhere: then the answers are made anew, and `--predictions FILE` scores the changed ones",
+            "move it elsewhere: the answers are then made again, and `--predictions FILE` scores the changed ones",
         )
     return True
 

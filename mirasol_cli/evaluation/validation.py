@@ -79,7 +79,7 @@ def _loss(plan: Plan, answerer: Answerer) -> dict[str, float]:
     total, tokens = 0.0, 0
     for start in range(0, len(clips), size):
         batch = clips[start : start + size]
-        memory = answerer.encode([plan.split.media(clip) for clip in batch])
-        part, count = answerer.loss(memory, [texts[clip] for clip in batch])
+        text_kv = answerer.encode([plan.split.media(clip) for clip in batch])
+        part, count = answerer.loss(text_kv, [texts[clip] for clip in batch])
         total, tokens = total + part, tokens + count
     return {"loss": total / tokens} if tokens else {}

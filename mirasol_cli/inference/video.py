@@ -157,7 +157,7 @@ def _sparse(clip: OpenClip, known_s: float | None) -> str:
     """What to say of a span whose frames lie far apart; `known_s`: the training clips' length where the checkpoint tells it."""
     trained = f", and the model was trained on clips of up to {known_s:.3g} s" if known_s else ""
     return (
-        f"only {clip.frames} frames were looked at, one every {clip.seconds / clip.frames:.2g} s{trained}; "
+        f"only {clip.frames} frames were sampled, one every {clip.seconds / clip.frames:.2g} s{trained}; "
         "name a part of it with --start and --end for more detail"
     )
 

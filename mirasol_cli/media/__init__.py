@@ -1,4 +1,4 @@
-"""From a video file to the arrays of a shard. Decoders run only here, and only inside supervised child processes (`workers`)."""
+"""From a video file to the arrays of a shard. Decoders run only here, and only inside supervised child processes (`decode_pool`)."""
 
 from __future__ import annotations
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from mirasol_cli.errors import MediaError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.audio import Window
-from mirasol_cli.media.decode import DecodedClip, decode_clips
-from mirasol_cli.media.sampling import ClipRequest
+from mirasol_cli.media.decode import DecodedClip
 from mirasol_cli.media.spectrogram import log_mel
 from mirasol_cli.media.tubes import cut_tubes, thumbnails
 from mirasol_cli.sample import AudioState, field_shapes, tube_field
@@ -66,26 +64,10 @@ class _Level:
         return AudioState.AUDIBLE if self.loudest >= SILENCE else AudioState.SILENT
 
 
-def read_samples(
-    path: Path | str,
-    requests: Sequence[ClipRequest],
-    geometry: ClipGeometry,
-    *,
-    keep_truncated: bool = False,
-    allow_audio_only: bool = False,
-    use_decord: bool = True,
-    progress: Callable[[str], None] = lambda stage: None,
-) -> Iterator[ClipSample | MediaError]:
-    """`decode_clips` and `clip_sample` in one pass: what the child process runs for one file."""
-    clips = decode_clips(
-        path, requests, geometry,
-        keep_truncated=keep_truncated, allow_audio_only=allow_audio_only, use_decord=use_decord, progress=progress,
-    )  # fmt: skip
-    for decoded in clips:
-        if isinstance(decoded, MediaError):
-            yield decoded
-            continue
+def clip_samples(clips: Iterable[DecodedClip | MediaError], geometry: ClipGeometry) -> Iterator[ClipSample | MediaError]:
+    """`clip_sample` of each clip that could be decoded, as `decode_clips` yields them; errors stay in their places."""
+    for clip in clips:
         try:
-            yield clip_sample(decoded, geometry)
+            yield clip if isinstance(clip, MediaError) else clip_sample(clip, geometry)
         except MediaError as error:
             yield error

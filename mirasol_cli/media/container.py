@@ -109,7 +109,7 @@ def decoded_frames(container: Any, stream: Any, splices: tuple[Splice, ...] = ()
 
     With `splices` the times are those of the joined timeline; the position must then be the start of the file.
     """
-    images = stream.codec_context.type == "video"
+    is_video = stream.codec_context.type == "video"
     starts = sorted((splice for splice in splices if splice.stream == stream.index), key=lambda splice: splice.packet)
     number, failed, offset = 0, 0, 0
     lost_from: int | None = None  # presentation time of the first picture that is lost
@@ -136,7 +136,7 @@ def decoded_frames(container: Any, stream: Any, splices: tuple[Splice, ...] = ()
         time, filled = packet.pts, packet.size > 0
         frames, decoded = _decode(stream.codec_context, packet)
         failed = 0 if frames or not filled else failed + 1
-        if images and not decoded and time is not None:
+        if is_video and not decoded and time is not None:
             lost_from, distrusted = time if lost_from is None else min(lost_from, time), 0
         for frame in frames:
             if lost_from is not None and frame.pts is not None and frame.pts >= lost_from:

@@ -1,4 +1,4 @@
-"""Clips out of a video file: the one way into the decoders. It runs inside a supervised child process (`workers`)."""
+"""Clips out of a video file: the one way into the decoders. It runs inside a supervised child process (`decode_worker`)."""
 
 from __future__ import annotations
 

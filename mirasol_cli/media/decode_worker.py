@@ -1,4 +1,4 @@
-"""The child process that decodes: one file at a time, asked and answered over a socket (`workers` is the other end).
+"""The child process that decodes: one file at a time, asked and answered over a socket (`decode_pool` is the other end).
 
 A decoder may crash, hang or ask for all memory; here that costs one file. Messages to the parent are tuples:
 ("ready",), ("broken", text), ("stage", name), ("clip", sample or MediaError), ("info", MediaInfo), ("failed", MediaError), ("done",).
@@ -94,7 +94,8 @@ def _load() -> Callable[[Job, Callable[[str], None]], Iterator[tuple]]:
     """The real work. Its imports take seconds and happen once per process."""
     import torch
 
-    from mirasol_cli.media.clip import read_samples
+    from mirasol_cli.media.clip import clip_samples
+    from mirasol_cli.media.decode import decode_clips
     from mirasol_cli.media.probe import probe
 
     torch.set_num_threads(1)
@@ -104,7 +105,8 @@ def _load() -> Callable[[Job, Callable[[str], None]], Iterator[tuple]]:
         if job.requests is None:
             yield "info", probe(job.path, allow_audio_only=job.options.get("allow_audio_only", False))
             return
-        for sample in read_samples(job.path, job.requests, job.geometry, progress=progress, **job.options):
+        clips = decode_clips(job.path, job.requests, job.geometry, progress=progress, **job.options)
+        for sample in clip_samples(clips, job.geometry):
             yield "clip", sample
 
     return work

@@ -141,11 +141,11 @@ def _refuse_stills(container: Any, video: Any) -> None:
     """Raise `MediaError` for one picture in a file, and for the animated formats of browsers."""
     with open(container.name, "rb") as file:
         head = file.read(4096)
-    video_streams = STILL_FORMATS.search(container.format.name) or container.format.name == "apng"
-    if video_streams and any(mark in head for mark in ANIMATED_MARKS):
+    still_format = STILL_FORMATS.search(container.format.name) or container.format.name == "apng"
+    if still_format and any(mark in head for mark in ANIMATED_MARKS):
         raise MediaError("animated picture", "animated PNG and WebP are not read; ffmpeg -i IN OUT.mp4 makes a video", stage="probe")
     brand = container.metadata.get("major_brand", "").strip().lower()
-    if video_streams or brand in STILL_BRANDS or _is_single_frame(container, video):
+    if still_format or brand in STILL_BRANDS or _is_single_frame(container, video):
         raise MediaError("still image", "a video is needed", stage="probe")
 
 

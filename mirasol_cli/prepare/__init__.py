@@ -1,0 +1,1 @@
+"""`mirasol prepare`: videos and annotations become shards."""

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.config.paths import data_root, default_shards, shipped_recipes
-from mirasol_cli.config.reader import load_recipe
+from mirasol_cli.config.reader import load_recipe, unread_keys
 from mirasol_cli.config.schema import DataRecipe, Recipe
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.registry import DATASETS, RENDERED, open_dataset
@@ -27,7 +27,6 @@ from mirasol_cli.prepare.plan import (
     check_disk,
     check_existing,
     check_texts,
-    default_workers,
     group_by_split,
     part_of,
     plan_split,
@@ -36,12 +35,13 @@ from mirasol_cli.prepare.plan import (
 from mirasol_cli.prepare.report import DecodingProgress, Say, finish_split, say_table, split_summary
 from mirasol_cli.runtime.console import progress_bar
 from mirasol_cli.runtime.folder_lock import folder_lock
+from mirasol_cli.runtime.launch import usable_cores
 from mirasol_cli.shards.index import INDEX, SplitIndex, record_name, shard_name
 from mirasol_cli.shards.reader import verify_split
 from mirasol_cli.shards.writer import remove_partials
 
 if TYPE_CHECKING:
-    from mirasol_cli.datasets.rendered import World
+    from mirasol_cli.datasets.demo import World
 
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".json")
 MANIFEST_RECIPE = "memorise"
@@ -91,7 +91,7 @@ def prepare(
     What is there already is not done again: finished shards stay, and texts are written anew only if they changed.
 
     Args:
-        dataset: a name of the catalogue, or the path of a JSONL or CSV manifest.
+        dataset: a data set's name, or the path of a JSONL or CSV manifest.
         root: folder of annotations and videos; default `data/<dataset>`, or the manifest's own folder.
         out: shard folder; default the recipe's `data.shards`, else `data/<dataset or manifest>/shards/<geometry>`.
         recipe: name or path of the recipe whose `clip:` is the geometry; default the one of the data set's name.
@@ -109,7 +109,7 @@ def prepare(
         say: where talk goes; default stderr.
 
     Returns:
-        `{"splits": {name: counts}, "out": folder}`, see `prepare_report.split_summary`.
+        `{"splits": {name: counts}, "out": folder}`, see `prepare.report.split_summary`.
 
     Raises:
         UsageError, RecipeError: nothing was done.
@@ -145,7 +145,7 @@ def prepare(
     writes = nullcontext() if dry_run else writing(out, mine, say)
     with writes:
         if dataset in RENDERED and not dry_run:
-            render(open_dataset(dataset).WORLD, root, chosen, limit, workers or default_workers(), say)
+            render(open_dataset(dataset).WORLD, root, chosen, limit, workers or usable_cores(), say)
         if dataset in RENDERED and dry_run:
             source, found, videos = dry_splits(open_dataset(dataset), root, chosen, limit, task)
         else:
@@ -161,7 +161,7 @@ def prepare(
         for words in passed_over(videos):
             say(words)
 
-        decode = DecodeOptions(workers=workers or default_workers(), keep_truncated=keep_truncated, allow_audio_only=allow_audio_only)
+        decode = DecodeOptions(workers=workers or usable_cores(), keep_truncated=keep_truncated, allow_audio_only=allow_audio_only)
         if dry_run:
             return {**estimate(plans, decode, mine, retry_failed, out, say), "licence": source.LICENCE}
         try:
@@ -214,11 +214,9 @@ def check_overrides(overrides: Sequence[str], dataset: str) -> None:
     """Raises UsageError if a recipe key is set that preparing does not read."""
     reads = ["clip", "data.dataset", "data.shards"]
     reads += ["data.seed", "data.clips"] if dataset in RENDERED else []
-    keys = {override.partition("=")[0].strip() for override in overrides}
-    unread = [key for key in keys if not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in reads)]
-    if unread:
+    if unread := unread_keys(overrides, reads):
         raise UsageError(
-            f"`prepare` does not read {', '.join(sorted(unread))}: it would change nothing",
+            f"`prepare` does not read {', '.join(unread)}: it would change nothing",
             f"leave it out; what can be set are {', '.join(f'{read}.*' if read == 'clip' else read for read in reads)}",
         )
 
@@ -243,7 +241,7 @@ def writing(out: Path, part: tuple[int, int] | None, say: Say) -> Iterator[None]
 
 
 def manifest_path(dataset: str) -> Path | None:
-    """The manifest that `dataset` names, or None for a data set of the catalogue.
+    """The manifest that `dataset` names, or None for a data set's name.
 
     Raises DataError if it looks like a file and is none.
     """
@@ -320,7 +318,7 @@ def dry_splits(
     source: ModuleType, root: Path, recipe: Recipe, limit: int | None, task: str | None
 ) -> tuple[ModuleType, list[Split], VideoIndex]:  # fmt: skip
     """What would be read if the world's videos were rendered."""
-    from mirasol_cli.datasets.rendered import PlannedVideos
+    from mirasol_cli.datasets.demo import PlannedVideos
 
     world: World = source.WORLD
     splits = world.planned(seed=recipe.data.seed, clips=_clips_to_render(world, recipe, limit), task=task)
@@ -341,7 +339,7 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
         raise DataError(f"the annotations of {source.NAME} below '{videos.root}' name no clip")
     names = [getattr(name, "name", name) for name in source.candidates(clips[0])][:3]
     audio_alone = (
-        f"{videos.audio_files} files of sound alone lie there: --allow-audio-only takes them"
+        f"{videos.audio_files} audio files without video were found: --allow-audio-only takes them"
         if videos.audio_files and not len(videos)
         else ""
     )
@@ -399,7 +397,7 @@ def write_missing_shards(
                 by_folder[folder].written = True
                 done += 1
     except EnvironmentProblem as problem:
-        going_on = f"{done} of {len(works)} shards are finished and stay; the same command goes on from there"
+        going_on = f"{done} of {len(works)} shards are finished and kept; the same command resumes from there"
         raise EnvironmentProblem(problem.message, f"{problem.hint}; {going_on}" if problem.hint else going_on) from problem
     finally:
         progress.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -228,26 +228,14 @@ def _size(path: Path) -> int:
 
 def check_existing(out: Path, geometry: ClipGeometry, *, repair: bool) -> None:
     """Raises ShardError if any split that lies in `out` was prepared with another geometry, or its index is damaged."""
-    for path in sorted(out.glob(f"*/{INDEX}")):
-        try:
-            index = SplitIndex.read(path)
-        except ShardError:
-            if repair:
-                continue
-            raise
+    for path, index in _indexes(out, repair):
         check_geometry(geometry, index.geometry, path)
 
 
 def check_texts(out: Path, found: Sequence[Split], dataset: str, origin: Origin, *, repair: bool) -> None:
     """Raises ShardError if texts that lie in `out` would be written over by those of another manifest or data set."""
     tasks = {split.task for split in found}
-    for path in sorted(out.glob(f"*/{INDEX}")):
-        try:
-            index = SplitIndex.read(path)
-        except ShardError:
-            if repair:
-                continue
-            raise
+    for _, index in _indexes(out, repair):
         for task, entry in index.tasks.items():
             theirs = Origin(entry.manifest, entry.place)
             if task not in tasks or (entry.dataset == dataset and theirs.fits(origin)):
@@ -260,6 +248,16 @@ def check_texts(out: Path, found: Sequence[Split], dataset: str, origin: Origin,
                 )
             second = f"the manifest '{origin.manifest}'" if origin.manifest else dataset
             raise ShardError(f"'{out}' holds the texts of {first}, not of {second}", "give this one a folder of its own with --out")
+
+
+def _indexes(out: Path, repair: bool) -> Iterator[tuple[Path, SplitIndex]]:
+    """(file, index) of every split that lies in `out`. Raises ShardError for a damaged one, unless it is to be repaired."""
+    for path in sorted(out.glob(f"*/{INDEX}")):
+        try:
+            yield path, SplitIndex.read(path)
+        except ShardError:
+            if not repair:
+                raise
 
 
 def check_disk(out: Path, needed: int) -> None:
@@ -313,11 +311,6 @@ def part_of(part: str | None) -> tuple[int, int] | None:
     if slash and first.isdecimal() and second.isdecimal() and int(first) < int(second):
         return int(first), int(second)
     raise UsageError(f"--part {part}: expected I/N with 0 <= I < N, such as 0/4", "part I takes the shards I, I + N, I + 2 N, ...")
-
-
-def default_workers() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def text_rows(split: Split, numbers: Mapping[str, int]) -> list[dict]:

@@ -64,7 +64,7 @@ def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
         for clip, share in r.incomplete
     )
     files[INCOMPLETE] = write_lines(plan.folder / INCOMPLETE, incomplete)
-    files[PROBLEMS] = write_lines(plan.folder / PROBLEMS, [lists(plan, records)])
+    files[PROBLEMS] = write_lines(plan.folder / PROBLEMS, [problems(plan, records)])
     made_by = plan.index.versions if plan.index and not plan.written else versions()
     index = SplitIndex(
         split=plan.name, geometry=plan.geometry, views=plan.views, clips_per_shard=clips_per_shard(plan.geometry), versions=made_by,
@@ -76,7 +76,7 @@ def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
         plan.slot(number).record_path.unlink(missing_ok=True)
 
 
-def lists(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
+def problems(plan: SplitPlan, records: Sequence[ShardRecord]) -> dict[str, Any]:
     """The clips, by key, that deserve a look; names that several files fit (the first was taken); what was not looked into."""
 
     def keys(clips: Iterable[int]) -> list[str]:
@@ -220,7 +220,7 @@ def _say_some(name: str, lines: Sequence[str], rest: str, say: Say) -> None:
 
 
 class DecodingProgress:
-    """Clips and hours of video that were decoded (a `prepare_decode.Watch`)."""
+    """Clips and hours of video that were decoded (a `prepare.decode.Watch`)."""
 
     def __init__(self, clips: int, say: Say, bar: bool | None = None):
         self._line = ProgressLine(clips, "clip", say, bar=bar)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from mirasol_cli.errors import EnvironmentProblem
@@ -24,7 +24,7 @@ class Progress(Protocol):
 
 
 _alone = False
-_lost: set[TextIO] = set()
+unwritable: set[TextIO] = set()
 """Streams that could not be written to; an error is then told elsewhere."""
 
 
@@ -40,9 +40,9 @@ def is_first_process() -> bool:
 
 
 def say(line: str) -> None:
-    """Talk: to stderr, so that stdout holds only the result."""
+    """A message, to stderr, so that stdout holds only the result."""
     if is_first_process():
-        _talk(line)
+        tell(line)
 
 
 def print_result(text: str) -> None:
@@ -57,10 +57,11 @@ def print_json(value: Any) -> None:
         write(json.dumps(finite(value), ensure_ascii=not _writes_unicode(), default=str))
 
 
-def _talk(line: str) -> None:
+def tell(line: str) -> None:
+    """A line on stderr from whichever process this is. Where nobody reads it any more (`| head`, a closed terminal), work goes on."""
     try:
         print(line, file=sys.stderr, flush=True)
-    except OSError:  # nobody listens any more, which is no reason to end the work
+    except OSError:
         drop_output(sys.stderr)
 
 
@@ -75,7 +76,7 @@ def write(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
     except OSError as error:
         drop_output(stream)
         if error.errno != errno.EPIPE:
-            _lost.add(stream)
+            unwritable.add(stream)
             raise EnvironmentProblem(f"cannot write to stdout: {error.strerror}", "check where the output goes") from error
 
 
@@ -93,7 +94,7 @@ def _writes_unicode() -> bool:
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
-class _Talk(io.TextIOWrapper):
+class _LossyStderr(io.TextIOWrapper):
     """stderr to which whatever is written is lost once nobody reads it (`| head`, a closed terminal), and nothing else happens."""
 
     def write(self, text: str) -> int:
@@ -111,10 +112,10 @@ class _Talk(io.TextIOWrapper):
 
 
 def guard_stderr() -> None:
-    """Work never ends because talk cannot be written, whoever talks: this package, progress bars, warnings of libraries."""
+    """Work never ends because a message cannot be written, whoever sends it: this package, progress bars, warnings of libraries."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         encoding, errors = sys.stderr.encoding, sys.stderr.errors
-        sys.stderr = sys.__stderr__ = _Talk(sys.stderr.detach(), encoding=encoding, errors=errors, line_buffering=True)  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _LossyStderr(sys.stderr.detach(), encoding=encoding, errors=errors, line_buffering=True)  # type: ignore[misc]
 
 
 def use_any_encoding() -> None:
@@ -183,9 +184,3 @@ def progress_bar(unit: str, talk: Callable[[str], None] = say) -> Iterator[Progr
     finally:
         for line in lines:
             line.close()
-
-
-def tell(text: str) -> None:
-    """A line on stderr. Where nobody reads it any more (`| head`, a closed terminal), training goes on: metrics.jsonl has it all."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)

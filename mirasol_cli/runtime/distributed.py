@@ -71,13 +71,13 @@ class World:
         if self.size > 1 and any(words in text for words in _TOO_LONG):
             return EnvironmentProblem(
                 f"process {self.rank} of {self.size} waited more than {self.timeout_s:g} s for another one",
-                "see the output of the process that is behind; if it only works longer than that, raise run.process_group_timeout_s "
-                "or lower train.val_clips; go on with --resume",
+                "see the output of the process that is behind; if it is only slower than that, raise run.process_group_timeout_s "
+                "or lower train.val_clips; continue with --resume",
             )
         if self.size > 1 and any(words in text for words in _GONE):
             return EnvironmentProblem(
                 f"process {self.rank} of {self.size} lost the connection to another one, which has ended",
-                "see the output of the process that ended first; go on with --resume",
+                "see the output of the process that ended first; continue with --resume",
             )
         return None
 

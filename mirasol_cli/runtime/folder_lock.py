@@ -64,8 +64,8 @@ class HeldLock:
         if now is not None and now != self.writer:
             raise EnvironmentProblem(
                 f"'{self.path.parent}' was taken over by process {now.pid} on {now.host} at {now.started}, "
-                "since nothing had been heard of this one",
-                "nothing more is written by this process; the other one goes on",
+                "because the heartbeat of this one had stopped",
+                "this process writes nothing more; the other one continues",
             )
 
 

@@ -23,6 +23,11 @@ GRACE_S = 30.0
 POLL_S = 0.05
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def launch(arguments: Sequence[str], processes: int, *, correct: Callable[[int, int], None] | None = None, grace_s: float = GRACE_S) -> int:
     """Run `python -m mirasol_cli ARGUMENTS` in `processes` copies that form one distributed run.
 
@@ -42,7 +47,7 @@ def launch(arguments: Sequence[str], processes: int, *, correct: Callable[[int, 
     command = [sys.executable, "-m", "mirasol_cli", *arguments]
     shared = {
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes)),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // processes)),
     }  # fmt: skip
     copies: list[subprocess.Popen[bytes]] = []
     with _forwarding(copies):

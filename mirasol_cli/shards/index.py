@@ -1,11 +1,11 @@
-"""Shards, schema version 2: what lies in which file, under which name, with which dtype.
+"""Shards, schema version 2: what lies in which file. The fields of a clip are in `mirasol_cli.sample`.
 
     <out>/<split>/clips.jsonl               the expected clips, one a line; the line number is the clip's number; only ever appended to
                   shard-00000.safetensors   media: one tensor per field, the kept clips of the shard stacked along dim 0
                   <task>.jsonl              texts that point to clips by number
                   failures.jsonl            clips that could not be used: video, stage, reason, hint
                   incomplete.jsonl          clips that were kept and lack frames: video, share of the frames that is missing
-                  problems.json                what deserves a look: clips missing, failed, silent, without sound, short; names that several
+                  problems.json             what deserves a look: clips missing, failed, silent, without sound, short; names that several
                                             files fit; links and folders that were not looked into
                   index.json                geometry, reader, licence, counts, sizes and checksums of all of the above; written last
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.files import crc32_of, sha256_of, write_atomic
+from mirasol_cli.files import crc32_of, is_encodable, sha256_of, write_atomic
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import READER_VERSION
 from mirasol_cli.sample import bytes_per_clip
@@ -180,13 +180,13 @@ def check_reader(plain: Mapping[str, Any], path: Path) -> None:
     else:
         why = f"was made by version {reader} of the video reader; this is version {READER_VERSION}, which may give other frames"
     command = f"mirasol prepare {dataset} --out {path.parent.parent} --verify --retry-failed"
-    hint = f"make the shards anew, with the other options as before: `{command}`; or delete '{path.parent}'"
+    hint = f"rebuild the shards, with the other options as before: `{command}`; or delete '{path.parent}'"
     if any(isinstance(theirs, int) and theirs > mine for theirs, mine in ((schema, SCHEMA), (reader, READER_VERSION))):
         hint = "a newer mirasol wrote it: update this one"
     raise ShardError(f"'{path}' {why}", hint)
 
 
-REPAIR_HINT = "`mirasol prepare ... --verify` lists what is damaged; with `--retry-failed` beside it, that is prepared again"
+REPAIR_HINT = "`mirasol prepare ... --verify` lists what is damaged; adding `--retry-failed` prepares it again"
 
 
 def write_checksummed(path: Path, value: dict[str, Any]) -> None:
@@ -224,15 +224,7 @@ def _seal(value: dict[str, Any]) -> str:
 def json_line(value: Any) -> str:
     """JSON on one line, readable in any script; a lone surrogate (a hostile id) is escaped, for it has no UTF-8 form."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if text.isascii() or _encodable(text) else json.dumps(value)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text if text.isascii() or is_encodable(text) else json.dumps(value)
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> str:

@@ -1,0 +1,1 @@
+"""Tokenizer and prompts: text to token ids and back."""

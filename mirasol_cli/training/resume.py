@@ -1,4 +1,4 @@
-"""Whether a run may go on under a changed recipe, and what a checkpoint holds besides weights."""
+"""Whether a run may resume under a changed recipe."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_resumable(before: Recipe, now: Recipe) -> None:
     if fixed:
         lines = [f"{key}: the run has {_shown(old)}, the recipe now says {_shown(new)}" for key, (old, new) in fixed.items()]
         raise RecipeError(
-            ["this run cannot go on under the changed recipe:", *lines],
+            ["this run cannot resume under the changed recipe:", *lines],
             "restore these values, or start another run (run.dir=...); on resume only these may change: "
             f"train.steps (to more), {', '.join(CHANGEABLE)}",
         )

@@ -173,7 +173,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
             check_resumable(parse_recipe(path.read_text(encoding="utf-8"), str(path)), recipe)
             stage = read_json(newest / "state.json").get("stage")
             if stage != folder.stage:
-                raise CheckpointError(f"'{folder.path}' is a {stage} run", f"go on with `mirasol {stage}`, or choose another run.dir")
+                raise CheckpointError(f"'{folder.path}' is a {stage} run", f"resume it with `mirasol {stage}`, or choose another run.dir")
         return newest
 
     newest = world.run_on_rank0(find)
@@ -183,7 +183,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
         if resume:
             notes.append(f"no checkpoint in '{folder.checkpoints}' yet: starting from the first step")
         return None
-    notes.append(f"going on after step {number}")
+    notes.append(f"resuming after step {number}")
     return folder.checkpoints / step_name(number)
 
 
@@ -209,10 +209,10 @@ def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, no
     if changes and not accept:
         raise CheckpointError(
             f"these are not the clips or texts that the run was trained on: {' | '.join(changes)}",
-            "restore the shards; or go on with them by --accept-data, if they were mended or retried on purpose; or start another run "
+            "restore the shards; or continue with --accept-data, if they were mended or retried on purpose; or start another run "
             "(run.dir=...) with init.checkpoint set to this one",
         )
-    notes += [f"going on with other data, as --accept-data allows: {change}" for change in changes]
+    notes += [f"continuing with other data, as --accept-data allows: {change}" for change in changes]
     return changes
 
 

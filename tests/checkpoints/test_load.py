@@ -36,6 +36,12 @@ def test_old_names_in_the_config(tmp_path: Path) -> None:
         load_fitting(loaded.model, old, loaded.vocabulary)
 
 
+def test_removed_keys_in_the_config(tmp_path: Path) -> None:
+    old = changed(tmp_path / "old", "config.json", lambda text: text.replace('"initial_memory"', '"read": "query", "initial_memory"'))
+    with pytest.raises(CheckpointError, match=r"model\.combiner\.read no longer exists"):
+        load_model(old)
+
+
 def test_old_names_in_the_recipe(tmp_path: Path) -> None:
     old = changed(tmp_path / "old", "recipe.yaml", lambda text: text.replace("global_batch_size:", "batch_clips:"))
     with pytest.raises(CheckpointError, match=r"`train\.batch_clips` is called `train\.global_batch_size` now"):

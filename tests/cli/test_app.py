@@ -233,7 +233,7 @@ def test_each_outcome_has_its_exit_code(
     [
         (["ask", "demo", "what is playing?"], "mirasol_cli.inference.command.ask", None),
         (["eval", "demo"], "mirasol_cli.evaluation.command.evaluate", "run the same command again: the answers made so far are kept"),
-        (["finetune", "demo"], "mirasol_cli.training.loop.train", "--resume goes on from the newest checkpoint, if there is one"),
+        (["finetune", "demo"], "mirasol_cli.training.loop.train", "--resume continues from the newest checkpoint, if there is one"),
         (["prepare", "demo"], "mirasol_cli.prepare.command.prepare", "run the same command again: it resumes"),
     ],
 )
@@ -589,9 +589,11 @@ def test_nproc_hands_the_command_line_on(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(launcher, "launch", lambda arguments, processes, **_: seen.append((arguments, processes)) or 6)
     code, _, _ = run(capsys, "finetune", "demo", "--nproc", "2", "--resume", "--limit", "3", "train.lr=1", "--json")
     assert code == 6
-    assert seen == [(["finetune", "--limit", "3", "--device", "auto", "--resume", "--json", "--", "demo", "train.lr=1"], 2)]
-    assert run(capsys, "eval", "demo", "--nproc", "2", "--control", "text-only")[0] == 6
-    assert seen[1][0][-4:] == ["--control", "text-only", "--", "demo"]
+    assert seen == [(["finetune", "--resume", "--limit", "3", "--device", "auto", "--json", "--", "demo", "train.lr=1"], 2)]
+    options = ["--checkpoint", "latest", "--split", "val", "--control", "no-audio", "--control", "text-only", "--baseline", "b.jsonl"]
+    options += ["--limit", "5", "--device", "cpu", "--threads", "1", "--json"]
+    assert run(capsys, "eval", *options, "--nproc", "2", "demo", "eval.batch_size=2", "eval.beams=3")[0] == 6
+    assert seen[1] == (["eval", *options, "--", "demo", "eval.batch_size=2", "eval.beams=3"], 2)
 
 
 def test_progress_without_a_terminal_counts_speed_from_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:

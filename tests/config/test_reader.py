@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirasol_cli.config.paths import default_shards, find_recipe, recipe_header, shipped_recipes
-from mirasol_cli.config.reader import RETIRED, dump_recipe, known_keys, load_recipe, nearest_key, parse_recipe
-from mirasol_cli.config.renamed import RENAMED
+from mirasol_cli.config.reader import dump_recipe, known_keys, load_recipe, nearest_key, parse_recipe
+from mirasol_cli.config.renamed import RENAMED, RETIRED
 from mirasol_cli.config.schema import DataRecipe, InitRecipe, RatesRecipe, Recipe, RunRecipe, SourceRecipe, TrainRecipe
 from mirasol_cli.config.yaml import dump_value, parse_scalar, parse_yaml
 from mirasol_cli.errors import RecipeError

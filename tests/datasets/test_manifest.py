@@ -145,7 +145,7 @@ UNCLOSED = 'video,caption\na.mp4,"a 12"" nail\nb.mp4,"a cat\nb.mp4,a dog\n'
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
-        (UNCLOSED, "line 2: not valid CSV: a quoted cell goes on after its closing quote (a quote inside a quoted cell is written twice)"),
+        (UNCLOSED, "line 2: not valid CSV: text follows the closing quote of a cell (a quote inside a quoted cell is written twice)"),
         ('video,caption\na.mp4,x\nb.mp4,"a cat\nc.mp4,a dog\n', "line 3: not valid CSV: a quote is opened and never closed"),
         (
             'video,caption\na.mp4,"one\nb.mp4,two\nc.mp4,three"\n',

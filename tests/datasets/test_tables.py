@@ -32,7 +32,7 @@ def test_spaces_after_separators_and_comments(tmp_path: Path) -> None:
         ("t.csv", "a,b\n".encode("utf-16-le"), "'{}' is not UTF-8 text: it looks like UTF-16"),
         ("t.json", "[]".encode("utf-16"), "'{}' is not UTF-8 text: it looks like UTF-16"),
         ("t.csv", 'a,b\n1,"2\n3,4\n', "'{}' line 2 is not valid CSV: a quote is opened and never closed"),
-        ("t.csv", 'a,b\n1,"2"3\n', "'{}' line 2 is not valid CSV: a quoted cell goes on after its closing quote"),
+        ("t.csv", 'a,b\n1,"2"3\n', "'{}' line 2 is not valid CSV: text follows the closing quote of a cell"),
         ("t.csv", "a,b,a\n1,2,3\n", "'{}' line 1: column 'a' is there twice"),
         ("t.json", "", "'{}' is empty"),
         ("t.json", '[{"a": 1,\n"b"}]', "'{}' line 2 is not valid JSON"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mirasol_cli.datasets import demo, demo_long
-from mirasol_cli.datasets.rendered import World
+from mirasol_cli.datasets.demo import World
 from mirasol_cli.demo.world import HELD_OUT_LOOKS, HELD_OUT_ORDERS, Question, Scene
 
 SCENES = 3000

@@ -8,9 +8,8 @@ import numpy as np
 
 from mirasol_cli.config.reader import load_recipe
 from mirasol_cli.datasets.demo_long import WORLD
-from mirasol_cli.demo.long_world import EVENT_S, FRAME_RATES, SECONDS, questions, scenes
 from mirasol_cli.demo.render import SAMPLE_RATE_HZ, draw, play
-from mirasol_cli.demo.world import FORMS, Question, Scene
+from mirasol_cli.demo.world import EVENT_S, FORMS, LONG_FRAME_RATES, LONG_SECONDS, Question, Scene, long_questions, long_scenes
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media.sampling import sample_times
 from mirasol_cli.media.tubes import cut_tubes
@@ -23,7 +22,9 @@ def geometry(chunks: int) -> ClipGeometry:
 
 def test_as_many_clips_as_promised_and_questions_of_every_need_about_them() -> None:
     assert WORLD.sizes() == {"train": 400, "val": 40, "test": 100}
-    asked = {split: Counter(q.type for q in questions(0, split, scenes(0, split, count))) for split, count in WORLD.sizes().items()}
+    asked = {
+        split: Counter(q.type for q in long_questions(0, split, long_scenes(0, split, count))) for split, count in WORLD.sizes().items()
+    }
     for counts in asked.values():
         assert set(counts) == {"picture", "sound", "both", "order", "count", "long"}
     assert sum(asked["train"].values()) > 2500
@@ -31,8 +32,8 @@ def test_as_many_clips_as_promised_and_questions_of_every_need_about_them() -> N
 
 
 def test_events_are_short_and_one_at_a_time() -> None:
-    for scene in scenes(0, "train", 200):
-        assert scene.seconds == SECONDS
+    for scene in long_scenes(0, "train", 200):
+        assert scene.seconds == LONG_SECONDS
         assert scene.seconds * scene.frames_per_second >= 512
         for events in ([(s.enter, s.leave) for s in scene.sights], [(s.start, s.end) for s in scene.sounds]):
             assert events[0][0] > 0
@@ -40,7 +41,7 @@ def test_events_are_short_and_one_at_a_time() -> None:
             lengths = [(end - start) * scene.seconds for start, end in events]
             assert EVENT_S[0] - 1e-9 <= min(lengths) <= max(lengths) <= EVENT_S[1] + 1e-9
             assert all(before[1] < after[0] for before, after in pairwise(events))
-    starts = [sight.enter for scene in scenes(0, "train", 400) for sight in scene.sights]
+    starts = [sight.enter for scene in long_scenes(0, "train", 400) for sight in scene.sights]
     assert np.histogram(starts, bins=4, range=(0, 1))[0].min() > 0.15 * len(starts), "events come at any time"
 
 
@@ -68,7 +69,7 @@ def right_answer(question: Question) -> str | None:
 
 
 def test_answers_are_true_to_the_scene() -> None:
-    train = questions(0, "train", scenes(0, "train", 1200))
+    train = long_questions(0, "train", long_scenes(0, "train", 1200))
     checked = [question for question in train if right_answer(question) is not None]
     assert len({question.form for question in checked}) == 9
     for question in checked:
@@ -81,11 +82,11 @@ def test_answers_are_true_to_the_scene() -> None:
 
 def looks(chunks: int) -> np.ndarray:
     """Seconds of the frames that are seen whole: the first of each chunk."""
-    return sample_times((0, SECONDS), 8 * chunks)[::8]
+    return sample_times((0, LONG_SECONDS), 8 * chunks)[::8]
 
 
 def test_few_chunks_pass_over_most_sights_and_many_chunks_over_none() -> None:
-    sights = [(sight.enter * SECONDS, sight.leave * SECONDS) for scene in scenes(0, "test", 400) for sight in scene.sights]
+    sights = [(sight.enter * LONG_SECONDS, sight.leave * LONG_SECONDS) for scene in long_scenes(0, "test", 400) for sight in scene.sights]
 
     def share_seen(chunks: int) -> float:
         return float(np.mean([((start <= looks(chunks)) & (looks(chunks) < end)).any() for start, end in sights]))
@@ -99,7 +100,7 @@ def changed_tokens(scene: Scene, chunks: int, tube: int) -> int:
     """How many tokens of one tube kind are not what they are without any sight."""
     clip = geometry(chunks)
     empty = replace(scene, sights=tuple(replace(sight, enter=2.0, leave=2.0) for sight in scene.sights))
-    times = sample_times((0, SECONDS), clip.frames)
+    times = sample_times((0, LONG_SECONDS), clip.frames)
     tokens = []
     for one in (scene, empty):
         frames = draw(one)[(times * one.frames_per_second).astype(int)][:, ::2, ::2]
@@ -108,9 +109,9 @@ def changed_tokens(scene: Scene, chunks: int, tube: int) -> int:
 
 
 def test_the_tubes_that_cover_the_picture_look_when_the_test_above_says() -> None:
-    scene = next(scene for scene in scenes(0, "test", 400) if len(scene.sights) == 1)
+    scene = next(scene for scene in long_scenes(0, "test", 400) if len(scene.sights) == 1)
     between = looks(16)[5] + 0.3
-    unseen = replace(scene, sights=(replace(scene.sights[0], enter=between / SECONDS, leave=(between + 2) / SECONDS),))
+    unseen = replace(scene, sights=(replace(scene.sights[0], enter=between / LONG_SECONDS, leave=(between + 2) / LONG_SECONDS),))
     whole_frame = len(geometry(16).tubes) - 1
     assert geometry(16).tubes[whole_frame].kernel == (1, 16, 16)
     assert changed_tokens(unseen, 4, whole_frame) == 0
@@ -119,10 +120,10 @@ def test_the_tubes_that_cover_the_picture_look_when_the_test_above_says() -> Non
 
 
 def test_the_track_plays_when_the_scene_says_and_is_never_digital_silence() -> None:
-    scene = scenes(0, "train", 2)[1]
+    scene = long_scenes(0, "train", 2)[1]
     assert scene.family == "many"
     track = play(scene)
-    assert len(track) == SECONDS * SAMPLE_RATE_HZ
+    assert len(track) == LONG_SECONDS * SAMPLE_RATE_HZ
     playing = np.zeros(len(track), bool)
     for sound in scene.sounds:
         first, last = round(sound.start * len(track)), round(sound.end * len(track))
@@ -132,7 +133,7 @@ def test_the_track_plays_when_the_scene_says_and_is_never_digital_silence() -> N
 
 
 def test_the_file_has_a_frame_for_each_that_64_chunks_ask_for() -> None:
-    assert min(FRAME_RATES) * SECONDS >= geometry(64).frames
+    assert min(LONG_FRAME_RATES) * LONG_SECONDS >= geometry(64).frames
 
 
 def test_the_recipe_goes_on_from_one_of_the_short_world() -> None:

@@ -255,7 +255,7 @@ def test_what_differs_from_the_runs_own_evaluation_goes_to_a_folder_of_its_own(w
         (world, Options(checkpoint=str(tmp_path / "other"), report=False), f"test-other-{other.name}"),
         (replace(world, eval=beams), Options(report=False), "test-beam-beams-3"),
         (replace(world, eval=replace(world.eval, max_tokens=2)), Options(limit=1, report=False), "test-max-tokens-2-limit-1"),
-        (replace(world, data=replace(world.data, audio=False)), Options(limit=1, report=False), "test-without-sound-limit-1"),
+        (replace(world, data=replace(world.data, audio=False)), Options(limit=1, report=False), "test-without-audio-limit-1"),
         (
             replace(world, data=replace(world.data, task="caption", shards=str(tmp_path / "captions"))), Options(report=False),
             f"test-caption-{tmp_path.name}-captions",

@@ -30,7 +30,8 @@ from mirasol_cli.inference.chat import HELP, Chat
 from mirasol_cli.inference.command import ask
 from mirasol_cli.inference.session import Model, load
 from mirasol_cli.media import decode_pool
-from mirasol_cli.media.clip import read_samples
+from mirasol_cli.media.clip import clip_samples
+from mirasol_cli.media.decode import decode_clips
 from mirasol_cli.media.probe import probe
 from mirasol_cli.media.sampling import ClipRequest
 from tests.evaluation.tiny import tiny_config, tiny_model, tiny_recipe, tiny_vocabulary, write_tiny_checkpoint
@@ -77,7 +78,10 @@ class HerePool:
         while self.waiting:
             job, path, requests = self.waiting.pop(0)
             try:
-                yield job, [probe(path)] if requests is None else list(read_samples(path, requests, self.geometry))
+                if requests is None:
+                    yield job, [probe(path)]
+                else:
+                    yield job, list(clip_samples(decode_clips(path, requests, self.geometry), self.geometry))
             except MediaError as error:
                 yield job, [error]
 
@@ -275,7 +279,7 @@ def test_a_long_video_goes_through_in_pieces_that_equal_all_at_once(tmp_path):
     double = replace(SMALL, frames=16, chunks=4)
     twice = Answerer(tiny_model(geometry=double, combiner="ttm"), tiny_vocabulary(), EvalRecipe(max_tokens=6))
     twice.model.latent.transformer.window = 2
-    (sample,) = read_samples(video, [ClipRequest()], double)
+    (sample,) = clip_samples(decode_clips(video, [ClipRequest()], double), double)
     media = media_batch([sample], double)
     encoded = twice.model.encode(media)
     last_two = replace(encoded, latents_BTMD=encoded.latents_BTMD[:, 2:])
@@ -386,7 +390,7 @@ def test_a_clip_hardly_longer_than_those_of_training_is_looked_at_whole(tmp_path
 def test_a_video_without_ttm_says_how_thinly_it_was_sampled_from_twice_the_usual_length_on(tmp_path):
     video, model = render(tmp_path / "long.mp4", 2.0), model_of()
     (warning,) = model.open(video).warnings
-    assert warning == "only 8 frames were looked at, one every 0.25 s; name a part of it with --start and --end for more detail"
+    assert warning == "only 8 frames were sampled, one every 0.25 s; name a part of it with --start and --end for more detail"
     model.usual_clip_s = 0.9  # of its training clips
     (warning,) = model.open(video, 0.0).warnings
     assert "one every 0.25 s, and the model was trained on clips of up to 0.9 s; name" in warning

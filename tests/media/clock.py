@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from tests.media.made_clips import write_audio
+
 FPS = 25
 BEEP_AT_S, BEEP_S = 0.25, 0.04  # beep k starts at k + 0.25 s
 RATE = 48000
@@ -135,7 +137,7 @@ def write_clock(path: Path, clock: Clock) -> Path:
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
-            _write_audio(container, audio, beeps(clock.seconds), clock.start_s)
+            write_audio(container, audio, beeps(clock.seconds), RATE, clock.start_s)
     return path
 
 
@@ -169,15 +171,3 @@ def _stored(image: np.ndarray, store, pixel_aspect: Fraction) -> np.ndarray:
     elif pixel_aspect < 1:
         image = image[:: int(1 / pixel_aspect)]
     return np.ascontiguousarray(image)
-
-
-def _write_audio(container, audio, waveform: np.ndarray, start_s: float) -> None:
-    codec = audio.codec_context
-    resampler = av.AudioResampler(format=codec.format, layout="mono", rate=RATE)
-    step = codec.frame_size or 1024
-    for first in range(0, len(waveform), step):
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None, first : first + step]), format="fltp", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), first + round(start_s * RATE)
-        for piece in resampler.resample(frame):
-            container.mux(audio.encode(piece))
-    container.mux(audio.encode(None))

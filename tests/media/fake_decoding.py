@@ -39,7 +39,7 @@ class FakeInfo:
 
 
 class FakePool:
-    """Same face as `media.workers.DecodePool`. A file holds `<seconds>`, `<seconds> lacks <frames>` or `bad <reason>`.
+    """Same face as `media.decode_pool.DecodePool`. A file holds `<seconds>`, `<seconds> lacks <frames>` or `bad <reason>`.
 
     `submitted` counts what was asked for.
     """

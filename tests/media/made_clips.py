@@ -87,11 +87,12 @@ def write_clip(
                 container.mux(video.encode(frame))
             container.mux(video.encode(None))
         if audio is not None:
-            _write_audio(container, audio_stream, audio, audio_rate, audio_start_s)
+            write_audio(container, audio_stream, audio, audio_rate, audio_start_s)
     return path
 
 
-def _write_audio(container, audio_stream, audio: np.ndarray, rate: int, start_s: float) -> None:
+def write_audio(container, audio_stream, audio: np.ndarray, rate: int, start_s: float) -> None:
+    """Encode float32 [samples] as a mono track that begins at `start_s`."""
     resampler = av.AudioResampler(format=audio_stream.codec_context.format, layout="mono", rate=rate)
     step = audio_stream.codec_context.frame_size or 1024
     for first in range(0, len(audio), step):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mirasol_cli.batches.collate import media_batch
-from mirasol_cli.media.clip import read_samples
+from mirasol_cli.media.clip import clip_samples
+from mirasol_cli.media.decode import decode_clips
 from mirasol_cli.media.sampling import ClipRequest
 from tests.media.made_clips import regular, write_clip
 from tests.small_model import KINDS, geometry, model
@@ -18,7 +19,7 @@ CHUNKS = 5  # not a square, not a power of two: a chunk and its place cannot be 
 
 
 def latents_of(path: Path, kind: str) -> Tensor:
-    (sample,) = read_samples(path, [ClipRequest()], geometry(CHUNKS))
+    (sample,) = clip_samples(decode_clips(path, [ClipRequest()], geometry(CHUNKS)), geometry(CHUNKS))
     assert isinstance(sample, dict)
     with torch.no_grad():
         return model(kind, CHUNKS).encode(media_batch([sample], geometry(CHUNKS))).latents_BTMD[0]

@@ -109,7 +109,7 @@ def test_sound_alone_needs_its_option(world: World) -> None:
     world.manifest.write_text(world.manifest.read_text().replace(".mp4", ""))
     with pytest.raises(DataError, match="none of the 13 videos") as caught:
         world.prepare()
-    assert "11 files of sound alone lie there: --allow-audio-only takes them" in (caught.value.hint or "")
+    assert "11 audio files without video were found: --allow-audio-only takes them" in (caught.value.hint or "")
     assert world.prepare(allow_audio_only=True, max_failed=30)["splits"]["train"]["kept"] == 7
 
 
@@ -138,7 +138,7 @@ def test_disk_full_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(EnvironmentProblem, match="no space left") as caught:
         world.prepare(max_failed=20)
     assert caught.value.exit_code == 5
-    assert "shards are finished and stay" in (caught.value.hint or "")
+    assert "shards are finished and kept" in (caught.value.hint or "")
     assert str(world.out) in caught.value.message
     monkeypatch.setattr(files.os, "fsync", real)
     finished = len(list(world.out.rglob("shard-*.json")))

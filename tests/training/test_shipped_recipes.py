@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from mirasol_cli.checkpoints import load, runs
 from mirasol_cli.config.paths import default_shards, shipped_recipes, source_shards
@@ -34,7 +33,8 @@ SHRUNK = (
     "model.combiner.num_outputs=2", "model.combiner.memory_tokens=4",
     "model.latent.width=24", "model.latent.layers=1", "model.latent.heads=2", "model.latent.mlp_dim=32",
     "model.reconstruction.width=12", "model.reconstruction.layers=1", "model.reconstruction.heads=2", "model.reconstruction.mlp_dim=16",
-    "model.text.width=24", "model.text.layers=2", "model.text.heads=2", "model.text.kv_heads=2", "model.text.mlp_dim=32", "model.text.cross_attention_every=2",
+    "model.text.width=24", "model.text.layers=2", "model.text.heads=2", "model.text.kv_heads=2", "model.text.mlp_dim=32",
+    "model.text.cross_attention_every=2",
     "init.vocab_size=400", "train.global_batch_size=4", "train.steps=1", "train.warmup_steps=0",
 )  # fmt: skip
 

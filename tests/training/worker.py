@@ -4,6 +4,7 @@ The environment says rank and world size, as torchrun would.
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -26,4 +27,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup, which is inherited
     sys.exit(main(sys.argv[1:]))

@@ -101,10 +101,10 @@ def _page(results: dict[str, Any], rows: Sequence[dict], visible: Sequence[dict]
         by_clip[row["clip"]].append(
             {**row, "kind": protocol.type_of(row), "verdict": verdict, "gold": " / ".join(gold_answers(row, protocol))}
         )
-    no_video: dict[str, Any] = {"strip": [], "audio": None, "note": ""}
+    nothing: dict[str, Any] = {"strip": [], "audio": None, "note": ""}
     text = _environment.get_template("report.html").render(
         results=results,
-        clips=[{"number": clip, "rows": group, **clips.get(clip, no_video)} for clip, group in by_clip.items()],
+        clips=[{"number": clip, "rows": group, **clips.get(clip, nothing)} for clip, group in by_clip.items()],
         types=sorted({entry["kind"] for group in by_clip.values() for entry in group}),
         shown=len(visible),
         bars=_drawing(plots.bars(parts[:40])) if len(parts) > 1 else None,

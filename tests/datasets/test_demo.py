@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mirasol_cli.datasets import demo, rendered
+from mirasol_cli.datasets import demo
+from mirasol_cli.datasets.demo import PlannedVideos
 from mirasol_cli.datasets.example import Candidate
-from mirasol_cli.datasets.rendered import PlannedVideos
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.demo.world import Scene
 
@@ -33,8 +33,8 @@ def seen_by_painters(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
         if not videos.is_dir():
             raise FileNotFoundError(videos)
 
-    monkeypatch.setattr(rendered, "ProcessPoolExecutor", lambda workers, _context, **_: ThreadPoolExecutor(workers))
-    monkeypatch.setattr(rendered, "_render_one", paint)
+    monkeypatch.setattr(demo, "ProcessPoolExecutor", lambda workers, _context, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(demo, "_render_one", paint)
     return seen
 
 
@@ -43,11 +43,11 @@ def test_painters_have_one_thread_each_and_the_environment_is_put_back(
 ) -> None:
     scenes = demo.WORLD.scenes(0, "train", 2)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    rendered._render_all(scenes, tmp_path, 1, None)
+    demo._render_all(scenes, tmp_path, 1, None)
     assert seen_by_painters == ["1", "1"]
     assert "OMP_NUM_THREADS" not in os.environ
     with pytest.raises(FileNotFoundError):
-        rendered._render_all(scenes, tmp_path / "nowhere", 1, None)
+        demo._render_all(scenes, tmp_path / "nowhere", 1, None)
     assert "OMP_NUM_THREADS" not in os.environ
 
 
@@ -55,6 +55,6 @@ def test_painters_keep_the_number_of_threads_that_the_caller_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_by_painters: list[str | None]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    rendered._render_all(demo.WORLD.scenes(0, "train", 1), tmp_path, 1, None)
+    demo._render_all(demo.WORLD.scenes(0, "train", 1), tmp_path, 1, None)
     assert seen_by_painters == ["3"]
     assert os.environ["OMP_NUM_THREADS"] == "3"
