@@ -413,7 +413,7 @@ def test_what_share_of_the_split_is_at_hand_is_said(tmp_path):
 
 def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     results = evaluate(world, Options(controls=("all",), report=False))
-    names = {"no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media"}
+    names = {"no-audio", "no-video", "text-only", "shuffle-chunks", "swap-media", "own-chunk", "last-chunk"}
     assert results["controls"].keys() == names | {"none"}
     for name in names:
         own = json.loads((run_folder(world) / name / "results.json").read_text())
@@ -427,9 +427,11 @@ def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     assert results["controls"]["none"]["by_type"] == pytest.approx(types)
     table = metrics_table(results).splitlines()
     assert max(map(len, table)) <= 80
-    head, figures = table[-len(types) - 2 : -len(types)], table[-len(types) :]
-    assert head[0].split()[2:] == ["no-", "no-", "text-", "shuffle-", "swap-"]
-    assert head[1].split() == ["all", "audio", "video", "only", "chunks", "media"]
+    first, second = (number for number, line in enumerate(table) if line.split()[:2] == ["exact", "match"])
+    assert table[first].split()[2:] == ["no-", "no-", "text-", "shuffle-", "swap-"]
+    assert table[first + 1].split() == ["all", "audio", "video", "only", "chunks", "media"]
+    assert (table[second].split()[2:], table[second + 1].split()) == (["own-", "last-"], ["chunk", "chunk"])
+    figures = table[first + 2 : first + 2 + len(types)]
     assert {line.split()[0]: float(line.split()[1]) for line in figures} == pytest.approx(types, abs=1e-4)
     # with neither sound nor picture, all clips look alike: the same question gets the same answer
     blind = [row for row in read_jsonl(run_folder(world) / "text-only" / "predictions.jsonl") if not row.get("missing")]
@@ -441,6 +443,11 @@ def test_every_control_has_its_folder_and_one_line_of_the_table(world):
             assert row["shown"] != row["clip"]
             if row["question"] == "what is it":
                 assert row["prediction"] == plain[row["shown"], row["question"]]
+
+
+def test_a_control_of_what_the_model_lacks_is_refused(world):
+    with pytest.raises(UsageError, match=r"no-memory: the Combiner 'transformer' .* carries nothing"):
+        evaluate(world, Options(controls=("no-memory",)))
 
 
 def test_follows_media_counts_answers_of_the_clip_that_was_shown():
