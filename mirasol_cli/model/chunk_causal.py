@@ -19,8 +19,9 @@ from mirasol_cli.model.layers import Block, join_heads, norm, rotary_table, rota
 KeyValue = tuple[Tensor, Tensor]  # each [B, heads, C, N, D / heads]
 
 BLOCK_TOKENS = 256
-"""Queries that share one attention call. Measured on CPU, forward and backward, 8 or 32 tokens a chunk: one call per chunk
-pays for its many small slices, one dense masked call for twice the products; at 2,048 tokens 256 takes about 0.6 of either."""
+"""Queries that share one attention call on a CPU. Measured, forward and backward, 8 or 32 tokens a chunk: one call per chunk
+pays for its many small slices, one dense masked call for twice the products; at 2,048 tokens 256 takes about 0.6 of either.
+Elsewhere each chunk has its own call, which needs no mask, so that the fast kernels run."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Spans:
 
     def blocks(self, queries: int) -> list[QueryBlock]:
         """Blocks of about BLOCK_TOKENS queries, for L = `queries` tokens per query chunk."""
-        size = max(1, BLOCK_TOKENS // queries)
+        size = max(1, BLOCK_TOKENS // queries) if self.device.type == "cpu" else 1
         starts = range(0, self.chunks, size)
         return [self._block(start, min(start + size, self.chunks), queries) for start in starts]
 
