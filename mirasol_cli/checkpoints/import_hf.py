@@ -17,13 +17,17 @@ from torch.nn import functional as F
 
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.safetensors_folder import SafetensorsFolder
+from mirasol_cli.config.families import TEXT_FAMILIES, text_problems, text_sizes
 from mirasol_cli.errors import CheckpointError
+from mirasol_cli.fields import to_plain
 from mirasol_cli.geometry import Tube
+from mirasol_cli.model.config import RopeScalingConfig
 from mirasol_cli.model.mirasol import Mirasol
 
 # What the pixels and the spectrogram of our tokens are normalised with (`TubeTokens`, the `ast` front end).
 OUR_PIXELS = (0.5, 0.5)
 OUR_AST = (-4.2677393, 4.5689974)
+PROMPT_MARKS = 16  # tokens of a text that the recipe's limits do not count
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -124,7 +128,7 @@ def load_audio_encoder(model: Mirasol, folder: Path) -> LoadReport:
 
 
 def load_text_decoder(model: Mirasol, folder: Path) -> LoadReport:
-    """A Llama-format language model (Llama 1 and 2, TinyLlama, OpenLLaMA) into the text decoder.
+    """A language model of the Llama layout (Llama 1 to 3, Mistral, SmolLM, Qwen 2 and 3) into the text decoder.
 
     The gates of the cross-attention are closed, so that training starts from exactly that language model. An embedding
     with more rows than the vocabulary has pieces (padding of the source) is cut; one with fewer is refused.
@@ -133,8 +137,8 @@ def load_text_decoder(model: Mirasol, folder: Path) -> LoadReport:
         CheckpointError: another architecture, sizes that differ from the recipe's, or damaged files.
     """
     source = SafetensorsFolder(folder)
-    _check_type(source, "a Llama-format model", ("llama",))
-    _check_llama(source, model)
+    _check_type(source, "a text model", tuple(TEXT_FAMILIES))
+    _check_text(source, model)
     prefix = _prefix(source, "embed_tokens.weight")
     plan = _Plan(model, source, ("text.",))
     for name in plan.ours:
@@ -312,35 +316,19 @@ def _check_trunk(source: SafetensorsFolder, model: Mirasol) -> None:
     )
 
 
-def _check_llama(source: SafetensorsFolder, model: Mirasol) -> None:
-    ours, theirs = model.config.text, source.config
-    # Newer files have rope_parameters, older ones rope_theta and rope_scaling.
-    rotary, scaling = (value if isinstance(value, dict) else {} for value in (theirs.get("rope_parameters"), theirs.get("rope_scaling")))
-    heads = theirs.get("num_attention_heads")
-    pieces, rows = model.vocab_size, theirs.get("vocab_size")
-    _check_equal(
-        source,
-        {
-            "model.text.width": (ours.width, theirs.get("hidden_size")),
-            "model.text.layers": (ours.layers, theirs.get("num_hidden_layers")),
-            "model.text.heads": (ours.heads, heads),
-            "model.text.kv_heads": (ours.kv_heads, theirs.get("num_key_value_heads") or heads),
-            "model.text.mlp_dim": (ours.mlp_dim, theirs.get("intermediate_size")),
-            "model.text.norm_eps": (ours.norm_eps, theirs.get("rms_norm_eps", 1e-6)),
-            "model.text.rope_theta": (ours.rope_theta, float(rotary.get("rope_theta") or theirs.get("rope_theta") or 10000.0)),
-            "width of a head": (ours.width // ours.heads, theirs.get("head_dim") or ours.width // ours.heads),
-            "the activation": ("silu", theirs.get("hidden_act", "silu")),
-            "bias of the attention": (False, bool(theirs.get("attention_bias", False))),
-            "bias of the MLP": (False, bool(theirs.get("mlp_bias", False))),
-            "rotary scaling": ("default", rotary.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"),
-            "the vocabulary": (pieces, pieces if isinstance(rows, int) and rows >= pieces else rows),
-        },
-    )
-    if ours.tie_embeddings and not theirs.get("tie_word_embeddings", False):
-        raise CheckpointError(
-            f"'{source.folder}' has an output layer of its own, but model.text.tie_embeddings is true",
-            "set model.text.tie_embeddings: false",
-        )
+def _check_text(source: SafetensorsFolder, model: Mirasol) -> None:
+    text = model.config.text
+    problems = text_problems(source.config, text.max_context + text.max_question + text.max_answer + PROMPT_MARKS)
+    if problems:
+        raise CheckpointError(f"'{source.folder}' has what the text decoder has no option for: {'; '.join(problems)}", "use another model")
+    ours, theirs = to_plain(text), text_sizes(source.config)
+    if theirs["tie_embeddings"]:
+        theirs["tie_embeddings"] = ours["tie_embeddings"]  # both ways: an output layer of its own starts as the embedding
+    theirs["head_dim"], ours["head_dim"] = theirs["head_dim"] or text.width // text.heads, text.head_width
+    theirs.setdefault("rope_scaling", to_plain(RopeScalingConfig()))
+    pieces, rows = model.vocab_size, source.config.get("vocab_size")
+    pairs = {f"model.text.{key}": (ours[key], value) for key, value in theirs.items()}
+    _check_equal(source, pairs | {"the vocabulary": (pieces, pieces if isinstance(rows, int) and rows >= pieces else rows)})
 
 
 def _by(sizes: tuple[int, ...] | torch.Size) -> str:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from mirasol_cli.config.families import sizes_of
 from mirasol_cli.config.paths import find_recipe, shipped_recipes
 from mirasol_cli.config.renamed import RENAMED
 from mirasol_cli.config.schema import SCHEMA, Recipe
@@ -100,7 +101,7 @@ def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = ()) -> 
     reader.check_schema(tree)
     for override in overrides:
         tree = reader.override(tree, override)
-    tree = _with_preset(tree)
+    tree = _with_preset(_with_sizes(tree))
     recipe = reader.section(Recipe, tree, "")
     if reader.problems or recipe is None:
         raise RecipeError(list(dict.fromkeys(reader.problems)))
@@ -119,6 +120,24 @@ def _with_preset(tree: Value) -> Value:
         return tree
     preset = from_plain({"model": PRESETS[name]}, f"preset {name}")
     return lay_over(preset, tree)
+
+
+PARTS = {"text_decoder": "text"}
+"""Key of `init` -> the section of `model` whose sizes its folder gives."""
+
+
+def _with_sizes(tree: Value) -> Value:
+    """The tree with the sizes of the model folders that `init` names laid below its `model` section, and so above the preset."""
+    init = tree.get("init")
+    if init is None or not isinstance(init.content, dict):
+        return tree
+    for key, section in PARTS.items():
+        named = init.get(key)
+        folder = named.content if named is not None else None
+        sizes = sizes_of(Path(folder), section) if isinstance(folder, str) else None
+        if sizes is not None and not isinstance(getattr(tree.get("model"), "content", {}), str):
+            tree = lay_over(from_plain({"model": {section: sizes}}, f"'{folder}/config.json'"), tree)
+    return tree
 
 
 class _Reader:

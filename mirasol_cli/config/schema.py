@@ -61,7 +61,7 @@ class InitRecipe:
     checkpoint: str | None = checked_field(None, "a mirasol checkpoint or run folder: all parts that fit")
     video_encoder: str | None = checked_field(None, "ViT or DeiT folder (safetensors): patch kernel inflated into tubes")
     audio_encoder: str | None = checked_field(None, "AST folder (safetensors); needs clip.audio.frontend: ast")
-    text_decoder: str | None = checked_field(None, "Llama-format folder (safetensors, tokenizer.model)")
+    text_decoder: str | None = checked_field(None, "folder of a Llama, Mistral, SmolLM or Qwen model (safetensors, tokenizer.model)")
     tokenizer: str | None = checked_field(None, "SentencePiece model file; null: the checkpoint's, else trained on the train texts")
     vocab_size: int = checked_field(8000, "largest size of a vocabulary trained here", minimum=300)
 

@@ -89,6 +89,21 @@ class ReconstructionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScalingConfig:
+    """Llama 3's stretch of the rotary frequencies: slow ones turn `factor` times slower, fast ones as before, those between by a share."""
+
+    factor: float = checked_field(1.0, "1 = none", minimum=1)
+    low_freq_factor: float = checked_field(1.0, "turns within the original length below which a frequency is stretched in full", above=0)
+    high_freq_factor: float = checked_field(4.0, "turns within the original length above which it is left alone", above=0)
+    original_max_positions: int = checked_field(8192, "length that the model was trained with first", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise FieldError("high_freq_factor", f"{self.high_freq_factor} is not above low_freq_factor {self.low_freq_factor}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """The text decoder, in the layout of Llama-format checkpoints, with cross-attention every k-th layer."""
 
@@ -96,9 +111,13 @@ class TextConfig:
     layers: int = checked_field(12, minimum=1)
     heads: int = checked_field(16, minimum=1)
     kv_heads: int = checked_field(16, "grouped-query attention: key/value heads", minimum=1)
+    head_dim: int | None = checked_field(None, "width of a head; null: width / heads (Qwen 3 has its own)", minimum=2)
     mlp_dim: int = checked_field(2816, minimum=1)
     cross_attention_every: int = checked_field(2, "cross-attention after every k-th layer", minimum=1)
+    qkv_bias: bool = checked_field(False, "biases on queries, keys and values (Qwen 2)")
+    qk_norm: bool = checked_field(False, "norms on the queries and keys of every head (Qwen 3)")
     rope_theta: float = checked_field(10000.0, above=0)
+    rope_scaling: RopeScalingConfig = checked_field(factory=RopeScalingConfig, help="stretched rotary positions (Llama 3)")
     norm_eps: float = checked_field(1e-5, above=0)
     tie_embeddings: bool = checked_field(True, "output layer shares the embedding's weights")
     dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
@@ -111,15 +130,25 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _divides(self.width, self.heads)
+        if self.head_dim is None:
+            _divides(self.width, self.heads)
         if self.heads % self.kv_heads:
             raise FieldError("kv_heads", f"{self.heads} heads are not divisible by {self.kv_heads}")
-        if (self.width // self.heads) % 2:
-            raise FieldError("heads", f"width {self.width} / {self.heads} heads is odd; rotary positions need an even head width")
+        if self.head_width % 2:
+            key, what = ("heads", f"width {self.width} / {self.heads} heads") if self.head_dim is None else ("head_dim", f"{self.head_dim}")
+            raise FieldError(key, f"{what} is odd; rotary positions need an even head width")
         if self.cross_attention_every > self.layers:
             raise FieldError(
                 "cross_attention_every", f"{self.cross_attention_every} is above {self.layers} layers; the text would never see the media"
             )
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+    @staticmethod
+    def from_plain(plain: dict) -> TextConfig:
+        return TextConfig(**plain | {"rope_scaling": RopeScalingConfig(**plain.get("rope_scaling", {}))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +177,7 @@ class ModelConfig:
             combiner=CombinerConfig(**plain["combiner"]),
             latent=LatentConfig(**plain["latent"]),
             reconstruction=ReconstructionConfig(**plain["reconstruction"]),
-            text=TextConfig(**plain["text"]),
+            text=TextConfig.from_plain(plain["text"]),
         )
 
 

@@ -14,9 +14,13 @@ block of a Combiner asks from M tokens only, while it looks at all N.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mirasol_cli.model.config import RopeScalingConfig
 
 NORM_EPS = 1e-6  # ViT's, not torch's 1e-5
 BRANCH_INIT_SCALE = 0.1
@@ -155,9 +159,13 @@ def sine_cosine(coordinates: Tensor, width: int) -> Tensor:
     return F.pad(table, (0, width - table.shape[1])).float()
 
 
-def rotary_table(positions: Tensor, width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rotary_table(positions: Tensor, width: int, theta: float = 10000.0, scaling: RopeScalingConfig | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines [..., width / 2] (float32) of rotary positions [...]; `width` is that of one head."""
     omega = theta ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
+    if scaling is not None and scaling.factor > 1:
+        turns = omega * (scaling.original_max_positions / (2 * math.pi))
+        kept = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+        omega = omega * (kept + (1 - kept) / scaling.factor)
     angles = positions.float()[..., None] * omega
     return angles.cos(), angles.sin()
 

@@ -283,7 +283,7 @@ def test_a_tied_llama(hf: Any, tmp_path: Path) -> None:
 
 def test_an_output_layer_of_its_own_cannot_be_tied(hf: Any, tmp_path: Path) -> None:
     save_llama(hf, tmp_path)
-    with pytest.raises(CheckpointError, match="has an output layer of its own"):
+    with pytest.raises(CheckpointError, match="tie_embeddings is True, the source has False"):
         load_text_decoder(build(replace(CONFIG, text=replace(CONFIG.text, tie_embeddings=True))), tmp_path)
 
 
@@ -305,13 +305,7 @@ def test_padding_rows_of_the_embedding_are_cut_with_a_report_and_too_few_refused
         ({"num_hidden_layers": 2}, "model.text.layers is 4, the source has 2"),
         ({"rope_theta": 20000.0}, "model.text.rope_theta is 10000.0, the source has 20000.0"),
         ({"rms_norm_eps": 1e-6}, "model.text.norm_eps is 1e-05, the source has 1e-06"),
-        ({"attention_bias": True}, "bias of the attention is False, the source has True"),
-        ({"head_dim": 16}, "width of a head is 8, the source has 16"),
-        ({"hidden_act": "gelu"}, "the activation is silu, the source has gelu"),
-        (
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
-            "rotary scaling is default, the source has linear",
-        ),
+        ({"head_dim": 16}, "model.text.head_dim is 8, the source has 16"),
     ],
 )
 def test_a_llama_of_another_kind_is_refused_with_both_values(hf: Any, tmp_path: Path, option: dict, words: str) -> None:
@@ -347,7 +341,7 @@ Loader = Callable[[Mirasol, Path], Any]
     [
         (load_video_encoder, save_llama, "is a model of type 'llama', but a ViT or DeiT"),
         (load_audio_encoder, save_vit, "is a model of type 'vit', but an AST"),
-        (load_text_decoder, save_ast, "is a model of type 'audio-spectrogram-transformer', but a Llama"),
+        (load_text_decoder, save_ast, "is a model of type 'audio-spectrogram-transformer', but a text model"),
     ],
 )
 def test_a_wrong_architecture_is_refused_with_both_names(hf: Any, tmp_path: Path, loader: Loader, saver: Callable, words: str) -> None:
