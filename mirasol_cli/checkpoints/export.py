@@ -29,7 +29,7 @@ def export(source: Path, out: Path) -> None:
         raise UsageError(f"'{out}' is not empty", "give a new folder")
     loaded = load_model(resolve_checkpoint(source))
     tensors = {name: tensor.detach().to(torch.float16) for name, tensor in model_tensors(loaded.model).items()}
-    kept = {name: (loaded.path / name).read_bytes() for name in ("config.json", "recipe.yaml", "tokenizer.model")}
+    kept = {name: (loaded.path / name).read_bytes() for name in ("config.json", "recipe.yaml")} | loaded.vocabulary.files
     files = {**kept, "state.json": (json.dumps({"step": loaded.step}) + "\n").encode()}
     written = write_checkpoint(out.parent / f".{out.name}.export", loaded.step, Contents(files, {"model": tensors}))
     out.mkdir(parents=True, exist_ok=True)

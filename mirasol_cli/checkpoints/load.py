@@ -72,10 +72,11 @@ def load_model(checkpoint: Path) -> LoadedModel:
     from mirasol_cli.config.reader import parse_recipe
     from mirasol_cli.geometry import ClipGeometry
     from mirasol_cli.model.config import ModelConfig
-    from mirasol_cli.text.tokenizer import Vocabulary
+    from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary
 
     manifest = verify(checkpoint, ("model", "ema"))
-    for name in ("config.json", "recipe.yaml", "state.json", "tokenizer.model"):
+    tokenizer = next((name for name in TOKENIZER_FILES if name in manifest["files"]), TOKENIZER_FILES[0])
+    for name in ("config.json", "recipe.yaml", "state.json", tokenizer):
         if name not in manifest["files"]:
             raise CheckpointError(f"'{checkpoint / name}' is missing", "use another checkpoint")
     config = checked_config(checkpoint)
@@ -92,7 +93,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
         raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
     averages = read_tensors(checkpoint, "ema")
     _fill(model, {**weights, **(averages or {})}, str(checkpoint))
-    vocabulary = Vocabulary((checkpoint / "tokenizer.model").read_bytes())
+    vocabulary = Vocabulary.from_file(checkpoint / tokenizer)
     if vocabulary.size != int(config["vocab_size"]):
         raise CheckpointError(
             f"'{checkpoint}': the tokenizer has {vocabulary.size} pieces, the model {config['vocab_size']}", "use another checkpoint"

@@ -44,7 +44,7 @@ from mirasol_cli.runtime.console import tell
 from mirasol_cli.runtime.device import computes_in_bf16
 from mirasol_cli.runtime.distributed import World, gather_full, parallelise, prepare_blocks
 from mirasol_cli.runtime.folder_lock import HeldLock, folder_lock
-from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
+from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary, tokenizer_in, train_vocabulary
 from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
 from mirasol_cli.training.data import TrainingData
 from mirasol_cli.training.display import check_loggers
@@ -52,7 +52,6 @@ from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, loa
 from mirasol_cli.training.resume import check_resumable
 
 STATE_SCHEMA = 2
-TOKENIZER = "tokenizer.model"
 
 
 @dataclass
@@ -229,7 +228,7 @@ def _load(model: Mirasol, checkpoint: Path) -> None:
 def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None, world: World, notes: list[str]) -> Vocabulary:
     """The checkpoint's own; else `init.tokenizer`, `init.checkpoint`'s, `init.text_decoder`'s, else trained on the training texts."""
     if resumed is not None:
-        return Vocabulary.from_file(resumed / TOKENIZER)
+        return Vocabulary.from_file(tokenizer_in(resumed) or resumed / TOKENIZER_FILES[0])
     given = given_tokenizer(recipe)
     if given is not None:
         return Vocabulary.from_file(given)
@@ -242,21 +241,24 @@ def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None,
 
 
 def given_tokenizer(recipe: Recipe) -> Path | None:
-    """The SentencePiece file that the recipe's `init` leads to, or None. Raises DataError if it is named but missing."""
+    """The tokenizer file that the recipe's `init` leads to, or None. Raises DataError if it is named but missing."""
     init = recipe.init
     if init.tokenizer is not None:
-        path, key = Path(init.tokenizer), "init.tokenizer"
+        named, key = Path(init.tokenizer), "init.tokenizer"
     elif init.checkpoint is not None:
-        path, key = resolve_checkpoint(init.checkpoint) / TOKENIZER, "init.checkpoint"
+        named, key = resolve_checkpoint(init.checkpoint), "init.checkpoint"
     elif init.text_decoder is not None:
-        path, key = Path(init.text_decoder) / TOKENIZER, "init.text_decoder"
+        named, key = Path(init.text_decoder), "init.text_decoder"
     else:
         return None
-    if not path.is_file():
-        raise DataError(f"{key}: there is no tokenizer '{path}'", "give a SentencePiece model file with init.tokenizer")
+    path = named if named.is_file() else tokenizer_in(named)
+    if path is None:
+        expected = named if key == "init.tokenizer" and not named.is_dir() else f"{named}/{' or '.join(TOKENIZER_FILES)}"
+        raise DataError(f"{key}: there is no tokenizer '{expected}'", "give a SentencePiece model or a tokenizer.json with init.tokenizer")
     if init.text_decoder is not None and key != "init.text_decoder":
-        theirs = Path(init.text_decoder) / TOKENIZER
-        if theirs.is_file() and theirs.read_bytes() != path.read_bytes():
+        theirs = tokenizer_in(Path(init.text_decoder))
+        known = [file.read_bytes() for name in TOKENIZER_FILES if (file := Path(init.text_decoder) / name).is_file()]
+        if theirs is not None and path.read_bytes() not in known:
             raise UsageError(
                 f"{key} leads to '{path}', which is another vocabulary than the one that init.text_decoder was trained with, '{theirs}'",
                 f"leave {key} out, or the text decoder",
@@ -308,8 +310,8 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
         checked_config(checkpoint)
     tensors = {**(read_tensors(checkpoint, "model") or {}), **(read_tensors(checkpoint, "ema") or {})}
     own = model_tensors(model)
-    theirs = checkpoint / TOKENIZER
-    foreign = PER_PIECE if theirs.is_file() and theirs.read_bytes() != vocabulary.model_bytes else ()
+    theirs = tokenizer_in(checkpoint)
+    foreign = PER_PIECE if theirs is not None and theirs.read_bytes() != vocabulary.model_bytes else ()
     fitting = {name for name in own if name in tensors and tensors[name].shape == own[name].shape and not name.startswith(foreign)}
     learned = {name for name, _ in model.named_parameters()}
     if not fitting & learned:
@@ -378,6 +380,6 @@ def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, b
     return {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
         "recipe.yaml": dump_recipe(run.recipe).encode(),
-        TOKENIZER: run.vocabulary.model_bytes,
+        **run.vocabulary.files,
         "state.json": (json.dumps(state, indent=2) + "\n").encode(),
     }

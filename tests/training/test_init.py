@@ -16,8 +16,10 @@ from torch import Tensor
 from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load as checkpoints_load
 from mirasol_cli.checkpoints import runs
+from mirasol_cli.checkpoints.export import export
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, UsageError
+from mirasol_cli.text.tokenizer import Vocabulary
 from mirasol_cli.training.loop import train
 from tests import synthetic
 
@@ -181,3 +183,22 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
     with pytest.raises(UsageError, match="share"):
         train(shared, stage="finetune", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_decoder_with_a_tokenizer_json_trains_and_its_checkpoint_loads(tmp_path: Path, sources: dict[str, Path]) -> None:
+    from tests.text.test_json_tokenizer import save
+
+    theirs = Vocabulary.from_file(save(tmp_path / "tokens", "llama-3"))
+    decoder = llama(tmp_path / "llama-3", theirs.size + 8)
+    for path in (tmp_path / "tokens").iterdir():
+        path.rename(decoder / path.name)
+    finetuned(tmp_path, {"text_decoder": decoder})
+    loaded = checkpoints_load.load_model(runs.resolve_checkpoint("latest", tmp_path / "run"))
+    assert (loaded.vocabulary.bos, loaded.vocabulary.eos, loaded.vocabulary.size) == (theirs.bos, theirs.eos, theirs.size)
+    assert loaded.vocabulary.encode("déjà vu 3141") == theirs.encode("déjà vu 3141")
+    assert loaded.model.text.embed_tokens.num_embeddings == theirs.size
+    (decoder / "tokenizer.json").rename(tmp_path / "gone.json")
+    again = recipe(tmp_path, {"text_decoder": decoder}, "train.steps=3", "train.lr=1e-12", "train.weight_decay=0")
+    train(again, stage="finetune", device="cpu", resume=True)
+    export(tmp_path / "run", tmp_path / "exported")
+    assert checkpoints_load.load_model(tmp_path / "exported").vocabulary.encode("vu") == theirs.encode("vu")
