@@ -108,13 +108,13 @@ def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, l
     import torch
 
     from mirasol_cli.model.mirasol import Mirasol
+    from mirasol_cli.model.tokens import TubeTokens, build_audio_tokens
 
     with torch.device("meta"):
         model = Mirasol(config, geometry, vocab_size, losses)
-    for name in ("video_tokens", "audio_tokens"):  # small, and with tables of positions that no checkpoint holds
-        part = getattr(model, name)
-        tokens = type(part)(geometry if name == "video_tokens" else geometry.audio, config.encoder.width)
-        setattr(model, name, tokens)
+    # Small, and with tables of positions that no checkpoint holds.
+    model.video_tokens = TubeTokens(geometry, config.video_trunk.width)
+    model.audio_tokens = build_audio_tokens(geometry.audio, config.audio_trunk.width)
     return model
 
 

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from mirasol_cli.config.families import sizes_of
+from mirasol_cli.config.families import recipe_keys
 from mirasol_cli.config.paths import find_recipe, shipped_recipes
 from mirasol_cli.config.renamed import RENAMED
 from mirasol_cli.config.schema import SCHEMA, Recipe
@@ -101,7 +101,7 @@ def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = ()) -> 
     reader.check_schema(tree)
     for override in overrides:
         tree = reader.override(tree, override)
-    tree = _with_preset(_with_sizes(tree))
+    tree = _with_trunks(_with_preset(_with_sizes(tree)))
     recipe = reader.section(Recipe, tree, "")
     if reader.problems or recipe is None:
         raise RecipeError(list(dict.fromkeys(reader.problems)))
@@ -122,21 +122,43 @@ def _with_preset(tree: Value) -> Value:
     return lay_over(preset, tree)
 
 
-PARTS = {"text_decoder": "text"}
-"""Key of `init` -> the section of `model` whose sizes its folder gives."""
+FOLDERS = ("video_encoder", "audio_encoder", "text_decoder")
+"""Keys of `init` that name model folders."""
 
 
 def _with_sizes(tree: Value) -> Value:
-    """The tree with the sizes of the model folders that `init` names laid below its `model` section, and so above the preset."""
-    init = tree.get("init")
+    """The tree with what the model folders that `init` names say of sizes laid below it, and so above the preset."""
+    init, encoder = tree.get("init"), _inner(tree, "model", "encoder")
     if init is None or not isinstance(init.content, dict):
         return tree
-    for key, section in PARTS.items():
-        named = init.get(key)
-        folder = named.content if named is not None else None
-        sizes = sizes_of(Path(folder), section) if isinstance(folder, str) else None
-        if sizes is not None and not isinstance(getattr(tree.get("model"), "content", {}), str):
-            tree = lay_over(from_plain({"model": {section: sizes}}, f"'{folder}/config.json'"), tree)
+    named = {key: value.content for key in FOLDERS if (value := init.get(key)) is not None and isinstance(value.content, str)}
+    share = _inner(encoder, "share")
+    shares = share.content if share is not None and isinstance(share.content, bool) else None
+    if any(_inner(tree, "model", key) is not None for key in ("video_encoder", "audio_encoder")):
+        shares = False  # one of them has sizes of its own
+    for folder, keys in recipe_keys(named, share=shares):
+        tree = lay_over(from_plain(keys, f"'{folder}/config.json'"), tree)
+    return tree
+
+
+def _with_trunks(tree: Value) -> Value:
+    """The tree with `model.encoder` laid below the trunks that have sections of their own."""
+    encoder = _inner(tree, "model", "encoder")
+    if encoder is None or not isinstance(encoder.content, dict):
+        return tree
+    sizes = dataclasses.replace(encoder, content={key: value for key, value in encoder.content.items() if key != "share"})
+    for key in ("video_encoder", "audio_encoder"):
+        own = _inner(tree, "model", key)
+        if own is not None and isinstance(own.content, dict):
+            model = Value({key: sizes}, encoder.where)
+            tree = lay_over(Value({"model": model}, encoder.where), tree)
+    return tree
+
+
+def _inner(tree: Value | None, *keys: str) -> Value | None:
+    """The value below a path of keys, or None."""
+    for key in keys:
+        tree = tree.get(key) if tree is not None else None
     return tree
 
 
@@ -333,6 +355,8 @@ def _walk_keys(cls: type, prefix: str) -> Iterator[str]:
     hints = _type_hints(cls)
     for name in keys_of(cls):
         hint = hints[name]
+        if get_origin(hint) in (types.UnionType, typing.Union):
+            hint = next(option for option in get_args(hint) if option is not types.NoneType)
         yield prefix + name
         if dataclasses.is_dataclass(hint):
             yield from _walk_keys(typing.cast(type, hint), f"{prefix}{name}.")

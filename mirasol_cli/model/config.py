@@ -9,27 +9,36 @@ S spectrogram columns, Q questions of a clip, L length of a sequence, K keys tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirasol_cli.fields import FieldError, check_fields, checked_field
 from mirasol_cli.geometry import ClipGeometry
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """The pre-norm ViT over tubes and spectrogram patches (TubeViT Table 11)."""
+class TrunkConfig:
+    """A pre-norm ViT over tubes or spectrogram patches (TubeViT Table 11)."""
 
     width: int = checked_field(768, "D of the encoders", minimum=6)
     layers: int = checked_field(12, minimum=1)
     heads: int = checked_field(12, minimum=1)
     mlp_dim: int = checked_field(3072, "hidden width of the feed-forward part", minimum=1)
-    share: bool = checked_field(True, "one trunk for sound and picture (two when each gets its own pretrained weights)")
+    activation: str = checked_field("gelu", "of the feed-forward part", choices=("gelu", "gelu_tanh", "quick_gelu"))
+    input_norm: bool = checked_field(False, "a norm before the first layer (CLIP)")
+    norm_eps: float = checked_field(1e-6, above=0)
     dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
     drop_path: float = checked_field(0.0, "stochastic depth, growing linearly to this at the last layer", minimum=0, maximum=0.9)
 
     def __post_init__(self) -> None:
         check_fields(self)
         _divides(self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(TrunkConfig):
+    """The trunk of video and audio; or of both, one each, where they do not share it."""
+
+    share: bool = checked_field(True, "one trunk for audio and video; false as soon as one of them has sizes of its own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +166,8 @@ class ModelConfig:
 
     preset: str = checked_field("base", choices=("demo", "small", "base", "mirasol3b"))
     encoder: EncoderConfig = checked_field(factory=EncoderConfig)
+    video_encoder: TrunkConfig | None = checked_field(None, "sizes of the video's own trunk; null: as `encoder` says")
+    audio_encoder: TrunkConfig | None = checked_field(None, "sizes of the audio's own trunk; null: as `encoder` says")
     combiner: CombinerConfig = checked_field(factory=CombinerConfig)
     latent: LatentConfig = checked_field(factory=LatentConfig)
     reconstruction: ReconstructionConfig = checked_field(factory=ReconstructionConfig)
@@ -164,6 +175,16 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.encoder.share and (self.video_encoder or self.audio_encoder):
+            object.__setattr__(self, "encoder", replace(self.encoder, share=False))
+
+    @property
+    def video_trunk(self) -> TrunkConfig:
+        return self.video_encoder or self.encoder
+
+    @property
+    def audio_trunk(self) -> TrunkConfig:
+        return self.audio_encoder or self.encoder
 
     def latents_per_chunk(self, geometry: ClipGeometry) -> int:
         """M, or N where no Combiner compresses."""
@@ -174,11 +195,17 @@ class ModelConfig:
         return ModelConfig(
             preset=plain["preset"],
             encoder=EncoderConfig(**plain["encoder"]),
+            video_encoder=_trunk(plain.get("video_encoder")),
+            audio_encoder=_trunk(plain.get("audio_encoder")),
             combiner=CombinerConfig(**plain["combiner"]),
             latent=LatentConfig(**plain["latent"]),
             reconstruction=ReconstructionConfig(**plain["reconstruction"]),
             text=TextConfig.from_plain(plain["text"]),
         )
+
+
+def _trunk(plain: dict | None) -> TrunkConfig | None:
+    return None if plain is None else TrunkConfig(**plain)
 
 
 def _divides(width: int, heads: int) -> None:

@@ -33,7 +33,7 @@ from mirasol_cli.checkpoints.folder import (
 from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_tensors
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
-from mirasol_cli.config.reader import dump_recipe, parse_recipe
+from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.fields import FieldError
@@ -108,6 +108,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
     world.local_slice(recipe.train.global_batch_size)
+    recipe = with_sizes_of_run(recipe) if resume else recipe
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
     check_loggers(recipe)
     notes: list[str] = []
@@ -155,6 +156,19 @@ def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> 
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
+
+
+def with_sizes_of_run(recipe: Recipe) -> Recipe:
+    """The recipe with the sizes of the run that it resumes, where the model folders that gave them (`init.*`) are gone: a run needs
+    them for its first step only."""
+    path = Path(recipe.run_dir) / RUN_RECIPE
+    named = (recipe.init.video_encoder, recipe.init.audio_encoder, recipe.init.text_decoder)
+    if not path.is_file() or all(folder is None or Path(folder).is_dir() for folder in named):
+        return recipe
+    before = parse_recipe(path.read_text(encoding="utf-8"), str(path))
+    if before.init != recipe.init:
+        return recipe
+    return replace(recipe, model=before.model, clip=replace(recipe.clip, audio=before.clip.audio))
 
 
 def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool, notes: list[str]) -> Path | None:
@@ -282,14 +296,15 @@ def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[s
     if init.checkpoint is not None:
         notes.append(load_fitting(model, resolve_checkpoint(init.checkpoint), vocabulary))
     if init.video_encoder or init.audio_encoder or init.text_decoder:
-        from mirasol_cli.checkpoints import import_hf
+        from mirasol_cli.checkpoints.import_encoders import load_audio_encoder, load_video_encoder
+        from mirasol_cli.checkpoints.import_text import load_text_decoder
 
         if init.video_encoder is not None:
-            notes.append(str(import_hf.load_video_encoder(model, Path(init.video_encoder))))
+            notes.append(str(load_video_encoder(model, Path(init.video_encoder))))
         if init.audio_encoder is not None:
-            notes.append(str(import_hf.load_audio_encoder(model, Path(init.audio_encoder))))
+            notes.append(str(load_audio_encoder(model, Path(init.audio_encoder))))
         if init.text_decoder is not None:
-            notes.append(str(import_hf.load_text_decoder(model, Path(init.text_decoder))))
+            notes.append(str(load_text_decoder(model, Path(init.text_decoder))))
     return notes
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,3 +66,46 @@ def save_text(hf: Any, folder: Path, family: str, *, shards: str = "1GB", bf16: 
     model.save_pretrained(folder, max_shard_size=shards)
     # Read again, since `to` rounded the frequencies of the rotary positions, too.
     return type(model).from_pretrained(folder, dtype=torch.float32).eval() if bf16 else model
+
+
+TRUNK = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
+WHISPER = {
+    "d_model": 24, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 40, "decoder_layers": 1,
+    "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "vocab_size": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1, "num_mel_bins": 32, "max_source_positions": 24,
+}  # fmt: skip
+_DINO = {key: value for key, value in TRUNK.items() if key != "intermediate_size"} | {"image_size": 56, "patch_size": 14, "mlp_ratio": 2}
+VIDEO: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViT", TRUNK | {"image_size": 64, "patch_size": 16}),
+    "vit without biases": ("ViT", TRUNK | {"image_size": 64, "patch_size": 32, "qkv_bias": False}),
+    "deit": ("DeiT", TRUNK | {"image_size": 64, "patch_size": 16}),
+    "clip": ("CLIPVision", TRUNK | {"image_size": 64, "patch_size": 16}),
+    "siglip": ("SiglipVision", TRUNK | {"image_size": 64, "patch_size": 16}),
+    "dinov2": ("Dinov2", _DINO),
+    "dinov2 with registers": ("Dinov2WithRegisters", _DINO),
+    "videomae": ("VideoMAE", TRUNK | {"image_size": 64, "num_frames": 2, "use_mean_pooling": False}),
+}
+"""Family -> transformers' class and config."""
+AUDIO: dict[str, tuple[str, dict[str, Any]]] = {
+    "ast": ("AST", TRUNK | {"max_length": 48, "num_mel_bins": 32}),
+    "whisper": ("Whisper", WHISPER),
+}
+
+
+def save_encoder(hf: Any, folder: Path, family: str, **more: Any) -> Any:
+    """The encoder of a family, as saved."""
+    kind, options = (VIDEO | AUDIO)[family]
+    model = loud(getattr(hf, f"{kind}Model")(getattr(hf, f"{kind}Config")(**options | more)))
+    if family == "whisper":
+        positions = model.encoder.embed_positions.weight
+        with torch.no_grad():  # fixed ones, which no training changes
+            positions.copy_(whisper_positions(*positions.shape))
+    model.save_pretrained(folder)
+    return model
+
+
+def whisper_positions(count: int, width: int) -> torch.Tensor:
+    """As OpenAI's code makes them."""
+    rate = np.exp(-np.log(10000) / (width // 2 - 1) * np.arange(width // 2))
+    angle = np.arange(count)[:, None] * rate[None]
+    return torch.from_numpy(np.concatenate([np.sin(angle), np.cos(angle)], axis=1)).float()

@@ -493,7 +493,10 @@ SMALL_CLIPS = ["clip.frames=32", "clip.chunks=4", "clip.size=48", "clip.audio.n_
             "model.combiner.num_outputs: M = 32 outputs are more than the N = 31 tokens of a chunk; set it to 31 or less",
         ),
         (["demo", "freeze=['nosuch.*']"], "freeze: 'nosuch.*' matches no parameter"),
-        (["demo", "init.video_encoder=a", "init.audio_encoder=b"], "would both fill the one encoder that sound and picture share"),
+        (
+            ["demo", "init.video_encoder=a", "init.audio_encoder=b", "model.encoder.share=true"],
+            "would both fill the one encoder that sound and picture share",
+        ),
         (["demo", "data.sources.0.ratio=2"], "`data.sources` has no item 0: the recipe gives none"),
         (["demo", "data.sources=[{dataset: a}]", "data.sources.1.ratio=2"], "`data.sources` has no item 1: the recipe gives 1"),
     ],

@@ -176,8 +176,8 @@ def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, sources: dict[str, Path]) -> None:
-    wide = recipe(tmp_path, {"video_encoder": sources["video_encoder"]}, "model.encoder.width=48")
-    with pytest.raises(CheckpointError, match=r"model\.encoder\.width is 48, the source has 24"):
+    wide = recipe(tmp_path, {"video_encoder": sources["video_encoder"]}, "model.video_encoder.width=48")
+    with pytest.raises(CheckpointError, match=r"model\.video_encoder\.width is 48, the source has 24"):
         train(wide, stage="finetune", device="cpu")
     shared = recipe(tmp_path, {key: sources[key] for key in ("video_encoder", "audio_encoder")}, "model.encoder.share=true")
     with pytest.raises(UsageError, match="share"):
