@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirasol_cli.checkpoints.folder import verify
+from mirasol_cli.checkpoints.folder import FROZEN, verify
 from mirasol_cli.config.renamed import renamed_keys
 from mirasol_cli.errors import CheckpointError, MirasolError
 from mirasol_cli.files import read_json
@@ -49,6 +49,14 @@ def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor] | None:
     return tensors
 
 
+def read_model(checkpoint: Path) -> dict[str, Tensor]:
+    """All tensors of the checkpoint's model, trained and frozen. Raises CheckpointError if there are none, or they are damaged."""
+    tensors = read_tensors(checkpoint, "model")
+    if tensors is None:
+        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    return {**(read_tensors(checkpoint, FROZEN) or {}), **tensors}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready for use, on the CPU in evaluation mode."""
@@ -74,7 +82,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     from mirasol_cli.model.config import ModelConfig
     from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary
 
-    manifest = verify(checkpoint, ("model", "ema"))
+    manifest = verify(checkpoint, ("model", FROZEN, "ema"))
     tokenizer = next((name for name in TOKENIZER_FILES if name in manifest["files"]), TOKENIZER_FILES[0])
     for name in ("config.json", "recipe.yaml", "state.json", tokenizer):
         if name not in manifest["files"]:
@@ -88,9 +96,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path))
     except (KeyError, TypeError, ValueError, MirasolError) as error:
         raise CheckpointError(f"'{checkpoint}' describes a model this version cannot build: {error}", "use a matching mirasol") from error
-    weights = read_tensors(checkpoint, "model")
-    if weights is None:
-        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    weights = read_model(checkpoint)
     averages = read_tensors(checkpoint, "ema")
     _fill(model, {**weights, **(averages or {})}, str(checkpoint))
     vocabulary = Vocabulary.from_file(checkpoint / tokenizer)

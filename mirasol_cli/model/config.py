@@ -161,6 +161,21 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adaptation: parts that stay as they are but for a small product beside every linear map of their layers."""
+
+    parts: tuple[str, ...] = checked_field((), "of encoder, video_encoder, audio_encoder, text; none: no LoRA")
+    rank: int = checked_field(8, minimum=1)
+    alpha: float = checked_field(16.0, "the product is scaled by alpha / rank", above=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for part in self.parts:
+            if part not in ("encoder", "video_encoder", "audio_encoder", "text"):
+                raise FieldError("parts", f"{part!r} is not one of encoder, video_encoder, audio_encoder, text")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The recipe section `model:`, after the preset has been filled in."""
 
@@ -172,6 +187,7 @@ class ModelConfig:
     latent: LatentConfig = checked_field(factory=LatentConfig)
     reconstruction: ReconstructionConfig = checked_field(factory=ReconstructionConfig)
     text: TextConfig = checked_field(factory=TextConfig)
+    lora: LoraConfig = checked_field(factory=LoraConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -201,11 +217,16 @@ class ModelConfig:
             latent=LatentConfig(**plain["latent"]),
             reconstruction=ReconstructionConfig(**plain["reconstruction"]),
             text=TextConfig.from_plain(plain["text"]),
+            lora=_lora(plain.get("lora", {})),
         )
 
 
 def _trunk(plain: dict | None) -> TrunkConfig | None:
     return None if plain is None else TrunkConfig(**plain)
+
+
+def _lora(plain: dict) -> LoraConfig:
+    return LoraConfig(**plain | {"parts": tuple(plain.get("parts", ()))})
 
 
 def _divides(width: int, heads: int) -> None:

@@ -21,6 +21,7 @@ from mirasol_cli.model.combiner import CombinerState, build_combiner
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.latent import LatentModel
 from mirasol_cli.model.layers import Block
+from mirasol_cli.model.lora import add_lora
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.text_decoder import CrossAttention, DecoderLayer, TextDecoder, TextKV
@@ -74,6 +75,7 @@ class Mirasol(nn.Module):
         self.objectives = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         ttm_memory = (config.combiner.memory_tokens, config.combiner.width) if config.combiner.kind == "ttm" else None
         self.text = TextDecoder(config.text, vocab_size, config.latent.width, ttm_memory)
+        add_lora(self, config.lora)
 
     # Sound and picture ------------------------------------------------------------------------------------------
 

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from mirasol_cli.batches.sources import OpenSource, open_sources, training_lines
 from mirasol_cli.checkpoints.folder import (
     CHECKPOINT_SCHEMA,
+    FROZEN,
     Contents,
     Score,
     best_of,
     checkpoints_in,
+    frozen_files,
+    is_complete,
     newest_valid,
     remove_unfinished,
     rotate,
@@ -30,7 +34,7 @@ from mirasol_cli.checkpoints.folder import (
     verify,
     write_checkpoint,
 )
-from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_tensors
+from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
 from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
@@ -38,6 +42,7 @@ from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.fields import FieldError
 from mirasol_cli.files import finite, read_json
+from mirasol_cli.model.lora import kept_by_lora
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.console import tell
@@ -76,6 +81,7 @@ class Run:
     clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
     taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
     told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
+    frozen_of: Path | None = None  # a checkpoint of the run that holds what it does not train
     lock: HeldLock | None = None  # of the run folder; the first process has it
     notes: list[str] = field(default_factory=list)
 
@@ -138,7 +144,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
             ema.load(read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
     run = Run(
         recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, ema, bf16,
-        step=state["step"], bad_steps=state["bad_steps"], notes=notes,
+        step=state["step"], bad_steps=state["bad_steps"], notes=notes, frozen_of=resumed,
     )  # fmt: skip
     best = best_of(checkpoints_in(folder.checkpoints))
     run.best = score_of(best) if best else None
@@ -230,10 +236,7 @@ def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, no
 
 
 def _load(model: Mirasol, checkpoint: Path) -> None:
-    tensors = read_tensors(checkpoint, "model")
-    if tensors is None:
-        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
-    load_weights(model, tensors, str(checkpoint))
+    load_weights(model, read_model(checkpoint), str(checkpoint))
 
 
 # --------------------------------------------------------------------------------------------------------- a fresh start
@@ -320,10 +323,10 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
     Raises:
         CheckpointError: it is damaged, or nothing of it fits.
     """
-    verify(checkpoint, ("model", "ema"))
+    verify(checkpoint, ("model", FROZEN, "ema"))
     if (checkpoint / "config.json").is_file():
         checked_config(checkpoint)
-    tensors = {**(read_tensors(checkpoint, "model") or {}), **(read_tensors(checkpoint, "ema") or {})}
+    tensors = {**read_model(checkpoint), **(read_tensors(checkpoint, "ema") or {})}
     own = model_tensors(model)
     theirs = tokenizer_in(checkpoint)
     foreign = PER_PIECE if theirs is not None and theirs.read_bytes() != vocabulary.model_bytes else ()
@@ -346,14 +349,24 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
 def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
     """Apply `freeze`, and freeze what no loss reaches, so that every trainable parameter gets a gradient on every process."""
     notes = []
+    kept = kept_by_lora(model, recipe.model.lora)
+    if kept:
+        parameters = dict(model.named_parameters())
+        for name in kept:
+            parameters[name].requires_grad_(False)
+        learned = sum(p.numel() for name, p in parameters.items() if name.endswith((".lora_a", ".lora_b")))
+        notes.append(
+            f"LoRA of rank {recipe.model.lora.rank}: {learned:,} parameters learn beside the {sum(parameters[n].numel() for n in kept):,} "
+            f"of {', '.join(recipe.model.lora.parts)}, which stay as they are"
+        )
     if recipe.freeze:
         from mirasol_cli.training.freezing import freeze
 
         notes.append(str(freeze(model, recipe.freeze)))
     if not any(OBJECTIVES[name].reads_text for name in recipe.loss.weights):
-        parameters = list(model.text.parameters())
+        unread = list(model.text.parameters())
         model.text.requires_grad_(False)
-        notes.append(f"{len(parameters)} tensors of the text decoder are not trained, since loss.text is 0")
+        notes.append(f"{len(unread)} tensors of the text decoder are not trained, since loss.text is 0")
     return notes
 
 
@@ -362,7 +375,11 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
 
 def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
     """A checkpoint of the step just done, then rotation. All processes call this together."""
-    model_state = gather_full(model_tensors(run.model), run.world)
+    frozen = _frozen_once(run)
+    frozen_of = run.frozen_of if frozen and run.world.sum([float(run.world.is_main and _shares(run.frozen_of, frozen))])[0] else None
+    everything = model_tensors(run.model)
+    model_state = gather_full({name: tensor for name, tensor in everything.items() if name not in frozen}, run.world)
+    frozen_state = gather_full({name: everything[name] for name in frozen} if frozen_of is None else {}, run.world)
     optimizer_state = gather_full(optimizer_tensors(run.optimizer), run.world)
     ema = gather_full(run.ema.values, run.world) if run.ema is not None else None
 
@@ -372,10 +389,32 @@ def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
         tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
         if ema is not None:
             tensors["ema"] = ema
-        write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors))
+        if frozen_state:
+            tensors[FROZEN] = frozen_state
+        write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors, frozen_of))
         rotate(run.folder.checkpoints, run.recipe.train.keep_checkpoints)
 
     run.world.run_on_rank0(write)
+    run.frozen_of = run.folder.checkpoints / step_name(run.step)
+
+
+def _frozen_once(run: Run) -> list[str]:
+    """Parameters that the recipe freezes: they never change, so that all checkpoints of the run share one copy of them."""
+    if not run.recipe.freeze and not run.recipe.model.lora.parts:
+        return []
+    return [name for name, parameter in run.model.named_parameters() if not parameter.requires_grad]
+
+
+def _shares(checkpoint: Path | None, frozen: list[str]) -> bool:
+    """Whether the checkpoint holds just these tensors as its frozen ones."""
+    if checkpoint is None or not is_complete(checkpoint):
+        return False
+    held: set[str] = set()
+    for name in frozen_files(checkpoint):
+        if name.endswith(".safetensors"):
+            with safe_open(checkpoint / name, framework="pt") as file:
+                held |= set(file.keys())
+    return held == set(frozen)
 
 
 def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, bytes]:

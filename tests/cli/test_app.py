@@ -24,13 +24,29 @@ from mirasol_cli.runtime import console
 from mirasol_cli.runtime import launch as launcher
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["prepare", "pretrain", "finetune", "eval", "ask", "doctor", "recipes ls", "recipes show", "recipes cp", "recipes validate"]
+COMMANDS = [
+    *("prepare", "pretrain", "finetune", "eval", "ask", "export", "doctor"),
+    *("recipes ls", "recipes show", "recipes cp", "recipes validate"),
+]
+    "prepare",
+    "pretrain",
+    "finetune",
+    "eval",
+    "ask",
+    "export",
+    "doctor",
+    "recipes ls",
+    "recipes show",
+    "recipes cp",
+    "recipes validate",
+]
 CONTRACT = {
     "prepare": "--root --out --recipe --split --workers --engine --part --merge --retry-failed --dry-run --inspect --verify --max-failed "
     "--strict --keep-truncated --allow-audio-only --limit --json",
     "pretrain": "--resume --dry-run --nproc --limit --device --threads --json",
     "finetune": "--resume --dry-run --nproc --limit --device --threads --json",
     "eval": "--checkpoint --split --control --predictions --baseline --limit --device --threads --json",
+    "export": "--merge-lora --half --json",
     "ask": "--questions --context --checkpoint --start --end --why --limit --device --threads --json",
     "doctor": "--json",
     "recipes ls": "--json",

@@ -13,7 +13,7 @@ from mirasol_cli.config.reader import known_keys
 from mirasol_cli.fields import to_plain
 from mirasol_cli.geometry import TUBEVIT_TUBES, ClipGeometry
 from mirasol_cli.model.batch import MediaBatch, TrainingInputs
-from mirasol_cli.model.config import ModelConfig, RopeScalingConfig, TrunkConfig
+from mirasol_cli.model.config import LoraConfig, ModelConfig, RopeScalingConfig, TrunkConfig
 from mirasol_cli.model.mirasol import Mirasol, StreamState
 from mirasol_cli.model.objectives import OBJECTIVES
 from tests.small_model import EVERY_LOSS, KINDS, VOCABULARY, WEIGHTS, all_valid, change, media, model, model_config, text
@@ -234,6 +234,7 @@ INNER_VALUES: dict[str, dict[str, Any]] = {
     "text.rope_scaling": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positions": 16},
     "video_encoder": {key: value for key, value in OTHER_VALUES["encoder"].items() if key != "share"},
     "audio_encoder": {key: value for key, value in OTHER_VALUES["encoder"].items() if key != "share"},
+    "lora": {"parts": ("text",), "rank": 3, "alpha": 40.0},
 }
 """Sections that have values only where a model needs them."""
 
@@ -259,7 +260,12 @@ def fingerprint(config: ModelConfig) -> list[float]:
 @pytest.mark.parametrize(("section", "key"), [(section, key) for section, values in INNER_VALUES.items() for key in values])
 def test_5_every_key_of_an_inner_section_changes_output_or_gradient(section: str, key: str) -> None:
     config = model_config()
-    if section == "text.rope_scaling":
+    if section == "lora":
+        before, after = (
+            replace(config, lora=LoraConfig(**{"parts": ("text", "encoder")} | change))
+            for change in ({}, {key: INNER_VALUES[section][key]})
+        )
+    elif section == "text.rope_scaling":
         before = replace(config, text=replace(config.text, rope_scaling=SCALING))
         scaling = replace(SCALING, **{key: INNER_VALUES[section][key]})
         after = replace(config, text=replace(config.text, rope_scaling=scaling))
