@@ -28,18 +28,6 @@ COMMANDS = [
     *("prepare", "pretrain", "finetune", "eval", "ask", "export", "doctor"),
     *("recipes ls", "recipes show", "recipes cp", "recipes validate"),
 ]
-    "prepare",
-    "pretrain",
-    "finetune",
-    "eval",
-    "ask",
-    "export",
-    "doctor",
-    "recipes ls",
-    "recipes show",
-    "recipes cp",
-    "recipes validate",
-]
 CONTRACT = {
     "prepare": "--root --out --recipe --split --workers --engine --part --merge --retry-failed --dry-run --inspect --verify --max-failed "
     "--strict --keep-truncated --allow-audio-only --limit --json",
