@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mirasol_cli.config.hub import folder_of
 from mirasol_cli.errors import MirasolError
 from mirasol_cli.files import read_json
 
@@ -254,7 +255,7 @@ def recipe_keys(folders: Mapping[str, str], *, share: bool | None) -> list[tuple
     if apart and share is None:
         found.append((" and ".join(folders.values()), {"model": {"encoder": {"share": False}}}))
     for key, folder in folders.items():
-        config = _config(Path(folder))
+        config = _config(folder_of(folder))
         if key == "text_decoder" and config.get("model_type") in TEXT_FAMILIES:
             found.append((folder, {"model": {"text": text_sizes(config)}}))
         families = {"video_encoder": VIDEO_FAMILIES, "audio_encoder": AUDIO_FAMILIES}.get(key, {})

@@ -56,7 +56,7 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class InitRecipe:
-    """Where weights and vocabulary come from; local paths in Hugging Face layout."""
+    """Where weights and vocabulary come from: folders in Hugging Face layout, or hf:ORG/NAME[@REVISION]."""
 
     checkpoint: str | None = checked_field(None, "a mirasol checkpoint or run folder: all parts that fit")
     video_encoder: str | None = checked_field(None, "ViT, DeiT, CLIP, SigLIP, DINOv2 or VideoMAE folder: patch kernel inflated into tubes")

@@ -37,6 +37,7 @@ from mirasol_cli.checkpoints.folder import (
 from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
+from mirasol_cli.config.hub import download, download_all, folder_of, not_downloaded
 from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
@@ -114,7 +115,10 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
     world.local_slice(recipe.train.global_batch_size)
-    recipe = with_sizes_of_run(recipe) if resume else recipe
+    if resume:
+        recipe = with_sizes_of_run(recipe)
+    else:
+        world.run_on_rank0(lambda: download_all(recipe.init))
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
     check_loggers(recipe)
     notes: list[str] = []
@@ -169,7 +173,7 @@ def with_sizes_of_run(recipe: Recipe) -> Recipe:
     them for its first step only."""
     path = Path(recipe.run_dir) / RUN_RECIPE
     named = (recipe.init.video_encoder, recipe.init.audio_encoder, recipe.init.text_decoder)
-    if not path.is_file() or all(folder is None or Path(folder).is_dir() for folder in named):
+    if not path.is_file() or all(name is None or folder_of(name).is_dir() for name in named):
         return recipe
     before = parse_recipe(path.read_text(encoding="utf-8"), str(path))
     if before.init != recipe.init:
@@ -258,23 +262,29 @@ def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None,
 
 
 def given_tokenizer(recipe: Recipe) -> Path | None:
-    """The tokenizer file that the recipe's `init` leads to, or None. Raises DataError if it is named but missing."""
+    """The tokenizer file that the recipe's `init` leads to, or None: there is none, or it is not downloaded yet (`not_downloaded`).
+
+    Raises DataError if it is named but missing.
+    """
     init = recipe.init
     if init.tokenizer is not None:
-        named, key = Path(init.tokenizer), "init.tokenizer"
+        named, key = folder_of(init.tokenizer), "init.tokenizer"
     elif init.checkpoint is not None:
         named, key = resolve_checkpoint(init.checkpoint), "init.checkpoint"
     elif init.text_decoder is not None:
-        named, key = Path(init.text_decoder), "init.text_decoder"
+        named, key = folder_of(init.text_decoder), "init.text_decoder"
     else:
         return None
     path = named if named.is_file() else tokenizer_in(named)
+    if path is None and key.removeprefix("init.") in not_downloaded(init):
+        return None
     if path is None:
         expected = named if key == "init.tokenizer" and not named.is_dir() else f"{named}/{' or '.join(TOKENIZER_FILES)}"
         raise DataError(f"{key}: there is no tokenizer '{expected}'", "give a SentencePiece model or a tokenizer.json with init.tokenizer")
     if init.text_decoder is not None and key != "init.text_decoder":
-        theirs = tokenizer_in(Path(init.text_decoder))
-        known = [file.read_bytes() for name in TOKENIZER_FILES if (file := Path(init.text_decoder) / name).is_file()]
+        decoder = folder_of(init.text_decoder)
+        theirs = tokenizer_in(decoder)
+        known = [file.read_bytes() for name in TOKENIZER_FILES if (file := decoder / name).is_file()]
         if theirs is not None and path.read_bytes() not in known:
             raise UsageError(
                 f"{key} leads to '{path}', which is another vocabulary than the one that init.text_decoder was trained with, '{theirs}'",
@@ -303,11 +313,11 @@ def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[s
         from mirasol_cli.checkpoints.import_text import load_text_decoder
 
         if init.video_encoder is not None:
-            notes.append(str(load_video_encoder(model, Path(init.video_encoder))))
+            notes.append(str(load_video_encoder(model, download(init.video_encoder))))
         if init.audio_encoder is not None:
-            notes.append(str(load_audio_encoder(model, Path(init.audio_encoder))))
+            notes.append(str(load_audio_encoder(model, download(init.audio_encoder))))
         if init.text_decoder is not None:
-            notes.append(str(load_text_decoder(model, Path(init.text_decoder))))
+            notes.append(str(load_text_decoder(model, download(init.text_decoder))))
     return notes
 
 

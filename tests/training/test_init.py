@@ -6,6 +6,7 @@ The folders are written by hand, tensor by tensor as such models name them, so t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load as checkpoints_load
 from mirasol_cli.checkpoints import runs
 from mirasol_cli.checkpoints.export import export
+from mirasol_cli.config.hub import download_all
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, UsageError
 from mirasol_cli.text.tokenizer import Vocabulary
+from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
 from tests import synthetic
+from tests.config.hub_server import COMMIT, hub
 
 WIDTH, MLP, LAYERS = 24, 32, 2  # of both encoders
 TEXT_WIDTH, TEXT_MLP, TEXT_LAYERS = 24, 32, 2
@@ -104,7 +108,7 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def recipe(tmp_path: Path, sources: dict[str, Path], *words: str) -> Recipe:
+def recipe(tmp_path: Path, sources: Mapping[str, Path | str], *words: str) -> Recipe:
     given = [f"init.{key}={path}" for key, path in sources.items()]
     made = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *MODEL, *given, *words)
     if not (tmp_path / "shards").exists():
@@ -112,7 +116,7 @@ def recipe(tmp_path: Path, sources: dict[str, Path], *words: str) -> Recipe:
     return made
 
 
-def finetuned(tmp_path: Path, sources: dict[str, Path], *words: str) -> dict[str, Tensor]:
+def finetuned(tmp_path: Path, sources: Mapping[str, Path | str], *words: str) -> dict[str, Tensor]:
     """The weights after two steps at a rate that moves nothing, unless `words` say otherwise: those that the run began with."""
     still = ("train.steps=2", "train.lr=1e-12", "train.weight_decay=0")
     train(recipe(tmp_path, sources, *still, *words), stage="finetune", device="cpu")
@@ -159,6 +163,21 @@ def test_a_finetune_starts_from_all_four(tmp_path: Path, sources: dict[str, Path
             assert "new here: text.cross_layers." in line
         else:
             assert "not used: embeddings.cls_token" in line
+
+
+def test_a_run_downloads_what_it_starts_from(tmp_path: Path, sources: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (sources["text_decoder"] / "tokenizer.model").write_bytes(sources["tokenizer"].read_bytes())
+    named = {"video_encoder": "hf:org/vit", "text_decoder": "hf:org/llama@v1"}
+    words = [word for word in MODEL if "ast" not in word]
+    with hub({"org/vit": sources["video_encoder"], "org/llama": sources["text_decoder"]}, tmp_path / "cache"):
+        rehearsed = dry_run(recipe(tmp_path, named, *words), stage="finetune", device="cpu")
+        assert "'hf:org/llama@v1' is not downloaded yet" in capsys.readouterr().out
+        assert rehearsed["data"]["problem"] is None
+        assert download_all(recipe(tmp_path, named, *words).init)  # as the command does, before it reads the recipe for good
+        weights = finetuned(tmp_path, named, *words)
+    same(weights["video_encoder.blocks.1.mlp.up.weight"], load(sources["video_encoder"])["encoder.layer.1.intermediate.dense.weight"])
+    same(weights["text.norm.weight"], load(sources["text_decoder"])["model.norm.weight"])
+    assert f"{COMMIT}'" in capsys.readouterr().err  # the note names the exact commit
 
 
 def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path]) -> None:
