@@ -240,8 +240,8 @@ def _rotary_type(rotary: Mapping[str, Any]) -> str:
 # What a folder says -------------------------------------------------------------------------------------------------
 
 
-def recipe_keys(folders: Mapping[str, str], *, share: bool | None) -> list[tuple[str, dict[str, Any]]]:
-    """What the config.json files of the folders that `init` names say of a recipe: (folder, its keys) each.
+def recipe_keys(folders: Mapping[str, str], *, share: bool | None) -> dict[str, dict[str, Any]]:
+    """What the config.json files of the folders that `init` names say of a recipe: key of `init` -> keys of the recipe.
 
     A folder that is missing, unreadable or of no known family says nothing here: reading its weights tells what is wrong.
 
@@ -250,20 +250,18 @@ def recipe_keys(folders: Mapping[str, str], *, share: bool | None) -> list[tuple
         share: what the recipe says of `model.encoder.share`, or None where it does not. Two encoders get a trunk each; a single one
             fills the shared trunk.
     """
-    found: list[tuple[str, dict[str, Any]]] = []
+    found: dict[str, dict[str, Any]] = {}
     apart = share is False or (share is None and {"video_encoder", "audio_encoder"} <= folders.keys())
-    if apart and share is None:
-        found.append((" and ".join(folders.values()), {"model": {"encoder": {"share": False}}}))
     for key, folder in folders.items():
         config = _config(folder_of(folder))
         if key == "text_decoder" and config.get("model_type") in TEXT_FAMILIES:
-            found.append((folder, {"model": {"text": text_sizes(config)}}))
+            found[key] = {"model": {"text": text_sizes(config)}}
         families = {"video_encoder": VIDEO_FAMILIES, "audio_encoder": AUDIO_FAMILIES}.get(key, {})
         if config.get("model_type") in families:
             keys: dict[str, Any] = {"model": {key if apart else "encoder": trunk_sizes(config)}}
             if key == "audio_encoder":
                 keys["clip"] = {"audio": audio_settings(config)}
-            found.append((folder, keys))
+            found[key] = keys
     return found
 
 

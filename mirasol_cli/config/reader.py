@@ -99,9 +99,13 @@ def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = ()) -> 
         raise RecipeError([f"{tree.where}: a recipe is a set of `section: ...` lines, not {describe(tree)}"])
     reader = _Reader()
     reader.check_schema(tree)
+    written, whole = tree, tree
+    for override in overrides:
+        whole = reader.override(whole, override)
+    tree = _with_sizes(written, whole)
     for override in overrides:
         tree = reader.override(tree, override)
-    tree = _with_trunks(_with_preset(_with_sizes(tree)))
+    tree = _with_trunks(_with_preset(tree))
     recipe = reader.section(Recipe, tree, "")
     if reader.problems or recipe is None:
         raise RecipeError(list(dict.fromkeys(reader.problems)))
@@ -126,18 +130,19 @@ FOLDERS = ("video_encoder", "audio_encoder", "text_decoder")
 """Keys of `init` that name model folders."""
 
 
-def _with_sizes(tree: Value) -> Value:
-    """The tree with what the model folders that `init` names say of sizes laid below it, and so above the preset."""
-    init, encoder = tree.get("init"), _inner(tree, "model", "encoder")
-    if init is None or not isinstance(init.content, dict):
-        return tree
-    named = {key: value.content for key in FOLDERS if (value := init.get(key)) is not None and isinstance(value.content, str)}
-    share = _inner(encoder, "share")
+def _with_sizes(tree: Value, whole: Value) -> Value:
+    """The recipe as it is written, with what the model folders that `init` names say of sizes: those of a recipe's own folders lie below
+    what it says, and above the preset; those of folders that came by an override (`whole` has all of them) lie above the recipe."""
+    named = {key: value.content for key in FOLDERS if (value := _inner(whole, "init", key)) is not None and isinstance(value.content, str)}
+    share = _inner(whole, "model", "encoder", "share")
     shares = share.content if share is not None and isinstance(share.content, bool) else None
-    if any(_inner(tree, "model", key) is not None for key in ("video_encoder", "audio_encoder")):
+    if any(_inner(whole, "model", key) is not None for key in ("video_encoder", "audio_encoder")):
         shares = False  # one of them has sizes of its own
-    for folder, keys in recipe_keys(named, share=shares):
-        tree = lay_over(from_plain(keys, f"'{folder}/config.json'"), tree)
+    if shares is None and {"video_encoder", "audio_encoder"} <= named.keys():
+        tree = lay_over(from_plain({"model": {"encoder": {"share": False}}}, "init"), tree)
+    for key, keys in recipe_keys(named, share=shares).items():
+        own, sizes = _inner(tree, "init", key), from_plain(keys, f"'{named[key]}/config.json'")
+        tree = lay_over(sizes, tree) if own is not None and own.content == named[key] else lay_over(tree, sizes)
     return tree
 
 

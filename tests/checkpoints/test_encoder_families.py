@@ -255,3 +255,15 @@ def test_a_gated_dinov2_and_an_unknown_family_are_refused(hf: Any, tmp_path: Pat
     hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**sizes)).save_pretrained(tmp_path / "naflex")
     with pytest.raises(CheckpointError, match="type 'siglip2_vision_model', but a video encoder"):
         load_video_encoder(build(geometry), tmp_path / "naflex")
+
+
+def test_a_folder_that_an_override_names_brings_its_sizes_over_the_recipes_own(hf: Any, tmp_path: Path) -> None:
+    save_encoder(hf, tmp_path / "siglip", "siglip")
+    written = "schema: 1\nname: x\ninit: {video_encoder: some/folder}\nmodel: {video_encoder: {width: 48, heads: 4}}\n"
+    assert parse_recipe(written, "x.yaml").model.video_trunk.width == 48
+    overridden = parse_recipe(written, "x.yaml", [f"init.video_encoder={tmp_path / 'siglip'}"])
+    assert overridden.model.video_encoder == trunk(tmp_path / "siglip")
+    own = parse_recipe(written.replace("some/folder", str(tmp_path / "siglip")), "x.yaml")
+    assert own.model.video_trunk.width == 48  # the recipe's own word stands; loading then names both
+    last = parse_recipe(written, "x.yaml", [f"init.video_encoder={tmp_path / 'siglip'}", "model.video_encoder.layers=2"])
+    assert last.model.video_trunk.layers == 2
