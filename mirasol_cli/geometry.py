@@ -130,7 +130,7 @@ class AudioGeometry:
     """The spectrogram of one chunk's window of sound."""
 
     frontend: str = checked_field(
-        "mel", "log-mel spectrogram, or AST's own filterbank (kaldi fbank) for AST weights", choices=("mel", "ast")
+        "mel", "log-mel spectrogram, or the filterbank and patches that AST's or Whisper's weights need", choices=("mel", "ast", "whisper")
     )
     sample_rate: int = checked_field(16000, "samples per second, mono", minimum=8000)
     n_mels: int = checked_field(128, "Z, mel bins", minimum=16)
@@ -138,20 +138,37 @@ class AudioGeometry:
     win_length: int = checked_field(400, "samples of one window (25 ms)", minimum=16)
     hop_length: int = checked_field(160, "samples between columns (10 ms)", minimum=16)
     columns: int = checked_field(256, "S, columns per chunk; longer windows are pooled, shorter ones padded and masked", minimum=16)
-    patch: int = checked_field(16, "rows and columns of one patch", minimum=2)
-    patch_stride: int = checked_field(16, "distance between patches (AST uses 10)", minimum=1)
+    patch: int = checked_field(16, "rows and columns of one patch; whisper's tokens are two columns, all bins high", minimum=2)
+    patch_stride: int = checked_field(16, "distance between patches (AST uses 10); not read for whisper", minimum=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.win_length > self.n_fft:
             raise FieldError("win_length", f"{self.win_length} samples do not fit into n_fft {self.n_fft}")
+        if self.frontend == "whisper" and self.columns % 2:
+            raise FieldError("columns", f"{self.columns} is odd; a token of frontend whisper is two columns")
         if self.n_mels < self.patch or self.columns < self.patch:
             raise FieldError("patch", f"{self.patch} is larger than the spectrogram of {self.n_mels} x {self.columns}")
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along (mel bins, columns)."""
-        return (self.n_mels - self.patch) // self.patch_stride + 1, (self.columns - self.patch) // self.patch_stride + 1
+        (rows, columns), (down, right) = self.patch_shape, self.patch_step
+        return (self.n_mels - rows) // down + 1, (self.columns - columns) // right + 1
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Mel bins and columns under one token (Whisper's convolutions also look at the columns beside them)."""
+        return (self.n_mels, 2) if self.frontend == "whisper" else (self.patch, self.patch)
+
+    @property
+    def patch_step(self) -> tuple[int, int]:
+        """Distance between tokens, in mel bins and columns."""
+        return (self.n_mels, 2) if self.frontend == "whisper" else (self.patch_stride, self.patch_stride)
+
+    @property
+    def patch_numbers(self) -> int:
+        return self.patch_shape[0] * self.patch_shape[1]
 
     @property
     def tokens(self) -> int:

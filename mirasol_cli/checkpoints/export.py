@@ -1,13 +1,10 @@
-"""A checkpoint to hand on: weights in half precision (the averaged ones where there are any), no training state.
-
-python -m mirasol_cli.checkpoints.export runs/demo mirasol_cli/assets/demo
-"""
+"""A checkpoint to hand on: one folder with all weights (the averaged ones where there are any) and no training state."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,33 +12,43 @@ import torch
 from mirasol_cli.checkpoints.folder import Contents, write_checkpoint
 from mirasol_cli.checkpoints.load import load_model, model_tensors
 from mirasol_cli.checkpoints.runs import resolve_checkpoint
-from mirasol_cli.errors import MirasolError, UsageError
+from mirasol_cli.config.reader import dump_recipe
+from mirasol_cli.errors import UsageError
+from mirasol_cli.files import read_json
+from mirasol_cli.model.config import LoraConfig
+from mirasol_cli.model.lora import merge_lora
 
 
-def export(source: Path, out: Path) -> None:
-    """Write the best checkpoint of a run (or the checkpoint `source`) to `out`, half as large or less.
+def export(source: Path, out: Path, *, half: bool = False, merge: bool = False) -> Path:
+    """Write the best checkpoint of a run (or the checkpoint `source`) to `out`; returns the checkpoint that was taken.
+
+    Args:
+        half: float16 weights.
+        merge: LoRA's products become part of the weights.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
-        UsageError: `out` holds something already.
+        UsageError: `out` holds something already, or there is no LoRA to merge.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"'{out}' is not empty", "give a new folder")
     loaded = load_model(resolve_checkpoint(source))
-    tensors = {name: tensor.detach().to(torch.float16) for name, tensor in model_tensors(loaded.model).items()}
-    kept = {name: (loaded.path / name).read_bytes() for name in ("config.json", "recipe.yaml", "tokenizer.model")}
-    files = {**kept, "state.json": (json.dumps({"step": loaded.step}) + "\n").encode()}
+    config, recipe = read_json(loaded.path / "config.json"), loaded.recipe
+    if merge:
+        if not recipe.model.lora.parts:
+            raise UsageError(f"'{loaded.path}' was trained without LoRA, so there is nothing to merge", "leave --merge-lora out")
+        merge_lora(loaded.model)
+        recipe = replace(recipe, model=replace(recipe.model, lora=LoraConfig()))
+        config["model"] = recipe.to_plain()["model"]
+    tensors = {name: tensor.detach().to(torch.float16 if half else tensor.dtype) for name, tensor in model_tensors(loaded.model).items()}
+    files = loaded.vocabulary.files | {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "recipe.yaml": dump_recipe(recipe).encode() if merge else (loaded.path / "recipe.yaml").read_bytes(),
+        "state.json": (json.dumps({"step": loaded.step}) + "\n").encode(),
+    }
     written = write_checkpoint(out.parent / f".{out.name}.export", loaded.step, Contents(files, {"model": tensors}))
     out.mkdir(parents=True, exist_ok=True)
     for path in written.iterdir():
         path.rename(out / path.name)
     shutil.rmtree(written.parent)
-
-
-if __name__ == "__main__":
-    try:
-        export(Path(sys.argv[1]), Path(sys.argv[2]))
-    except IndexError:
-        sys.exit("usage: python -m mirasol_cli.checkpoints.export RUN OUT")
-    except MirasolError as error:
-        sys.exit(f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""))
+    return loaded.path

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CHECKPOINT_SCHEMA = 1
 MANIFEST = "manifest.json"
 LATEST = "latest"
+FROZEN = "frozen"
+"""Stem of the tensors that a run does not train: written once, and shared by its checkpoints."""
 LARGEST_FILE_BYTES = 5 << 30
 """Tensors beyond this are spread over several files, named as Hugging Face does."""
 _COMPLETE_NAME = re.compile(r"step-(\d{8,})")
@@ -39,10 +41,12 @@ _UNFINISHED_NAME = re.compile(r"step-\d{8,}\.(?:partial|trash)")
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into one checkpoint: small files by name, and sets of tensors by stem (`model` -> `model.safetensors`)."""
+    """What goes into one checkpoint: small files by name, sets of tensors by stem (`model` -> `model.safetensors`), and a checkpoint
+    whose files of frozen tensors it shares (`FROZEN`)."""
 
     files: Mapping[str, bytes]
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    frozen_of: Path | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing
@@ -68,7 +72,8 @@ def write_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
             _write_file(partial / name, content)
         for stem, tensors in contents.tensors.items():
             _write_tensors(partial, stem, tensors)
-        listing = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
+        shared = {} if contents.frozen_of is None else _share_frozen(contents.frozen_of, partial)
+        listing = {p.name: shared.get(p.name) or {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
         write_atomic(partial / MANIFEST, json.dumps({"schema": CHECKPOINT_SCHEMA, "step": step, "files": listing}, indent=2) + "\n")
         sync_folder(partial)
         if final.exists():  # a damaged one of the same step: the run went on from an older one
@@ -83,6 +88,24 @@ def write_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
+
+
+def frozen_files(checkpoint: Path) -> list[str]:
+    """Names of the files that hold the checkpoint's frozen tensors."""
+    return sorted(path.name for path in checkpoint.glob(f"{FROZEN}[.-]*"))
+
+
+def _share_frozen(source: Path, partial: Path) -> dict[str, dict[str, Any]]:
+    """Give `partial` the frozen tensors of `source`: hard links, which take no room and outlive it, else copies. Returns their
+    entries of the manifest, so that nothing that does not change is hashed again."""
+    listed = read_manifest(source)["files"]
+    for name in frozen_files(source):
+        try:
+            os.link(source / name, partial / name)
+        except OSError:  # not every file system has links
+            shutil.copyfile(source / name, partial / name)
+            _flush(partial / name)
+    return {name: listed[name] for name in frozen_files(source) if name in listed}
 
 
 def _write_file(path: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirasol_cli.checkpoints.folder import verify
+from mirasol_cli.checkpoints.folder import FROZEN, verify
 from mirasol_cli.config.renamed import old_keys
 from mirasol_cli.errors import CheckpointError, MirasolError
 from mirasol_cli.files import read_json
@@ -49,6 +49,14 @@ def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor] | None:
     return tensors
 
 
+def read_model(checkpoint: Path) -> dict[str, Tensor]:
+    """All tensors of the checkpoint's model, trained and frozen. Raises CheckpointError if there are none, or they are damaged."""
+    tensors = read_tensors(checkpoint, "model")
+    if tensors is None:
+        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    return {**(read_tensors(checkpoint, FROZEN) or {}), **tensors}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready for use, on the CPU in evaluation mode."""
@@ -72,10 +80,11 @@ def load_model(checkpoint: Path) -> LoadedModel:
     from mirasol_cli.config.reader import parse_recipe
     from mirasol_cli.geometry import ClipGeometry
     from mirasol_cli.model.config import ModelConfig
-    from mirasol_cli.text.tokenizer import Vocabulary
+    from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary
 
-    manifest = verify(checkpoint, ("model", "ema"))
-    for name in ("config.json", "recipe.yaml", "state.json", "tokenizer.model"):
+    manifest = verify(checkpoint, ("model", FROZEN, "ema"))
+    tokenizer = next((name for name in TOKENIZER_FILES if name in manifest["files"]), TOKENIZER_FILES[0])
+    for name in ("config.json", "recipe.yaml", "state.json", tokenizer):
         if name not in manifest["files"]:
             raise CheckpointError(f"'{checkpoint / name}' is missing", "use another checkpoint")
     config = checked_config(checkpoint)
@@ -87,12 +96,10 @@ def load_model(checkpoint: Path) -> LoadedModel:
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path))
     except (KeyError, TypeError, ValueError, MirasolError) as error:
         raise CheckpointError(f"'{checkpoint}' describes a model this version cannot build: {error}", "use a matching mirasol") from error
-    weights = read_tensors(checkpoint, "model")
-    if weights is None:
-        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    weights = read_model(checkpoint)
     averages = read_tensors(checkpoint, "ema")
     _fill(model, {**weights, **(averages or {})}, str(checkpoint))
-    vocabulary = Vocabulary((checkpoint / "tokenizer.model").read_bytes())
+    vocabulary = Vocabulary.from_file(checkpoint / tokenizer)
     if vocabulary.size != int(config["vocab_size"]):
         raise CheckpointError(
             f"'{checkpoint}': the tokenizer has {vocabulary.size} pieces, the model {config['vocab_size']}", "use another checkpoint"
@@ -107,13 +114,13 @@ def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, l
     import torch
 
     from mirasol_cli.model.mirasol import Mirasol
+    from mirasol_cli.model.tokens import TubeTokens, build_audio_tokens
 
     with torch.device("meta"):
         model = Mirasol(config, geometry, vocab_size, losses)
-    for name in ("video_tokens", "audio_tokens"):  # small, and with tables of positions that no checkpoint holds
-        part = getattr(model, name)
-        tokens = type(part)(geometry if name == "video_tokens" else geometry.audio, config.encoder.width)
-        setattr(model, name, tokens)
+    # Small, and with tables of positions that no checkpoint holds.
+    model.video_tokens = TubeTokens(geometry, config.video_trunk.width)
+    model.audio_tokens = build_audio_tokens(geometry.audio, config.audio_trunk.width)
     return model
 
 

@@ -17,6 +17,7 @@ from mirasol_cli import __version__
 from mirasol_cli.cli.ask import ask
 from mirasol_cli.cli.doctor import doctor
 from mirasol_cli.cli.evaluate import evaluate
+from mirasol_cli.cli.export import export
 from mirasol_cli.cli.output import environment_problem, report_bug, report_error, report_expected
 from mirasol_cli.cli.prepare import PrepareCommand, prepare
 from mirasol_cli.cli.recipes import recipes_app
@@ -86,6 +87,7 @@ for _stage, _help in HELP.items():
     app.command(_stage, help=_help)(training_command(_stage))
 app.command("eval")(evaluate)
 app.command()(ask)
+app.command()(export)
 app.command()(doctor)
 
 

@@ -24,6 +24,7 @@ from mirasol_cli.cli.options import (
     load_recipe,
     set_threads,
 )
+from mirasol_cli.config.hub import download_all
 from mirasol_cli.errors import UsageError
 from mirasol_cli.runtime import console
 
@@ -76,6 +77,8 @@ def training_command(stage: str) -> Callable[..., None]:
         if accept_data and not resume:
             raise UsageError("--accept-data goes with --resume: a new run takes whatever data there are", "add --resume, or leave it out")
         loaded = load_recipe(recipe, overrides)
+        if not dry_run and not resume and download_all(loaded.init):
+            loaded = load_recipe(recipe, overrides)  # now that the folders are there, with their sizes
         if nproc is not None and nproc > 1 and not dry_run:
             from mirasol_cli.checkpoints.runs import correct_exit_code
             from mirasol_cli.runtime.launch import launch

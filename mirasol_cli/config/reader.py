@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from mirasol_cli.config.families import recipe_keys
 from mirasol_cli.config.paths import find_recipe, shipped_recipes
 from mirasol_cli.config.renamed import RENAMED, RETIRED
 from mirasol_cli.config.schema import SCHEMA, Recipe
@@ -89,9 +90,13 @@ def parse_recipe(text: str, source_name: str, overrides: Sequence[str] = ()) -> 
         raise RecipeError([f"{tree.where}: a recipe is a set of `section: ...` lines, not {describe(tree)}"])
     reader = _Reader()
     reader.check_schema(tree)
+    written, whole = tree, tree
+    for override in overrides:
+        whole = reader.override(whole, override)
+    tree = _with_sizes(written, whole)
     for override in overrides:
         tree = reader.override(tree, override)
-    tree = _with_preset(tree)
+    tree = _with_trunks(_with_preset(tree))
     recipe = reader.section(Recipe, tree, "")
     if reader.problems or recipe is None:
         raise RecipeError(list(dict.fromkeys(reader.problems)))
@@ -110,6 +115,47 @@ def _with_preset(tree: Value) -> Value:
         return tree
     preset = from_plain({"model": PRESETS[name]}, f"preset {name}")
     return lay_over(preset, tree)
+
+
+FOLDERS = ("video_encoder", "audio_encoder", "text_decoder")
+"""Keys of `init` that name model folders."""
+
+
+def _with_sizes(tree: Value, whole: Value) -> Value:
+    """The recipe as it is written, with what the model folders that `init` names say of sizes: those of a recipe's own folders lie below
+    what it says, and above the preset; those of folders that came by an override (`whole` has all of them) lie above the recipe."""
+    named = {key: value.content for key in FOLDERS if (value := _inner(whole, "init", key)) is not None and isinstance(value.content, str)}
+    share = _inner(whole, "model", "encoder", "share")
+    shares = share.content if share is not None and isinstance(share.content, bool) else None
+    if any(_inner(whole, "model", key) is not None for key in ("video_encoder", "audio_encoder")):
+        shares = False  # one of them has sizes of its own
+    if shares is None and {"video_encoder", "audio_encoder"} <= named.keys():
+        tree = lay_over(from_plain({"model": {"encoder": {"share": False}}}, "init"), tree)
+    for key, keys in recipe_keys(named, share=shares).items():
+        own, sizes = _inner(tree, "init", key), from_plain(keys, f"'{named[key]}/config.json'")
+        tree = lay_over(sizes, tree) if own is not None and own.content == named[key] else lay_over(tree, sizes)
+    return tree
+
+
+def _with_trunks(tree: Value) -> Value:
+    """The tree with `model.encoder` laid below the trunks that have sections of their own."""
+    encoder = _inner(tree, "model", "encoder")
+    if encoder is None or not isinstance(encoder.content, dict):
+        return tree
+    sizes = dataclasses.replace(encoder, content={key: value for key, value in encoder.content.items() if key != "share"})
+    for key in ("video_encoder", "audio_encoder"):
+        own = _inner(tree, "model", key)
+        if own is not None and isinstance(own.content, dict):
+            model = Value({key: sizes}, encoder.where)
+            tree = lay_over(Value({"model": model}, encoder.where), tree)
+    return tree
+
+
+def _inner(tree: Value | None, *keys: str) -> Value | None:
+    """The value below a path of keys, or None."""
+    for key in keys:
+        tree = tree.get(key) if tree is not None else None
+    return tree
 
 
 class _Reader:
@@ -305,6 +351,8 @@ def _walk_keys(cls: type, prefix: str) -> Iterator[str]:
     hints = _type_hints(cls)
     for name in keys_of(cls):
         hint = hints[name]
+        if get_origin(hint) in (types.UnionType, typing.Union):
+            hint = next(option for option in get_args(hint) if option is not types.NoneType)
         yield prefix + name
         if dataclasses.is_dataclass(hint):
             yield from _walk_keys(typing.cast(type, hint), f"{prefix}{name}.")

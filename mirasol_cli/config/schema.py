@@ -64,13 +64,15 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class InitRecipe:
-    """Where weights and vocabulary come from; local paths in Hugging Face layout."""
+    """Where weights and vocabulary come from: folders in Hugging Face layout, or hf:ORG/NAME[@REVISION]."""
 
     checkpoint: str | None = checked_field(None, "a mirasol checkpoint or run folder: all parts that fit")
-    video_encoder: str | None = checked_field(None, "ViT or DeiT folder (safetensors): patch kernel inflated into tubes")
-    audio_encoder: str | None = checked_field(None, "AST folder (safetensors); needs clip.audio.frontend: ast")
-    text_decoder: str | None = checked_field(None, "Llama-format folder (safetensors, tokenizer.model)")
-    tokenizer: str | None = checked_field(None, "SentencePiece model file; null: the checkpoint's, else trained on the train texts")
+    video_encoder: str | None = checked_field(None, "ViT, DeiT, CLIP, SigLIP, DINOv2 or VideoMAE folder: patch kernel inflated into tubes")
+    audio_encoder: str | None = checked_field(None, "AST or Whisper folder; sets clip.audio.frontend, which `prepare` must know, too")
+    text_decoder: str | None = checked_field(None, "Llama, Mistral, SmolLM or Qwen folder (safetensors, tokenizer)")
+    tokenizer: str | None = checked_field(
+        None, "SentencePiece model or tokenizer.json; null: the checkpoint's, the text decoder's, or a new one"
+    )
     vocab_size: int = checked_field(8000, "largest size of a vocabulary trained here", minimum=300)
 
     def __post_init__(self) -> None:

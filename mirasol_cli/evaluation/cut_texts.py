@@ -30,7 +30,7 @@ def _notes(plan: Plan, answerer: Answerer) -> Iterator[str]:
             yield f"{count:,} of {len(rows):,} {name} are cut: they are longer than the model reads ({limit})"
     if not plan.protocol.generates:
         return
-    lengths = [[len(vocabulary.encode(answer.strip())) for answer in gold_answers(row, plan.protocol)] for row in rows]
+    lengths = [[len(vocabulary.encode(answer.strip(), follows=True)) for answer in gold_answers(row, plan.protocol)] for row in rows]
     untaught = sum(bool(answers) and min(answers) > limits.max_answer for answers in lengths)
     if untaught:
         yield f"{untaught:,} of {len(rows):,} answers are longer than training keeps (model.text.max_answer={limits.max_answer})"

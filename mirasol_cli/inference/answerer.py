@@ -118,7 +118,7 @@ class Answerer:
         prompts = [[self.prompt(q).ids for q in row] for row in questions]
         encoded: dict[int, list[list[int]]] = {}  # a list that several questions share is encoded, and later scored, as one
         for texts in (texts for row in candidates for texts in row):
-            encoded.setdefault(id(texts), [self.vocabulary.encode(text.strip()) for text in texts])  # as answers are trained
+            encoded.setdefault(id(texts), [self.vocabulary.encode(text.strip(), follows=True) for text in texts])  # as answers are trained
         tokens = [[encoded[id(texts)] for texts in row] for row in candidates]
         with self.precision():
             scores = decoding.score_candidates(self.model.text, text_kv, prompts, tokens, self.vocabulary.eos)

@@ -29,6 +29,14 @@ AST_FLOOR = 1.1920928955078125e-07
 """float32's epsilon, the floor of Kaldi's filterbank."""
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
 """AST's own constants (AudioSet), applied as AST does: (x - mean) / (2 std)."""
+NORMALISATION = {
+    "mel": (MEL_FLOOR, MEL_MEAN, MEL_STD),
+    "ast": (AST_FLOOR, AST_MEAN, AST_STD),
+    "whisper": (1e-10, -4 * math.log(10), 2 * math.log(10)),  # (log10(x) + 4) / 4
+}
+"""Front end -> floor of the power, and what its natural logarithm is normalised with: (x - mean) / (2 std)."""
+WHISPER_RANGE = 1e-8
+"""Whisper lifts all power to this share of the loudest: here of the chunk's, where Whisper takes that of its 30 seconds."""
 BLOCK_COLUMNS = 4096
 """Columns transformed at once, which bounds memory for windows of many minutes."""
 
@@ -53,7 +61,9 @@ def chunk_log_mel(window: Window, audio: AudioGeometry) -> tuple[np.ndarray, np.
     power_ZC = kaldi_power(waveform, audio) if audio.frontend == "ast" else mel_power(waveform, audio)
     valid_C = _column_valid(window.valid, power_ZC.shape[1], audio.hop_length)
     power_ZS, valid_S = _pooled(power_ZC, valid_C, audio.columns)
-    floor, mean, std = (AST_FLOOR, AST_MEAN, AST_STD) if audio.frontend == "ast" else (MEL_FLOOR, MEL_MEAN, MEL_STD)
+    floor, mean, std = NORMALISATION[audio.frontend]
+    if audio.frontend == "whisper":
+        floor = max(floor, float(power_ZS.max()) * WHISPER_RANGE)
     normal_ZS = (power_ZS.clamp_min(floor).log() - mean) / (2 * std)
     columns = power_ZS.shape[1]
     mel[:, :columns] = (normal_ZS * valid_S).to(torch.float16).numpy()
@@ -67,8 +77,8 @@ def audio_valid(column_valid_TS: np.ndarray, geometry: ClipGeometry) -> np.ndarr
     audio = geometry.audio
     rows, columns = audio.grid
     valid = np.asarray(column_valid_TS).astype(bool)
-    starts = [i * audio.patch_stride for i in range(columns)]
-    along = np.stack([valid[:, start : start + audio.patch].any(axis=1) for start in starts], axis=1)
+    starts = [i * audio.patch_step[1] for i in range(columns)]
+    along = np.stack([valid[:, start : start + audio.patch_shape[1]].any(axis=1) for start in starts], axis=1)
     return np.tile(along, (1, rows))
 
 
@@ -98,7 +108,7 @@ def mel_power(waveform: Tensor, audio: AudioGeometry) -> Tensor:
     half = audio.n_fft // 2
     padded = F.pad(waveform, (0, max(0, half + 1 - len(waveform))))
     padded = F.pad(padded[None], (half, half), mode="reflect")[0]
-    transform = _torchaudio_mel(audio)
+    transform = _torchaudio_mel(audio) if audio.frontend == "mel" else None
     blocks = []
     for first in range(0, columns, BLOCK_COLUMNS):
         count = min(BLOCK_COLUMNS, columns - first)
@@ -108,13 +118,15 @@ def mel_power(waveform: Tensor, audio: AudioGeometry) -> Tensor:
 
 
 def torch_mel(waveform: Tensor, audio: AudioGeometry) -> Tensor:
-    """What torchaudio's MelSpectrogram(center=False) computes, bit for bit (HTK scale, no filter normalisation)."""
+    """What torchaudio's MelSpectrogram(center=False) computes, bit for bit (HTK scale, no filter normalisation); with Whisper's filters
+    what its feature extractor does."""
     window = torch.hann_window(audio.win_length, periodic=True)
     spectrum = torch.stft(
         waveform[None], audio.n_fft, audio.hop_length, audio.win_length, window, center=False, onesided=True, return_complex=True
     )
     power = spectrum.abs().pow(2.0)
-    return torch.matmul(power.transpose(-1, -2), _mel_filters(audio)).transpose(-1, -2)[0]
+    filters = _slaney_filters(audio) if audio.frontend == "whisper" else _mel_filters(audio)
+    return torch.matmul(power.transpose(-1, -2), filters).transpose(-1, -2)[0]
 
 
 @lru_cache(maxsize=4)
@@ -123,6 +135,22 @@ def _mel_filters(audio: AudioGeometry) -> Tensor:
     frequencies = torch.linspace(0, audio.sample_rate // 2, audio.n_fft // 2 + 1)
     top = 2595.0 * math.log10(1.0 + audio.sample_rate / 2 / 700.0)
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, audio.n_mels + 2) / 2595.0) - 1.0)
+    return _triangles(frequencies, edges)
+
+
+@lru_cache(maxsize=4)
+def _slaney_filters(audio: AudioGeometry) -> Tensor:
+    """Whisper's filters [n_fft / 2 + 1, Z]: Slaney's scale, linear to 1 kHz and logarithmic above, each filter of equal area."""
+    frequencies = torch.linspace(0, audio.sample_rate / 2, audio.n_fft // 2 + 1, dtype=torch.float64)
+    step = math.log(6.4) / 27
+    top = 15.0 + math.log(max(audio.sample_rate / 2, 1000.0) / 1000.0) / step
+    mels = torch.linspace(0.0, top, audio.n_mels + 2, dtype=torch.float64)
+    edges = torch.where(mels < 15.0, mels * (200.0 / 3), 1000.0 * torch.exp(step * (mels - 15.0)))
+    return (_triangles(frequencies, edges) * (2.0 / (edges[2:] - edges[:-2]))).float()
+
+
+def _triangles(frequencies: Tensor, edges: Tensor) -> Tensor:
+    """[frequencies, Z]: filter i rises from edge i to 1 at edge i + 1 and falls to edge i + 2."""
     between = edges[1:] - edges[:-1]
     slopes = edges[None] - frequencies[:, None]
     falling, rising = -slopes[:, :-2] / between[:-1], slopes[:, 2:] / between[1:]

@@ -14,15 +14,28 @@ block of a Combiner asks from M tokens only, while it looks at all N.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mirasol_cli.model.config import RopeScalingConfig
 
 NORM_EPS = 1e-6  # ViT's, not torch's 1e-5
 BRANCH_INIT_SCALE = 0.1
 """OURS: what a block adds to its residual starts at a tenth (LayerScale, arXiv 2103.17239, does so with factors of its
 own). The tokens then reach the text almost as they came in, and a model trained from nothing looks from the first steps
 on; with full-size residual branches, training ignored the video for thousands of steps while learning from audio."""
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # ViT, AST, DINOv2, Whisper
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # SigLIP; Flax's default, so TTM's too
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # CLIP
+}
 
 
 class Attention(nn.Module):
@@ -43,28 +56,31 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, linear. `gelu` is "none" for the exact function (ViT) or "tanh" (Flax's default, used by TTM)."""
+    """Linear, activation, linear. `activation` is a key of `ACTIVATIONS`."""
 
-    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0, gelu: str = "none", output: int | None = None):
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0, activation: str = "gelu", output: int | None = None):
         super().__init__()
         self.up = linear(width, hidden)
         self.down = linear(hidden, output or width)
-        self.dropout, self.gelu = dropout, gelu
+        self.dropout, self.activation = dropout, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.gelu(self.up(x), approximate=self.gelu), self.dropout, self.training)
+        x = F.dropout(ACTIVATIONS[self.activation](self.up(x)), self.dropout, self.training)
         return F.dropout(self.down(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
     """y = x + Attention(norm1(x)); y + MLP(norm2(y)) (TubeViT Eqs. 1-2), with dropout and stochastic depth."""
 
-    def __init__(self, width: int, heads: int, mlp: int, *, dropout: float = 0.0, drop_path: float = 0.0, gelu: str = "none"):
+    def __init__(
+        self, width: int, heads: int, mlp: int, *, dropout: float = 0.0, drop_path: float = 0.0, activation: str = "gelu",
+        norm_eps: float = NORM_EPS,
+    ):  # fmt: skip
         super().__init__()
-        self.norm1 = norm(width)
+        self.norm1 = norm(width, norm_eps)
         self.attention = Attention(width, heads)
-        self.norm2 = norm(width)
-        self.mlp = FeedForward(width, mlp, dropout=dropout, gelu=gelu)
+        self.norm2 = norm(width, norm_eps)
+        self.mlp = FeedForward(width, mlp, dropout=dropout, activation=activation)
         self.dropout, self.drop_path = dropout, drop_path
         self.scale_branches(BRANCH_INIT_SCALE)
 
@@ -100,8 +116,8 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=NORM_EPS)
+def norm(width: int, eps: float = NORM_EPS) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=eps)
 
 
 def residual(x: Tensor) -> Tensor:
@@ -161,9 +177,13 @@ def sine_cosine(coordinates: Tensor, width: int) -> Tensor:
     return F.pad(table, (0, width - table.shape[1])).float()
 
 
-def rotary_table(positions: Tensor, width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rotary_table(positions: Tensor, width: int, theta: float = 10000.0, scaling: RopeScalingConfig | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines [..., width / 2] (float32) of rotary positions [...]; `width` is that of one head."""
     omega = theta ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
+    if scaling is not None and scaling.factor > 1:
+        turns = omega * (scaling.original_max_positions / (2 * math.pi))
+        kept = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+        omega = omega * (kept + (1 - kept) / scaling.factor)
     angles = positions.float()[..., None] * omega
     return angles.cos(), angles.sin()
 

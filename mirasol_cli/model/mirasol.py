@@ -21,10 +21,11 @@ from mirasol_cli.model.combiner import CombinerState, build_combiner
 from mirasol_cli.model.config import ModelConfig
 from mirasol_cli.model.latent import LatentModel
 from mirasol_cli.model.layers import Block, keep_in_graph
+from mirasol_cli.model.lora import add_lora
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.text_decoder import CrossAttention, DecoderLayer, TextDecoder, TextKV
-from mirasol_cli.model.tokens import Encoder, SpectrogramTokens, TubeTokens
+from mirasol_cli.model.tokens import Encoder, TubeTokens, build_audio_tokens
 
 CUTS = ("own-chunk", "no-memory", "last-chunk")
 """What can be taken from a trained model, to see what it uses: the latents' sight of earlier chunks, the memory that the Combiner
@@ -64,13 +65,14 @@ class Mirasol(nn.Module):
     def __init__(self, config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Iterable[str] = ("text", "latent", "video")):
         super().__init__()
         self.config, self.geometry, self.vocab_size, self.losses = config, geometry, vocab_size, tuple(losses)
-        width = config.encoder.width
-        self.video_tokens = TubeTokens(geometry, width)
-        self.audio_tokens = SpectrogramTokens(geometry.audio, width)
+        video, audio = config.video_trunk, config.audio_trunk
+        width = video.width if video.width == audio.width else config.combiner.width  # where they differ, each is projected by itself
+        self.video_tokens = TubeTokens(geometry, video.width)
+        self.audio_tokens = build_audio_tokens(geometry.audio, audio.width)
         if config.encoder.share:
             self.encoder = Encoder(config.encoder)
         else:
-            self.video_encoder, self.audio_encoder = Encoder(config.encoder), Encoder(config.encoder)
+            self.video_encoder, self.audio_encoder = Encoder(video, width), Encoder(audio, width)
         self.combiner = build_combiner(config.combiner, width, (geometry.video_tokens, geometry.audio_tokens))
         slots = 0 if config.combiner.kind == "none" else config.combiner.num_outputs
         self.latent = LatentModel(config.latent, config.combiner.width, slots)
@@ -79,6 +81,7 @@ class Mirasol(nn.Module):
         seen = config.combiner.kind == "ttm" and config.text.sees_memory
         ttm_memory = (config.combiner.memory_tokens, config.combiner.width) if seen else None
         self.text = TextDecoder(config.text, vocab_size, config.latent.width, ttm_memory)
+        add_lora(self, config.lora)
 
     # Video and audio --------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class Audio(Objective):
     def build(self, config: ModelConfig, geometry: ClipGeometry) -> nn.Module:
         from mirasol_cli.model.reconstruction import PatchPredictor
 
-        return PatchPredictor(config.reconstruction, config.latent.width, geometry.audio_tokens, geometry.audio.patch**2)
+        return PatchPredictor(config.reconstruction, config.latent.width, geometry.audio_tokens, geometry.audio.patch_numbers)
 
     def count(self, media: MediaBatch, text: TextBatch | None, extra: TrainingInputs, geometry: ClipGeometry) -> Tensor:
         return self._patches(media, extra, geometry.audio_tokens).sum()

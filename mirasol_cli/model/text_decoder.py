@@ -71,6 +71,8 @@ class TextDecoder(nn.Module):
             if isinstance(module, nn.Linear):
                 scale = branches if name.endswith(("o_proj", "down_proj")) else 1.0
                 nn.init.normal_(module.weight, std=scale * module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.width**-0.5)
 
@@ -137,8 +139,8 @@ class TextDecoder(nn.Module):
         weight = self.embed_tokens.weight
         device = weight.device
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
-        head_width = self.config.width // self.config.heads
-        return TextCache.empty(clips, questions, self.config.layers, self.config.kv_heads, capacity, head_width, device, dtype)
+        config = self.config
+        return TextCache.empty(clips, questions, config.layers, config.kv_heads, capacity, config.head_width, device, dtype)
 
     def step(self, tokens_BQL: Tensor, cache: TextCache, text_kv: TextKV | None = None, valid_BQL: Tensor | None = None) -> Tensor:
         """Append tokens to every row; returns the logits [B, Q, V] that follow each row's last token.
@@ -172,7 +174,7 @@ class TextDecoder(nn.Module):
     def _run(self, tokens_BQL: Tensor, position_RL: Tensor, text_kv: TextKV | None, slots: list[CacheSlot] | None) -> Tensor:
         B, Q, L = tokens_BQL.shape
         x_RLD = F.dropout(residual(self.embed_tokens(tokens_BQL)).flatten(0, 1), self.config.dropout, self.training)
-        cosines, sines = rotary_table(position_RL, self.config.width // self.config.heads, self.config.rope_theta)
+        cosines, sines = rotary_table(position_RL, self.config.head_width, self.config.rope_theta, self.config.rope_scaling)
         rotary = cosines[:, None], sines[:, None]
         mask, present = (None, None) if text_kv is None else text_kv.mask()
         for number, layer in enumerate(self.layers):
@@ -207,15 +209,17 @@ class SelfAttention(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
-        narrow = config.kv_heads * (config.width // config.heads)
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, narrow, bias=False)
-        self.v_proj = nn.Linear(config.width, narrow, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        wide, narrow = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, wide, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, narrow, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, narrow, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(wide, config.width, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_RLD: Tensor, rotary: Rotary, slot: CacheSlot | None) -> Tensor:
-        query = rotate(split_heads(self.q_proj(x_RLD), self.heads), *rotary)
-        key = rotate(split_heads(self.k_proj(x_RLD), self.kv_heads), *rotary)
+        query = rotate(self.q_norm(split_heads(self.q_proj(x_RLD), self.heads)), *rotary)
+        key = rotate(self.k_norm(split_heads(self.k_proj(x_RLD), self.kv_heads)), *rotary)
         value = split_heads(self.v_proj(x_RLD), self.kv_heads)
         if slot is not None:
             slot.write(key, value)
@@ -246,8 +250,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        wide = config.heads * config.head_width
+        self.q_proj = nn.Linear(config.width, wide, bias=False)
+        self.o_proj = nn.Linear(wide, config.width, bias=False)
         # One number, not a scalar tensor: sharded training takes no parameters without a dimension.
         self.gate = nn.Parameter(torch.full((1,), 1.0 if config.cross_attention_gate_init == "open" else 0.0))
 
@@ -271,7 +276,7 @@ class TextKVProjection(nn.Module):
     def __init__(self, config: TextConfig, latent_width: int, cross_layers: int, ttm_memory: tuple[int, int] | None = None):
         super().__init__()
         self.kv_heads = config.kv_heads
-        narrow = config.kv_heads * (config.width // config.heads)
+        narrow = config.kv_heads * config.head_width
         self.norm = nn.RMSNorm(latent_width, eps=config.norm_eps)
         if ttm_memory is not None:
             count, width = ttm_memory

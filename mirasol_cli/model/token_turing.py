@@ -34,7 +34,7 @@ class TokenLearner(nn.Module):
     def __init__(self, width: int, outputs: int, dropout: float):
         super().__init__()
         self.norm = norm(width)
-        self.scores = FeedForward(width, BOTTLENECK, output=outputs, dropout=dropout, gelu="tanh")
+        self.scores = FeedForward(width, BOTTLENECK, output=outputs, dropout=dropout, activation="gelu_tanh")
 
     def score(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., P]."""
@@ -90,7 +90,7 @@ class TokenTuringMachine(nn.Module):
         self.write_output_position = learned_parameter(config.num_outputs, width) if placed else None
         self.process_position = learned_parameter(config.num_outputs, width)
         self.process = nn.ModuleList(
-            Block(width, config.heads, config.mlp_dim, dropout=config.dropout, gelu="tanh") for _ in range(config.layers)
+            Block(width, config.heads, config.mlp_dim, dropout=config.dropout, activation="gelu_tanh") for _ in range(config.layers)
         )
         self.process_norm = norm(width)
         self.dropout = config.dropout

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirasol_cli.fields import FieldError
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
-from mirasol_cli.model.config import EncoderConfig
-from mirasol_cli.model.layers import Block, key_mask, learned_parameter, norm, sine_cosine
+from mirasol_cli.model.config import TrunkConfig
+from mirasol_cli.model.layers import Block, key_mask, learned_parameter, norm, project_width, sine_cosine
 
 
 class TubeTokens(nn.Module):
@@ -83,25 +85,55 @@ class SpectrogramTokens(nn.Module):
         return self.map(patches) + self.kind + self.position_ND
 
 
-class Encoder(nn.Module):
-    """A pre-norm ViT over the tokens of one chunk of one modality."""
+class ConvolutionTokens(nn.Module):
+    """Whisper's first layers (arXiv 2212.04356, section 2.2): two convolutions along one chunk's log-mel, with GELU, to a token for
+    every two columns. Its table of positions, sines beside cosines, is cut to the chunk."""
 
-    def __init__(self, config: EncoderConfig):
+    position_ND: Tensor
+
+    def __init__(self, geometry: AudioGeometry, width: int):
+        super().__init__()
+        self.conv1 = convolution(geometry.n_mels, width)
+        self.conv2 = convolution(width, width, stride=2)
+        self.kind = learned_parameter(width)
+        self.register_buffer("position_ND", whisper_positions(geometry.tokens, width), persistent=False)
+
+    def forward(self, mel_BTZS: Tensor) -> Tensor:
+        """float [B, T, Z, S] -> [B, T, N, D]; no convolution reaches over the chunk's border."""
+        x = F.gelu(self.conv1(mel_BTZS.flatten(0, 1).to(self.kind.dtype)))
+        x_BTND = F.gelu(self.conv2(x)).transpose(1, 2).unflatten(0, mel_BTZS.shape[:2])
+        return x_BTND + self.kind + self.position_ND
+
+
+def build_audio_tokens(geometry: AudioGeometry, width: int) -> SpectrogramTokens | ConvolutionTokens:
+    """The audio's tokens as its front end makes them."""
+    return ConvolutionTokens(geometry, width) if geometry.frontend == "whisper" else SpectrogramTokens(geometry, width)
+
+
+class Encoder(nn.Module):
+    """A pre-norm ViT over the tokens of one chunk of one modality. `output_width` is that of the tokens that leave it."""
+
+    def __init__(self, config: TrunkConfig, output_width: int | None = None):
         super().__init__()
         last = max(config.layers - 1, 1)
+        self.input_norm = norm(config.width, config.norm_eps) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout, drop_path=config.drop_path * index / last)
+            Block(
+                config.width, config.heads, config.mlp_dim, dropout=config.dropout, drop_path=config.drop_path * index / last,
+                activation=config.activation, norm_eps=config.norm_eps,
+            )
             for index in range(config.layers)
-        )
-        self.norm = norm(config.width)
+        )  # fmt: skip
+        self.norm = norm(config.width, config.norm_eps)
+        self.output_proj = project_width(config.width, output_width or config.width)
 
     def forward(self, x_BTND: Tensor, valid_BTN: Tensor | None = None) -> Tensor:
         """[B, T, N, D] -> [B, T, N, D]; no chunk sees another. Outputs of invalid tokens are finite and mean nothing."""
-        x = x_BTND.flatten(0, 1)
+        x = self.input_norm(x_BTND.flatten(0, 1))
         mask = None if valid_BTN is None else key_mask(valid_BTN.flatten(0, 1))
         for block in self.blocks:
             x = block(x, mask)
-        return self.norm(x).unflatten(0, x_BTND.shape[:2])
+        return self.output_proj(self.norm(x)).unflatten(0, x_BTND.shape[:2])
 
 
 def token_map(numbers: int, channels: int) -> nn.Linear:
@@ -111,6 +143,23 @@ def token_map(numbers: int, channels: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=numbers**-0.5)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv1d:
+    """Three columns wide, scaled as `token_map`."""
+    layer = nn.Conv1d(inputs, outputs, kernel_size=3, stride=stride, padding=1)
+    nn.init.normal_(layer.weight, std=(3 * inputs) ** -0.5)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def whisper_positions(count: int, width: int) -> Tensor:
+    """Whisper's fixed positions [count, width]: all sines, then all cosines, of 10000^(-j / (width / 2 - 1)) each."""
+    half = width // 2
+    rate = torch.exp(-math.log(10000.0) / max(half - 1, 1) * torch.arange(half))
+    angle = torch.arange(count)[:, None] * rate
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, width - 2 * half))
 
 
 def tube_positions(centres_tyx: Sequence[tuple[float, float, float]], width: int) -> Tensor:
@@ -126,6 +175,7 @@ def mirror_tubes(pixels: Tensor, tube: Tube) -> Tensor:
 
 
 def spectrogram_patches(mel_BTZS: Tensor, geometry: AudioGeometry) -> Tensor:
-    """[B, T, Z, S] -> [B, T, N, patch * patch]."""
-    patches = mel_BTZS.unfold(2, geometry.patch, geometry.patch_stride).unfold(3, geometry.patch, geometry.patch_stride)
+    """[B, T, Z, S] -> [B, T, N, mel bins * columns of a patch]."""
+    (rows, columns), (down, right) = geometry.patch_shape, geometry.patch_step
+    patches = mel_BTZS.unfold(2, rows, down).unfold(3, columns, right)
     return patches.flatten(2, 3).flatten(-2)

@@ -212,7 +212,7 @@ def check_together(given: Mapping[str, bool]) -> None:
 
 def check_overrides(overrides: Sequence[str], dataset: str) -> None:
     """Raises UsageError if a recipe key is set that preparing does not read."""
-    reads = ["clip", "data.dataset", "data.shards"]
+    reads = ["clip", "data.dataset", "data.shards", "init.audio_encoder"]  # an audio encoder's folder sets keys of clip.audio
     reads += ["data.seed", "data.clips"] if dataset in RENDERED else []
     if unread := unread_keys(overrides, reads):
         raise UsageError(

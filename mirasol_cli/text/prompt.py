@@ -47,18 +47,21 @@ def encode_prompt(vocabulary: Vocabulary, question: str, context: str, limits: L
     Runs of white space count as one space. Context ends after `max_context` tokens, the question after `max_question`, each for
     itself; the marks are not counted. Without context its mark is left out too.
     """
-    context_ids = vocabulary.encode(_one_line(context))
-    question_ids = vocabulary.encode(_one_line(question))
+    context_ids = vocabulary.encode(_one_line(context), follows=True)
+    question_ids = vocabulary.encode(_one_line(question), follows=True)
     ids = [] if vocabulary.bos is None else [vocabulary.bos]
-    if context_ids and limits.max_context:
+    has_context = bool(context_ids and limits.max_context)
+    if has_context:
         ids += vocabulary.encode(CONTEXT) + context_ids[: limits.max_context]
-    ids += vocabulary.encode(QUESTION) + question_ids[: limits.max_question] + vocabulary.encode(ANSWER)
+    ids += vocabulary.encode(QUESTION, follows=has_context) + question_ids[: limits.max_question]
+    ids += vocabulary.encode(ANSWER, follows=True)
     return Encoded(ids, sum(_cut(len(question_ids), len(context_ids), limits)))
 
 
 def cut_tokens(vocabulary: Vocabulary, question: str, context: str, limits: Limits) -> Cut:
     """What `encode_prompt` leaves out of each."""
-    return _cut(len(vocabulary.encode(_one_line(question))), len(vocabulary.encode(_one_line(context))), limits)
+    lengths = [len(vocabulary.encode(_one_line(text), follows=True)) for text in (question, context)]
+    return _cut(lengths[0], lengths[1], limits)
 
 
 def _cut(question: int, context: int, limits: Limits) -> Cut:
@@ -70,7 +73,7 @@ def encode_target(vocabulary: Vocabulary, answer: str, limits: Limits) -> Encode
 
     An answer above `max_answer` tokens is cut and then has no end token: the model shall not learn to stop there.
     """
-    ids = vocabulary.encode(answer.strip())
+    ids = vocabulary.encode(answer.strip(), follows=True)
     cut = len(ids) - limits.max_answer
     return Encoded(ids[: limits.max_answer], cut) if cut > 0 else Encoded([*ids, vocabulary.eos], 0)
 

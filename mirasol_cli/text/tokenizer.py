@@ -1,13 +1,22 @@
-"""Text to token ids and back: SentencePiece models, our own or those of Llama and T5 checkpoints."""
+"""Text to token ids and back: SentencePiece models, our own or those of public checkpoints, and their tokenizer.json."""
 
 from __future__ import annotations
 
 import io
+import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mirasol_cli.errors import DataError, UsageError
+from mirasol_cli.files import read_json
+from mirasol_cli.text.pieces import JsonPieces, Pieces, SentencePieces
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+"""Names of the two kinds in a model folder or checkpoint: SentencePiece, and that of the `tokenizers` package."""
+JSON_SETTINGS = "tokenizer_config.json"
+"""Stands beside a tokenizer.json and names its end token."""
 
 BYTES = 256  # pieces of the byte fallback
 MOST_LINES = 2_000_000
@@ -63,51 +72,54 @@ def train_vocabulary(lines: Iterable[str], size: int, *, most_lines: int = MOST_
 
 
 class Vocabulary:
-    """A SentencePiece model.
+    """A SentencePiece model or a tokenizer.json.
 
     Attributes:
-        model_bytes: the content of the model file.
+        model_bytes: the content of the file.
+        files: what a checkpoint keeps of it, by name.
         size: V, from the file.
         eos: the end token's id.
-        bos: the start token's id, or None where the model has none (T5).
+        bos: the start token's id, or None where texts have none (T5, Qwen).
 
     Args:
-        model_bytes: content of a SentencePiece model file.
+        model_bytes: content of the file.
         source: names the file in errors.
+        ends: tokenizer.json only: texts or ids that the files beside it give for the end token.
 
     Raises:
-        DataError: not a SentencePiece model, or one without an end token.
+        DataError: neither of the two, or one without an end token.
+        EnvironmentProblem: a tokenizer.json, and the package `tokenizers` is not installed.
     """
 
-    def __init__(self, model_bytes: bytes, source: str = "tokenizer.model"):
-        import sentencepiece
-
+    def __init__(self, model_bytes: bytes, source: str = "tokenizer.model", ends: Sequence[str | int] = ()):
         self.model_bytes = model_bytes
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            if not model_bytes or not self._processor.LoadFromSerializedProto(model_bytes):
-                raise RuntimeError("no pieces")
-        except RuntimeError:
-            raise DataError(f"'{source}' is damaged or no SentencePiece model", "copy the file again from where it came") from None
-        if self._processor.eos_id() < 0:
-            raise DataError(f"'{source}' has no end token, so that no answer could end", "use a SentencePiece model with an eos piece")
-        self.eos: int = self._processor.eos_id()
-        self.bos: int | None = self._processor.bos_id() if self._processor.bos_id() >= 0 else None
-        self.size: int = self._processor.GetPieceSize()
+        is_json = model_bytes.lstrip()[:1] == b"{"
+        self._pieces: Pieces
+        self.files = {TOKENIZER_FILES[is_json]: model_bytes}
+        if is_json:
+            self._pieces = pieces = JsonPieces(model_bytes, source, ends)
+            self.files[JSON_SETTINGS] = (json.dumps({"eos_token": pieces.eos_text}) + "\n").encode()
+        else:
+            self._pieces = SentencePieces(model_bytes, source)
+        self.eos, self.bos, self.size = self._pieces.eos, self._pieces.bos, self._pieces.size
 
     @staticmethod
     def from_file(path: Path) -> Vocabulary:
         """Raises DataError if the file is missing, unreadable or damaged."""
         try:
-            return Vocabulary(path.read_bytes(), str(path))
+            return Vocabulary(path.read_bytes(), str(path), _ends(path.parent) if path.suffix == ".json" else ())
         except FileNotFoundError:
             raise DataError(f"the vocabulary '{path}' is missing") from None
         except OSError as error:
             raise DataError(f"the vocabulary '{path}' cannot be read: {error.strerror}") from None
 
-    def encode(self, text: str) -> list[int]:
-        """Ids without start and end. Half a surrogate pair, which no UTF-8 can hold, counts as U+FFFD."""
-        return self._processor.EncodeAsIds(_valid(text))
+    def encode(self, text: str, *, follows: bool = False) -> list[int]:
+        """Ids without start and end. Half a surrogate pair, which no UTF-8 can hold, counts as U+FFFD.
+
+        Args:
+            follows: the text comes after another, apart from it by a space; most tokenizers put that there themselves.
+        """
+        return self._pieces.encode((self._pieces.gap if follows and text else "") + _valid(text))
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; control pieces add nothing, incomplete characters become U+FFFD.
@@ -115,7 +127,24 @@ class Vocabulary:
         Equals what was encoded for every string if `train_vocabulary` made the model, but for U+2581 (SentencePiece's
         own mark for a space), which comes back as a space.
         """
-        return self._processor.DecodeIds(ids)
+        return self._pieces.decode(ids)
+
+
+def tokenizer_in(folder: Path) -> Path | None:
+    """The tokenizer file of a model folder or checkpoint; SentencePiece goes before tokenizer.json."""
+    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def _ends(folder: Path) -> list[str | int]:
+    """The end token's texts and ids, as the files beside a tokenizer.json give them, the most telling first."""
+    found: list[Any] = []
+    for name, key in ((JSON_SETTINGS, "eos_token"), ("special_tokens_map.json", "eos_token"), ("config.json", "eos_token_id")):
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            value = content.get(key) if isinstance(content, dict) else None
+            value = value.get("content") if isinstance(value, dict) else value
+            found += value if isinstance(value, list) else [value]
+    return [value for value in found if isinstance(value, (str, int)) and not isinstance(value, bool)]
 
 
 def _valid(text: str) -> str:

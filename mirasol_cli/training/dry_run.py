@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mirasol_cli.batches.sources import open_sources, training_lines
+from mirasol_cli.config.hub import not_downloaded
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import ShardError
 from mirasol_cli.model.objectives import OBJECTIVES
@@ -106,6 +107,8 @@ def dry_run(
     say(f"trained: {trained:,} of {total:,} parameters")
     for note in notes:
         say(note)
+    for key, name in not_downloaded(recipe.init).items():
+        say(f"init.{key}: '{name}' is not downloaded yet; training does that, and takes its sizes where the recipe says none")
     say(f"vocabulary: {vocab_size:,} pieces ({f'from {given}' if given else 'at most; trained on the training texts'})")
     say(
         f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' if train.ema_decay > 0 else ''} "

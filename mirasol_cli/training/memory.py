@@ -67,7 +67,10 @@ def activation_bytes(recipe: Recipe, clips: int, questions: int, *, bf16: bool) 
     turns = chunks * recipe.train.augment.max_chunk_repeats  # of a Token Turing Machine
     text_tokens = questions * (text.max_question + text.max_answer)
     parts = [  # (tokens of a clip, width, feed-forward width, blocks)
-        (chunks * all_tokens, config.encoder.width, config.encoder.mlp_dim, config.encoder.layers),
+        *(
+            (chunks * tokens, trunk.width, trunk.mlp_dim, trunk.layers)
+            for tokens, trunk in ((geometry.video_tokens, config.video_trunk), (geometry.audio_tokens, config.audio_trunk))
+        ),
         (
             chunks * all_tokens,
             config.combiner.width,

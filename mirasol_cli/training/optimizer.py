@@ -33,7 +33,7 @@ def decays(model: nn.Module) -> set[str]:
 
     Norms, biases, gates, and every table of learned vectors (vocabulary, positions, mask tokens, initial memory) are left alone.
     """
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv1d))}
 
 
 def encoder_depths(names: Iterable[str]) -> dict[str, int]:

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from mirasol_cli.batches.sources import OpenSource, open_sources, training_lines
 from mirasol_cli.checkpoints.folder import (
     CHECKPOINT_SCHEMA,
+    FROZEN,
     Contents,
     Score,
     best_of,
     checkpoints_in,
+    frozen_files,
+    is_complete,
     newest_valid,
     remove_unfinished,
     rotate,
@@ -30,21 +34,23 @@ from mirasol_cli.checkpoints.folder import (
     verify,
     write_checkpoint,
 )
-from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_tensors
+from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
-from mirasol_cli.config.reader import dump_recipe, parse_recipe
+from mirasol_cli.config.hub import download, download_all, folder_of, not_downloaded
+from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.fields import FieldError
 from mirasol_cli.files import finite, read_json
+from mirasol_cli.model.lora import kept_by_lora
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.console import tell
 from mirasol_cli.runtime.device import computes_in_bf16
 from mirasol_cli.runtime.distributed import World, gather_full, parallelise, prepare_blocks
 from mirasol_cli.runtime.folder_lock import HeldLock, folder_lock
-from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
+from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary, tokenizer_in, train_vocabulary
 from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
 from mirasol_cli.training.data import TrainingData
 from mirasol_cli.training.display import check_loggers
@@ -52,7 +58,6 @@ from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, loa
 from mirasol_cli.training.resume import check_resumable
 
 STATE_SCHEMA = 2
-TOKENIZER = "tokenizer.model"
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Run:
     clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
     taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
     told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
+    frozen_of: Path | None = None  # a checkpoint of the run that holds what it does not train
     lock: HeldLock | None = None  # of the run folder; the first process has it
     notes: list[str] = field(default_factory=list)
 
@@ -109,6 +115,10 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
     world.local_slice(recipe.train.global_batch_size)
+    if resume:
+        recipe = with_sizes_of_run(recipe)
+    else:
+        world.run_on_rank0(lambda: download_all(recipe.init))
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
     check_loggers(recipe)
     notes: list[str] = []
@@ -138,7 +148,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
             ema.load(read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
     run = Run(
         recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, ema, bf16,
-        step=state["step"], bad_steps=state["bad_steps"], notes=notes,
+        step=state["step"], bad_steps=state["bad_steps"], notes=notes, frozen_of=resumed,
     )  # fmt: skip
     best = best_of(checkpoints_in(folder.checkpoints))
     run.best = score_of(best) if best else None
@@ -156,6 +166,19 @@ def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> 
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
+
+
+def with_sizes_of_run(recipe: Recipe) -> Recipe:
+    """The recipe with the sizes of the run that it resumes, where the model folders that gave them (`init.*`) are gone: a run needs
+    them for its first step only."""
+    path = Path(recipe.run_dir) / RUN_RECIPE
+    named = (recipe.init.video_encoder, recipe.init.audio_encoder, recipe.init.text_decoder)
+    if not path.is_file() or all(name is None or folder_of(name).is_dir() for name in named):
+        return recipe
+    before = parse_recipe(path.read_text(encoding="utf-8"), str(path))
+    if before.init != recipe.init:
+        return recipe
+    return replace(recipe, model=before.model, clip=replace(recipe.clip, audio=before.clip.audio))
 
 
 def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool, notes: list[str]) -> Path | None:
@@ -217,10 +240,7 @@ def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, no
 
 
 def _load(model: Mirasol, checkpoint: Path) -> None:
-    tensors = read_tensors(checkpoint, "model")
-    if tensors is None:
-        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
-    load_weights(model, tensors, str(checkpoint))
+    load_weights(model, read_model(checkpoint), str(checkpoint))
 
 
 # --------------------------------------------------------------------------------------------------------- a fresh start
@@ -229,7 +249,7 @@ def _load(model: Mirasol, checkpoint: Path) -> None:
 def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None, world: World, notes: list[str]) -> Vocabulary:
     """The checkpoint's own; else `init.tokenizer`, `init.checkpoint`'s, `init.text_decoder`'s, else trained on the training texts."""
     if resumed is not None:
-        return Vocabulary.from_file(resumed / TOKENIZER)
+        return Vocabulary.from_file(tokenizer_in(resumed) or resumed / TOKENIZER_FILES[0])
     given = given_tokenizer(recipe)
     if given is not None:
         return Vocabulary.from_file(given)
@@ -242,21 +262,30 @@ def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None,
 
 
 def given_tokenizer(recipe: Recipe) -> Path | None:
-    """The SentencePiece file that the recipe's `init` leads to, or None. Raises DataError if it is named but missing."""
+    """The tokenizer file that the recipe's `init` leads to, or None: there is none, or it is not downloaded yet (`not_downloaded`).
+
+    Raises DataError if it is named but missing.
+    """
     init = recipe.init
     if init.tokenizer is not None:
-        path, key = Path(init.tokenizer), "init.tokenizer"
+        named, key = folder_of(init.tokenizer), "init.tokenizer"
     elif init.checkpoint is not None:
-        path, key = resolve_checkpoint(init.checkpoint) / TOKENIZER, "init.checkpoint"
+        named, key = resolve_checkpoint(init.checkpoint), "init.checkpoint"
     elif init.text_decoder is not None:
-        path, key = Path(init.text_decoder) / TOKENIZER, "init.text_decoder"
+        named, key = folder_of(init.text_decoder), "init.text_decoder"
     else:
         return None
-    if not path.is_file():
-        raise DataError(f"{key}: there is no tokenizer '{path}'", "give a SentencePiece model file with init.tokenizer")
+    path = named if named.is_file() else tokenizer_in(named)
+    if path is None and key.removeprefix("init.") in not_downloaded(init):
+        return None
+    if path is None:
+        expected = named if key == "init.tokenizer" and not named.is_dir() else f"{named}/{' or '.join(TOKENIZER_FILES)}"
+        raise DataError(f"{key}: there is no tokenizer '{expected}'", "give a SentencePiece model or a tokenizer.json with init.tokenizer")
     if init.text_decoder is not None and key != "init.text_decoder":
-        theirs = Path(init.text_decoder) / TOKENIZER
-        if theirs.is_file() and theirs.read_bytes() != path.read_bytes():
+        decoder = folder_of(init.text_decoder)
+        theirs = tokenizer_in(decoder)
+        known = [file.read_bytes() for name in TOKENIZER_FILES if (file := decoder / name).is_file()]
+        if theirs is not None and path.read_bytes() not in known:
             raise UsageError(
                 f"{key} leads to '{path}', which is another vocabulary than the one that init.text_decoder was trained with, '{theirs}'",
                 f"leave {key} out, or the text decoder",
@@ -280,14 +309,15 @@ def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[s
     if init.checkpoint is not None:
         notes.append(load_fitting(model, resolve_checkpoint(init.checkpoint), vocabulary))
     if init.video_encoder or init.audio_encoder or init.text_decoder:
-        from mirasol_cli.checkpoints import import_hf
+        from mirasol_cli.checkpoints.import_encoders import load_audio_encoder, load_video_encoder
+        from mirasol_cli.checkpoints.import_text import load_text_decoder
 
         if init.video_encoder is not None:
-            notes.append(str(import_hf.load_video_encoder(model, Path(init.video_encoder))))
+            notes.append(str(load_video_encoder(model, download(init.video_encoder))))
         if init.audio_encoder is not None:
-            notes.append(str(import_hf.load_audio_encoder(model, Path(init.audio_encoder))))
+            notes.append(str(load_audio_encoder(model, download(init.audio_encoder))))
         if init.text_decoder is not None:
-            notes.append(str(import_hf.load_text_decoder(model, Path(init.text_decoder))))
+            notes.append(str(load_text_decoder(model, download(init.text_decoder))))
     return notes
 
 
@@ -303,13 +333,13 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
     Raises:
         CheckpointError: it is damaged, or nothing of it fits.
     """
-    verify(checkpoint, ("model", "ema"))
+    verify(checkpoint, ("model", FROZEN, "ema"))
     if (checkpoint / "config.json").is_file():
         checked_config(checkpoint)
-    tensors = {**(read_tensors(checkpoint, "model") or {}), **(read_tensors(checkpoint, "ema") or {})}
+    tensors = {**read_model(checkpoint), **(read_tensors(checkpoint, "ema") or {})}
     own = model_tensors(model)
-    theirs = checkpoint / TOKENIZER
-    foreign = PER_PIECE if theirs.is_file() and theirs.read_bytes() != vocabulary.model_bytes else ()
+    theirs = tokenizer_in(checkpoint)
+    foreign = PER_PIECE if theirs is not None and theirs.read_bytes() != vocabulary.model_bytes else ()
     fitting = {name for name in own if name in tensors and tensors[name].shape == own[name].shape and not name.startswith(foreign)}
     learned = {name for name, _ in model.named_parameters()}
     if not fitting & learned:
@@ -329,6 +359,16 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
 def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
     """Apply `freeze`, and freeze what no loss reaches, so that every trainable parameter gets a gradient on every process."""
     notes = []
+    kept = kept_by_lora(model, recipe.model.lora)
+    if kept:
+        parameters = dict(model.named_parameters())
+        for name in kept:
+            parameters[name].requires_grad_(False)
+        learned = sum(p.numel() for name, p in parameters.items() if name.endswith((".lora_a", ".lora_b")))
+        notes.append(
+            f"LoRA of rank {recipe.model.lora.rank}: {learned:,} parameters learn beside the {sum(parameters[n].numel() for n in kept):,} "
+            f"of {', '.join(recipe.model.lora.parts)}, which stay as they are"
+        )
     if recipe.freeze:
         from mirasol_cli.training.freezing import freeze
 
@@ -340,9 +380,9 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
             count = sum(len(list(module.requires_grad_(False).parameters())) for module in modules)
             notes.append(f"{count} tensors that only {name} needs are not trained, since data.{name} is false")
     if not any(OBJECTIVES[name].reads_text for name in recipe.loss.weights):
-        parameters = list(model.text.parameters())
+        unread = list(model.text.parameters())
         model.text.requires_grad_(False)
-        notes.append(f"{len(parameters)} tensors of the text decoder are not trained, since loss.text is 0")
+        notes.append(f"{len(unread)} tensors of the text decoder are not trained, since loss.text is 0")
     return notes
 
 
@@ -351,7 +391,11 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
 
 def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
     """A checkpoint of the step just done, then rotation. All processes call this together."""
-    model_state = gather_full(model_tensors(run.model), run.world)
+    frozen = _frozen_once(run)
+    frozen_of = run.frozen_of if frozen and run.world.sum([float(run.world.is_main and _shares(run.frozen_of, frozen))])[0] else None
+    everything = model_tensors(run.model)
+    model_state = gather_full({name: tensor for name, tensor in everything.items() if name not in frozen}, run.world)
+    frozen_state = gather_full({name: everything[name] for name in frozen} if frozen_of is None else {}, run.world)
     optimizer_state = gather_full(optimizer_tensors(run.optimizer), run.world)
     ema = gather_full(run.ema.values, run.world) if run.ema is not None else None
 
@@ -361,10 +405,32 @@ def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
         tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
         if ema is not None:
             tensors["ema"] = ema
-        write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors))
+        if frozen_state:
+            tensors[FROZEN] = frozen_state
+        write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors, frozen_of))
         rotate(run.folder.checkpoints, run.recipe.train.keep_checkpoints)
 
     run.world.run_on_rank0(write)
+    run.frozen_of = run.folder.checkpoints / step_name(run.step)
+
+
+def _frozen_once(run: Run) -> list[str]:
+    """Parameters that the recipe freezes: they never change, so that all checkpoints of the run share one copy of them."""
+    if not run.recipe.freeze and not run.recipe.model.lora.parts:
+        return []
+    return [name for name, parameter in run.model.named_parameters() if not parameter.requires_grad]
+
+
+def _shares(checkpoint: Path | None, frozen: list[str]) -> bool:
+    """Whether the checkpoint holds just these tensors as its frozen ones."""
+    if checkpoint is None or not is_complete(checkpoint):
+        return False
+    held: set[str] = set()
+    for name in frozen_files(checkpoint):
+        if name.endswith(".safetensors"):
+            with safe_open(checkpoint / name, framework="pt") as file:
+                held |= set(file.keys())
+    return held == set(frozen)
 
 
 def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, bytes]:
@@ -384,6 +450,6 @@ def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, b
     return {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
         "recipe.yaml": dump_recipe(run.recipe).encode(),
-        TOKENIZER: run.vocabulary.model_bytes,
+        **run.vocabulary.files,
         "state.json": (json.dumps(state, indent=2) + "\n").encode(),
     }

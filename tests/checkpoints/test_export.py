@@ -17,7 +17,7 @@ def test_an_exported_checkpoint_is_small_whole_and_close(tmp_path: Path) -> None
     synthetic.write_split(tmp_path / "shards" / "train", 6)
     run = tmp_path / "run"
     train(synthetic.recipe(run, tmp_path / "shards", "train.steps=2", "train.ema_decay=0.5"), stage="finetune", device="cpu")
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", half=True)
     verify(tmp_path / "out")
     assert not list(tmp_path.glob(".*export"))
     before, after = load_model(next((run / "checkpoints").glob("step-*"))), load_model(tmp_path / "out")

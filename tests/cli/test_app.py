@@ -24,13 +24,17 @@ from mirasol_cli.runtime import console
 from mirasol_cli.runtime import launch as launcher
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["prepare", "pretrain", "finetune", "eval", "ask", "doctor", "recipes ls", "recipes show", "recipes cp", "recipes validate"]
+COMMANDS = [
+    *("prepare", "pretrain", "finetune", "eval", "ask", "export", "doctor"),
+    *("recipes ls", "recipes show", "recipes cp", "recipes validate"),
+]
 CONTRACT = {
     "prepare": "--root --out --recipe --split --workers --engine --part --merge --retry-failed --dry-run --inspect --verify --max-failed "
     "--strict --keep-truncated --allow-audio-only --limit --json",
     "pretrain": "--resume --dry-run --nproc --limit --device --threads --json",
     "finetune": "--resume --dry-run --nproc --limit --device --threads --json",
     "eval": "--checkpoint --split --control --predictions --baseline --limit --device --threads --json",
+    "export": "--merge-lora --half --json",
     "ask": "--questions --context --checkpoint --start --end --why --limit --device --threads --json",
     "doctor": "--json",
     "recipes ls": "--json",
@@ -493,7 +497,10 @@ SMALL_CLIPS = ["clip.frames=32", "clip.chunks=4", "clip.size=48", "clip.audio.n_
             "model.combiner.num_outputs: M = 32 outputs are more than the N = 31 tokens of a chunk; set it to 31 or less",
         ),
         (["demo", "freeze=['nosuch.*']"], "freeze: 'nosuch.*' matches no parameter"),
-        (["demo", "init.video_encoder=a", "init.audio_encoder=b"], "would both fill the one encoder that sound and picture share"),
+        (
+            ["demo", "init.video_encoder=a", "init.audio_encoder=b", "model.encoder.share=true"],
+            "would both fill the one encoder that sound and picture share",
+        ),
         (["demo", "data.sources.0.ratio=2"], "`data.sources` has no item 0: the recipe gives none"),
         (["demo", "data.sources=[{dataset: a}]", "data.sources.1.ratio=2"], "`data.sources` has no item 1: the recipe gives 1"),
     ],

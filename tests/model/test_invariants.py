@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mirasol_cli.config.reader import known_keys
+from mirasol_cli.fields import to_plain
 from mirasol_cli.geometry import TUBEVIT_TUBES, ClipGeometry
 from mirasol_cli.model.batch import MediaBatch, TrainingInputs
-from mirasol_cli.model.config import ModelConfig
+from mirasol_cli.model.config import LoraConfig, ModelConfig, RopeScalingConfig, TrunkConfig
 from mirasol_cli.model.mirasol import Mirasol, StreamState
 from mirasol_cli.model.objectives import OBJECTIVES
 from tests.small_model import EVERY_LOSS, KINDS, VOCABULARY, WEIGHTS, all_valid, change, media, model, model_config, text
@@ -207,7 +209,10 @@ def test_5_a_batch_without_a_modality_still_reaches_every_parameter(kind: str, m
 
 
 OTHER_VALUES = {
-    "encoder": {"width": 36, "layers": 3, "heads": 3, "mlp_dim": 60, "share": False, "dropout": 0.2, "drop_path": 0.5},
+    "encoder": {
+        "width": 36, "layers": 3, "heads": 3, "mlp_dim": 60, "share": False, "activation": "quick_gelu", "input_norm": True,
+        "norm_eps": 0.1, "dropout": 0.2, "drop_path": 0.5,
+    },
     "combiner": {
         "kind": "perceiver", "context": "history", "output_tokens": "last",
         "num_outputs": 3, "width": 40, "layers": 3, "heads": 4, "mlp_dim": 60, "dropout": 0.2,
@@ -218,7 +223,7 @@ OTHER_VALUES = {
     "text (ttm)": {"sees_memory": False},
     "text": {
         "width": 32, "layers": 1, "heads": 14, "kv_heads": 2, "mlp_dim": 60, "cross_attention_every": 2, "rope_theta": 100.0,
-        "norm_eps": 0.1,
+        "norm_eps": 0.1, "head_dim": 6, "qkv_bias": True, "qk_norm": True,
         "tie_embeddings": False, "dropout": 0.2, "cross_attention_gate_init": "closed", "sees": "last",
     },
 }  # fmt: skip
@@ -226,23 +231,55 @@ OTHER_VALUES = {
 ELSEWHERE = {"preset", "text.max_context", "text.max_question", "text.max_answer"}
 
 
+SCALING = RopeScalingConfig(factor=8.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_positions=8)
+INNER_VALUES: dict[str, dict[str, Any]] = {
+    "text.rope_scaling": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positions": 16},
+    "video_encoder": {key: value for key, value in OTHER_VALUES["encoder"].items() if key != "share"},
+    "audio_encoder": {key: value for key, value in OTHER_VALUES["encoder"].items() if key != "share"},
+    "lora": {"parts": ("text",), "rank": 3, "alpha": 40.0},
+}
+"""Sections that have values only where a model needs them."""
+
+
 def test_5_the_table_of_values_knows_every_model_key() -> None:
-    known = {f"{section.split()[0]}.{key}" for section, values in OTHER_VALUES.items() for key in values}
+    tables = OTHER_VALUES | INNER_VALUES
+    known = {f"{section.split()[0]}.{key}" for section, values in tables.items() for key in values}
     keys = known_keys(ModelConfig)
     assert known | ELSEWHERE == {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
 
 
+def fingerprint(config: ModelConfig) -> list[float]:
+    """The losses and the size of the gradient of a model of this config."""
+    torch.manual_seed(0)
+    network = Mirasol(config, model().geometry, VOCABULARY, OBJECTIVES).train()
+    torch.manual_seed(1)
+    losses = network(media(), text(), EVERYTHING)
+    losses.total(EVERYTHING).backward()
+    squares = sum(float(p.grad.double().square().sum()) for p in network.parameters() if p.grad is not None)
+    return [float(part.sum.detach()) for part in losses.parts.values()] + [squares]
+
+
+@pytest.mark.parametrize(("section", "key"), [(section, key) for section, values in INNER_VALUES.items() for key in values])
+def test_5_every_key_of_an_inner_section_changes_output_or_gradient(section: str, key: str) -> None:
+    config = model_config()
+    if section == "lora":
+        before, after = (
+            replace(config, lora=LoraConfig(**{"parts": ("text", "encoder")} | change))
+            for change in ({}, {key: INNER_VALUES[section][key]})
+        )
+    elif section == "text.rope_scaling":
+        before = replace(config, text=replace(config.text, rope_scaling=SCALING))
+        scaling = replace(SCALING, **{key: INNER_VALUES[section][key]})
+        after = replace(config, text=replace(config.text, rope_scaling=scaling))
+    else:
+        sizes = to_plain(config.encoder)
+        del sizes["share"]
+        before, after = (replace(config, **{section: TrunkConfig(**sizes | change)}) for change in ({}, {key: INNER_VALUES[section][key]}))
+    assert fingerprint(before) != fingerprint(after)
+
+
 @pytest.mark.parametrize(("section", "key"), [(section, key) for section, values in OTHER_VALUES.items() for key in values])
 def test_5_every_model_key_changes_output_or_gradient(section: str, key: str) -> None:
-    def fingerprint(config: ModelConfig) -> list[float]:
-        torch.manual_seed(0)
-        network = Mirasol(config, model().geometry, VOCABULARY, OBJECTIVES).train()
-        torch.manual_seed(1)
-        losses = network(media(), text(), EVERYTHING)
-        losses.total(EVERYTHING).backward()
-        squares = sum(float(p.grad.double().square().sum()) for p in network.parameters() if p.grad is not None)
-        return [float(part.sum.detach()) for part in losses.parts.values()] + [squares]
-
     part = section.split()[0]
     config = model_config("ttm" if "ttm" in section else "transformer")
     changed = replace(config, **{part: replace(getattr(config, part), **{key: OTHER_VALUES[section][key]})})

@@ -6,6 +6,7 @@ The folders are written by hand, tensor by tensor as such models name them, so t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,15 @@ from torch import Tensor
 from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load as checkpoints_load
 from mirasol_cli.checkpoints import runs
+from mirasol_cli.checkpoints.export import export
+from mirasol_cli.config.hub import download_all
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, UsageError
+from mirasol_cli.text.tokenizer import Vocabulary
+from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
 from tests import synthetic
+from tests.config.hub_server import COMMIT, hub
 
 WIDTH, MLP, LAYERS = 24, 32, 2  # of both encoders
 TEXT_WIDTH, TEXT_MLP, TEXT_LAYERS = 24, 32, 2
@@ -102,7 +108,7 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def recipe(tmp_path: Path, sources: dict[str, Path], *words: str) -> Recipe:
+def recipe(tmp_path: Path, sources: Mapping[str, Path | str], *words: str) -> Recipe:
     given = [f"init.{key}={path}" for key, path in sources.items()]
     made = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *MODEL, *given, *words)
     if not (tmp_path / "shards").exists():
@@ -110,7 +116,7 @@ def recipe(tmp_path: Path, sources: dict[str, Path], *words: str) -> Recipe:
     return made
 
 
-def finetuned(tmp_path: Path, sources: dict[str, Path], *words: str) -> dict[str, Tensor]:
+def finetuned(tmp_path: Path, sources: Mapping[str, Path | str], *words: str) -> dict[str, Tensor]:
     """The weights after two steps at a rate that moves nothing, unless `words` say otherwise: those that the run began with."""
     still = ("train.steps=2", "train.lr=1e-12", "train.weight_decay=0")
     train(recipe(tmp_path, sources, *still, *words), stage="finetune", device="cpu")
@@ -159,6 +165,21 @@ def test_a_finetune_starts_from_all_four(tmp_path: Path, sources: dict[str, Path
             assert "not used: embeddings.cls_token" in line
 
 
+def test_a_run_downloads_what_it_starts_from(tmp_path: Path, sources: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (sources["text_decoder"] / "tokenizer.model").write_bytes(sources["tokenizer"].read_bytes())
+    named = {"video_encoder": "hf:org/vit", "text_decoder": "hf:org/llama@v1"}
+    words = [word for word in MODEL if "ast" not in word]
+    with hub({"org/vit": sources["video_encoder"], "org/llama": sources["text_decoder"]}, tmp_path / "cache"):
+        rehearsed = dry_run(recipe(tmp_path, named, *words), stage="finetune", device="cpu")
+        assert "'hf:org/llama@v1' is not downloaded yet" in capsys.readouterr().out
+        assert rehearsed["data"]["problem"] is None
+        assert download_all(recipe(tmp_path, named, *words).init)  # as the command does, before it reads the recipe for good
+        weights = finetuned(tmp_path, named, *words)
+    same(weights["video_encoder.blocks.1.mlp.up.weight"], load(sources["video_encoder"])["encoder.layer.1.intermediate.dense.weight"])
+    same(weights["text.norm.weight"], load(sources["text_decoder"])["model.norm.weight"])
+    assert f"{COMMIT}'" in capsys.readouterr().err  # the note names the exact commit
+
+
 def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path]) -> None:
     words = ["train.lr=1e-2", "train.steps=3", "train.checkpoint_every=1"]
     whole = finetuned(tmp_path, sources, *words)
@@ -174,10 +195,29 @@ def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, sources: dict[str, Path]) -> None:
-    wide = recipe(tmp_path, {"video_encoder": sources["video_encoder"]}, "model.encoder.width=48")
-    with pytest.raises(CheckpointError, match=r"model\.encoder\.width is 48, the source has 24"):
+    wide = recipe(tmp_path, {"video_encoder": sources["video_encoder"]}, "model.video_encoder.width=48")
+    with pytest.raises(CheckpointError, match=r"model\.video_encoder\.width is 48, the source has 24"):
         train(wide, stage="finetune", device="cpu")
     shared = recipe(tmp_path, {key: sources[key] for key in ("video_encoder", "audio_encoder")}, "model.encoder.share=true")
     with pytest.raises(UsageError, match="share"):
         train(shared, stage="finetune", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_decoder_with_a_tokenizer_json_trains_and_its_checkpoint_loads(tmp_path: Path, sources: dict[str, Path]) -> None:
+    from tests.text.test_json_tokenizer import save
+
+    theirs = Vocabulary.from_file(save(tmp_path / "tokens", "llama-3"))
+    decoder = llama(tmp_path / "llama-3", theirs.size + 8)
+    for path in (tmp_path / "tokens").iterdir():
+        path.rename(decoder / path.name)
+    finetuned(tmp_path, {"text_decoder": decoder})
+    loaded = checkpoints_load.load_model(runs.resolve_checkpoint("latest", tmp_path / "run"))
+    assert (loaded.vocabulary.bos, loaded.vocabulary.eos, loaded.vocabulary.size) == (theirs.bos, theirs.eos, theirs.size)
+    assert loaded.vocabulary.encode("déjà vu 3141") == theirs.encode("déjà vu 3141")
+    assert loaded.model.text.embed_tokens.num_embeddings == theirs.size
+    (decoder / "tokenizer.json").rename(tmp_path / "gone.json")
+    again = recipe(tmp_path, {"text_decoder": decoder}, "train.steps=3", "train.lr=1e-12", "train.weight_decay=0")
+    train(again, stage="finetune", device="cpu", resume=True)
+    export(tmp_path / "run", tmp_path / "exported")
+    assert checkpoints_load.load_model(tmp_path / "exported").vocabulary.encode("vu") == theirs.encode("vu")

@@ -17,7 +17,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def test_two_encoders_need_two_trunks() -> None:
-    both = recipe("init.video_encoder=vit", "init.audio_encoder=ast")
+    both = recipe("init.video_encoder=vit", "init.audio_encoder=ast", "model.encoder.share=true")
     with pytest.raises(UsageError, match="share") as caught:
         initialise(model(), both, synthetic.vocabulary())
     assert "model.encoder.share=false" in str(caught.value.hint)
