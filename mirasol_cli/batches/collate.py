@@ -17,7 +17,7 @@ from mirasol_cli.model.batch import MediaBatch, TextBatch
 from mirasol_cli.sample import AUDIO, VIDEO, AudioState, field_shapes, fields_under, tube_field
 
 
-def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, audio: bool = True) -> MediaBatch:
+def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *, audio: bool = True, video: bool = True) -> MediaBatch:
     """B samples, as shards hold them, as one batch.
 
     Clips with fewer chunks than the longest are padded behind and told by `chunk_valid_BT`. A mask is None where all
@@ -26,7 +26,7 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
     Args:
         samples: per clip the fields of a shard (numpy arrays or tensors); further fields are ignored.
         geometry: what the samples were made with; their number of chunks may differ.
-        audio: False masks all sound.
+        audio, video: False masks all of it.
 
     Raises:
         ShardError: a field is missing or its shape does not belong to `geometry`.
@@ -39,7 +39,7 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
     def stack(name: str) -> Tensor:
         return torch.stack([_pad_chunks(clip[name], chunks) for clip in clips])
 
-    frame_valid_BTF = stack("frame_valid").bool()
+    frame_valid_BTF = stack("frame_valid").bool() & video
     column_valid_BTS = stack("mel_valid").bool()
     heard_B = torch.tensor([audio and int(clip["audio_state"]) == AudioState.AUDIBLE for clip in clips])
     column_valid_BTS &= heard_B[:, None, None]
@@ -50,13 +50,18 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
         thumbnails=stack("thumbnails"),
         video_valid_BTN=_unless_all(_per_chunk(video_valid, frame_valid_BTF, geometry)),
         audio_valid_BTN=_unless_all(_per_chunk(audio_valid, column_valid_BTS, geometry)),
+        column_valid_BTS=_unless_all(column_valid_BTS),
         thumbnail_valid_BT=_unless_all(frame_valid_BTF.any(dim=2)),
         chunk_valid_BT=_unless_all(chunk_valid_BT),
     )
 
 
-def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> TextBatch:
-    """Texts of B clips, each (prompt ids, target ids), padded to the longest; clips may have different numbers of them."""
+def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]], weights: Sequence[Sequence[float]] | None = None) -> TextBatch:
+    """Texts of B clips, each (prompt ids, target ids), padded to the longest; clips may have different numbers of them.
+
+    Args:
+        weights: what each text counts in the loss; None: all the same.
+    """
     questions = max((len(row) for row in rows), default=0)
     length = max((len(prompt) + len(target) for row in rows for prompt, target in row), default=0)
     tokens = torch.zeros(len(rows), max(questions, 1), max(length, 1), dtype=torch.int64)
@@ -68,7 +73,12 @@ def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> TextBat
             tokens[b, q, :end] = torch.tensor([*prompt, *target], dtype=torch.int64)
             valid[b, q, :end] = True
             carries_loss[b, q, len(prompt) : end] = True
-    return TextBatch(tokens_BQL=tokens, valid_BQL=valid, target_BQL=carries_loss)
+    weight_BQ = None
+    if weights is not None:
+        weight_BQ = torch.zeros(tokens.shape[:2])
+        for b, row_weights in enumerate(weights):
+            weight_BQ[b, : len(row_weights)] = torch.tensor(row_weights)
+    return TextBatch(tokens_BQL=tokens, valid_BQL=valid, target_BQL=carries_loss, weight_BQ=weight_BQ)
 
 
 def _checked(sample: Mapping[str, Any], geometry: ClipGeometry) -> dict[str, Tensor]:

@@ -97,7 +97,15 @@ def _answer_all(
     recipe = job.recipe
     loaded = load_model(path)
     model = for_geometry(loaded, recipe)
-    answerer = Answerer(model, loaded.vocabulary, recipe.eval, world.device, audio=recipe.data.audio, precision=recipe.train.precision)
+    answerer = Answerer(
+        model,
+        loaded.vocabulary,
+        recipe.eval,
+        world.device,
+        audio=recipe.data.audio,
+        video=recipe.data.video,
+        precision=recipe.train.precision,
+    )
     say(f"checkpoint '{path}', step {loaded.step}; split '{job.split}' of '{job.shards}'")
     plan = _plan(job, split, options)
     notes = world.run_on_rank0(lambda: cut_notes(plan, answerer)) or []
@@ -141,7 +149,7 @@ def _score(job: EvaluationJob, split: ShardSplit, loaded: LoadedModel, answers: 
     provenance = {
         "checkpoint": str(loaded.path), "step": loaded.step, "averaged_weights": loaded.averaged, "limit": options.limit,
         "decode": _decoding_words(recipe), "frames": recipe.clip.frames, "chunks": recipe.clip.chunks, "size": recipe.clip.size,
-        "audio": recipe.data.audio,
+        "audio": recipe.data.audio, "video": recipe.data.video,
     }  # fmt: skip
     results = results_of(job, rows, answers.plan.labels, options, provenance, split)
     results["notes"] += answers.notes
@@ -198,7 +206,8 @@ def _origin(job: EvaluationJob, split: ShardSplit, checkpoint: Path, options: Op
     """What the predictions depend on: a changed entry makes them anew."""
     return {
         "checkpoint": sha256_of(checkpoint / "manifest.json"), "split": sha256_of(split.path / "index.json"), "task": job.task,
-        "eval": dataclasses.asdict(job.recipe.eval), "clip": job.recipe.clip.to_plain(), "audio": job.recipe.data.audio,
+        "eval": dataclasses.asdict(job.recipe.eval), "clip": job.recipe.clip.to_plain(),
+        "audio": job.recipe.data.audio, "video": job.recipe.data.video,
         "precision": job.recipe.train.precision, "device": options.device, "control": None, "limit": options.limit,
         "subset": dataclasses.asdict(job.subset) if job.subset else None,
     }  # fmt: skip

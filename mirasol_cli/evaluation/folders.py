@@ -111,6 +111,8 @@ def _differences(recipe: Recipe, own: Recipe) -> Iterator[str]:
     yield from (f"{key}-{value}" if isinstance(value, int) else key for key, value in clip.items() if value != own_clip.get(key))
     if recipe.data.audio != own.data.audio:
         yield "with-sound" if recipe.data.audio else "without-sound"
+    if recipe.data.video != own.data.video:
+        yield "with-video" if recipe.data.video else "without-video"
     if recipe.train.precision != own.train.precision:
         yield recipe.train.precision
     if recipe.eval.decode != own.eval.decode:

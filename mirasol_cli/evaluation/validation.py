@@ -29,7 +29,7 @@ def validator(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Mirasol, 
     if not recipe.train.eval_every:
         return None
     own = {source.split for source in recipe.data.training_sources()}
-    name = recipe.eval.split if recipe.eval.split in own else VALIDATION_SPLIT
+    name = recipe.eval_split if recipe.eval_split in own else VALIDATION_SPLIT
     job = EvaluationJob.of(recipe, Options(split=name))
     sample, seed = recipe.train.val_clips, recipe.eval.seed
     try:
@@ -52,7 +52,9 @@ def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recip
     """
     was_training = model.training
     settings, device = replace(recipe.eval, decode="greedy"), next(model.parameters()).device
-    answerer = Answerer(model, vocabulary, settings, device, audio=recipe.data.audio, precision=recipe.train.precision)
+    answerer = Answerer(
+        model, vocabulary, settings, device, audio=recipe.data.audio, video=recipe.data.video, precision=recipe.train.precision
+    )
     try:
         batches = predict(replace(plan, labels=()), answerer)
         rows = [row for batch in batches for row in batch if row["correct"] is not None and not row.get("missing")]

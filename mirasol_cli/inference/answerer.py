@@ -46,9 +46,10 @@ class Answerer:
 
     def __init__(
         self, model: Mirasol, vocabulary: Vocabulary, settings: EvalRecipe, device: torch.device | str = "cpu",
-        *, audio: bool = True, precision: str = "auto",
+        *, audio: bool = True, video: bool = True, precision: str = "auto",
     ):  # fmt: skip
-        self.model, self.vocabulary, self.settings, self.audio = model.to(device).eval(), vocabulary, settings, audio
+        self.model, self.vocabulary, self.settings = model.to(device).eval(), vocabulary, settings
+        self.audio, self.video = audio, video
         self.device = torch.device(device)
         self._autocast = computes_in_bf16(precision, self.device)
 
@@ -63,7 +64,7 @@ class Answerer:
     @torch.inference_mode()
     def encode(self, samples: Sequence[dict[str, Any]]) -> TextKV:
         """The clips' keys and values for the text decoder; `samples` have the fields of a shard."""
-        media = media_batch(list(samples), self.geometry, audio=self.audio).to(self.device)
+        media = media_batch(list(samples), self.geometry, audio=self.audio, video=self.video).to(self.device)
         with self.precision():
             return self.model.text_kv(self.model.encode(media))
 
@@ -73,7 +74,7 @@ class Answerer:
 
         The latents look back on as many chunks as the model was made for, so that their cache stays as small."""
         chunks, window = self.geometry.chunks, self.model.config.latent.window
-        media = media_batch([sample], self.geometry, audio=self.audio).to(self.device)
+        media = media_batch([sample], self.geometry, audio=self.audio, video=self.video).to(self.device)
         with self.precision():
             encoded, state = self.model.encode_stream(media, state, window=min(window, chunks) if window else chunks)
             return self.model.text_kv(encoded), state

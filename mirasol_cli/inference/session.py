@@ -154,7 +154,9 @@ def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
     loaded = load_model(folder)
     settings = EvalRecipe(decode="greedy", max_tokens=loaded.recipe.eval.max_tokens)
     recipe, place = loaded.recipe, resolve_device(device)
-    answerer = Answerer(loaded.model, loaded.vocabulary, settings, place, audio=recipe.data.audio, precision=recipe.train.precision)
+    answerer = Answerer(
+        loaded.model, loaded.vocabulary, settings, place, audio=recipe.data.audio, video=recipe.data.video, precision=recipe.train.precision
+    )
     warnings = [DEMO_WARNING] if folder.resolve() == DEMO_CHECKPOINT.resolve() else []
     augment = recipe.train.augment
     with_masks = augment.drop_modality > 0 or augment.drop_chunks > 0

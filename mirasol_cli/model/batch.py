@@ -32,6 +32,7 @@ class MediaBatch(_Moves):
     thumbnails: Tensor  # uint8 [B, T, 4, 32, 32, 3], RGB
     video_valid_BTN: Tensor | None = None  # bool, per tube token; all False where the picture is absent or dropped
     audio_valid_BTN: Tensor | None = None  # bool, per spectrogram patch; all False where sound is absent, silent or dropped
+    column_valid_BTS: Tensor | None = None  # bool, per spectrogram column; what training changes in the sound keeps to these
     thumbnail_valid_BT: Tensor | None = None  # bool, chunk shows at least one real frame
     chunk_valid_BT: Tensor | None = None  # bool, False for chunks that only pad a shorter clip
     flip_B: Tensor | None = None  # bool, the tubes' pixels are mirrored, and so are their positions
@@ -69,3 +70,4 @@ class TextBatch(_Moves):
     tokens_BQL: Tensor  # int64; padding holds any id
     valid_BQL: Tensor  # bool, real tokens
     target_BQL: Tensor  # bool, tokens that carry loss: the answer and the end token
+    weight_BQ: Tensor | None = None  # float32, what a token of the text counts in the loss, where clips are mixed; None: 1

@@ -68,9 +68,9 @@ def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:
     reasons: dict[str, str] = {}
     if recipe.clip.chunks == 1:
         reasons = dict.fromkeys(("latent", "video", "audio"), "a clip is one chunk (clip.chunks=1), so there is no next one")
-    elif not recipe.data.audio:
-        reasons["audio"] = "data.audio is false"
-    elif "audio" in recipe.loss.weights and not any(source.audible for source in sources):
+    else:
+        reasons = {name: f"data.{name} is false" for name in ("audio", "video") if not getattr(recipe.data, name)}
+    if not reasons and "audio" in recipe.loss.weights and not any(source.audible for source in sources):
         reasons["audio"] = f"none of the {sum(len(source.by_clip) for source in sources):,} clips has sound"
     wanted = list(recipe.loss.weights)
     empty = [f"loss.{name} has nothing to learn from: {reasons[name]}" for name in wanted if name in reasons]
