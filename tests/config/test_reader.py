@@ -288,8 +288,8 @@ def test_a_key_that_is_gone_says_what_to_do() -> None:
 # ---------------------------------------------------------------------------------------------- shipped recipes
 
 EXPECTED = [
-    "activitynet", "activitynet-512", "audioset", "captions", "demo", "demo-long", "demo-pretrain", "epic-sounds", "kinetics-sounds",
-    "memorise", "msrvtt", "msvd", "nextqa-mc", "nextqa-oe", "pretrain", "vggsound",
+    "activitynet", "activitynet-512", "audioset", "captions", "demo", "demo-long", "demo-pretrain", "epic-sounds", "esc10", "esc50",
+    "kinetics-sounds", "memorise", "msrvtt", "msvd", "nextqa-mc", "nextqa-oe", "pretrain", "vggsound",
 ]  # fmt: skip
 
 
