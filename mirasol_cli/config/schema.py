@@ -52,6 +52,8 @@ class DataRecipe:
         check_folder_name("dataset", self.dataset)
         if self.fold is not None and self.fold > self.folds:
             raise FieldError("fold", f"{self.fold} is above data.folds, {self.folds}")
+        if self.fold is not None and self.split != "train":
+            raise FieldError("split", f"'{self.split}' is not read, since data.fold names the splits to train on; set data.fold to null")
         if self.fold is not None and self.sources:
             raise FieldError("fold", "a fold of which source? With data.sources, list the splits to train on there")
         if not self.audio and not self.video:
