@@ -29,8 +29,8 @@ AST_FLOOR = 1.1920928955078125e-07
 """float32's epsilon, the floor of Kaldi's filterbank."""
 AST_MEAN, AST_STD = -4.2677393, 4.5689974
 """AST's own constants (AudioSet), applied as AST does: (x - mean) / (2 std)."""
-SILENCE_MARGIN = 1.02
-"""Stored numbers are float16, whose rounding is below this factor of a power at the floor."""
+FLOOR_MARGIN = 0.02
+"""Stored numbers are float16: the logarithm of a power at the floor is found again to better than this."""
 BLOCK_COLUMNS = 4096
 """Columns transformed at once, which bounds memory for windows of many minutes."""
 
@@ -55,7 +55,7 @@ def chunk_log_mel(window: Window, audio: AudioGeometry) -> tuple[np.ndarray, np.
     power_ZC = kaldi_power(waveform, audio) if audio.frontend == "ast" else mel_power(waveform, audio)
     valid_C = _column_valid(window.valid, power_ZC.shape[1], audio.hop_length)
     power_ZS, valid_S = _pooled(power_ZC, valid_C, audio.columns)
-    normal_ZS = log_of(power_ZS, audio)
+    normal_ZS = normalised(power_ZS.log(), audio)
     columns = power_ZS.shape[1]
     mel[:, :columns] = (normal_ZS * valid_S).to(torch.float16).numpy()
     mask = np.zeros(audio.columns, bool)
@@ -63,22 +63,22 @@ def chunk_log_mel(window: Window, audio: AudioGeometry) -> tuple[np.ndarray, np.
     return mel, mask
 
 
-def log_of(power: Tensor, audio: AudioGeometry) -> Tensor:
-    """Mel power as what is stored: its logarithm, in units of everyday sound's own mean and deviation."""
+def normalised(log_power: Tensor, audio: AudioGeometry) -> Tensor:
+    """The logarithm of mel power as it is stored: not below the floor, in units of everyday sound's own mean and deviation."""
     floor, mean, std = _normalisation(audio)
-    return (power.clamp_min(floor).log() - mean) / (2 * std)
+    return (log_power.clamp_min(math.log(floor)) - mean) / (2 * std)
 
 
-def power_of(normal: Tensor, audio: AudioGeometry) -> Tensor:
-    """The mel power of what is stored, the inverse of `log_of` above the floor; silence is 0."""
+def log_power(normal: Tensor, audio: AudioGeometry) -> Tensor:
+    """The logarithm of mel power of what is stored; -inf for silence, which is what lies at the floor."""
     floor, mean, std = _normalisation(audio)
-    power = (normal * (2 * std) + mean).exp()
-    return torch.where(power > floor * SILENCE_MARGIN, power, 0.0)
+    log_power = normal * (2 * std) + mean
+    return log_power.masked_fill_(log_power < math.log(floor) + FLOOR_MARGIN, -math.inf)
 
 
 def louder(normal: Tensor, db: float, audio: AudioGeometry) -> Tensor:
     """What is stored of the same sound played `db` louder. Silence stays silence."""
-    return normal if db == 0 else log_of(power_of(normal, audio) * 10 ** (db / 10), audio)
+    return normal if db == 0 else normalised(log_power(normal, audio) + db * math.log(10) / 10, audio)
 
 
 def _normalisation(audio: AudioGeometry) -> tuple[float, float, float]:

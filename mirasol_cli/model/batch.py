@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -10,17 +11,24 @@ from torch import Tensor
 
 
 class _Moves:
-    """`.to(device)` for a dataclass of tensors, tuples of tensors and None."""
+    """A dataclass of tensors, tuples of tensors and None, moved or picked from as one."""
 
     def to(self, device: torch.device | str) -> Self:
-        def move(value: Any) -> Any:
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def clips(self, rows: Sequence[int]) -> Self:
+        """The batch of these clips, in this order."""
+        return self._with_each(lambda tensor: tensor[list(rows)])
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        def changed(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
+                return change(value)
             if isinstance(value, tuple):
-                return tuple(move(item) for item in value)
+                return tuple(changed(item) for item in value)
             return value
 
-        return replace(self, **{field.name: move(getattr(self, field.name)) for field in fields(self)})  # type: ignore[type-var,arg-type]
+        return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})  # type: ignore[type-var,arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

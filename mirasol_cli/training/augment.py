@@ -8,6 +8,7 @@ hidden from a part of the model, and what the losses still compare with, goes be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mirasol_cli.config.schema import AugmentRecipe
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry
-from mirasol_cli.media.spectrogram import audio_valid, log_of, louder, power_of
+from mirasol_cli.media.spectrogram import audio_valid, log_power, louder, normalised
 from mirasol_cli.model.batch import MediaBatch, TrainingInputs
 
 
@@ -133,12 +134,13 @@ def mixed(media: MediaBatch, others: MediaBatch, draws: Sequence[Draw], geometry
 def sum_of_sounds(media: MediaBatch, others: MediaBatch, share_B: Tensor, audio: AudioGeometry) -> Tensor:
     """Log-mel [B, T, Z, S] of both sounds at once, each with its share of the power; a masked column is silence."""
 
-    def power(batch: MediaBatch) -> Tensor:
-        heard = batch.mel_BTZS.new_ones(()) if batch.column_valid_BTS is None else batch.column_valid_BTS[:, :, None, :]
-        return power_of(batch.mel_BTZS, audio) * heard
+    def share_of_sound(batch: MediaBatch, share_B: Tensor) -> Tensor:
+        mel_BTZS = batch.mel_BTZS
+        if batch.column_valid_BTS is not None:
+            mel_BTZS = mel_BTZS.masked_fill(~batch.column_valid_BTS[:, :, None, :], -math.inf)
+        return log_power(mel_BTZS, audio) + share_B.log()[:, None, None, None]
 
-    share_B111 = share_B[:, None, None, None]
-    return log_of(share_B111 * power(media) + (1 - share_B111) * power(others), audio)
+    return normalised(torch.logaddexp(share_of_sound(media, share_B), share_of_sound(others, 1 - share_B)), audio)
 
 
 def augmented(

@@ -88,13 +88,17 @@ class TrainingData:
 
     def _micro_batch(self, step_units: Sequence[Unit], positions: Sequence[int]) -> MicroBatch:
         recipe, units = self.recipe, [step_units[position] for position in positions]
-        draws, media = self._recorded(units)
         rows, weights = [self._texts(unit) for unit in units], None
-        if recipe.train.augment.mixup > 0:
-            # The next clip of the global batch, so that a sample is the same whoever makes it.
-            others = [step_units[(position + 1) % len(step_units)] for position in positions]
-            media, shares = mixed(media, self._recorded(others)[1], draws, recipe.clip)
-            rows, weights = self._mixed_texts(rows, others, shares)
+        if recipe.train.augment.mixup == 0:
+            draws, media = self._recorded(units)
+        else:
+            # A clip's partner is the next one of the global batch, so that a sample is the same whoever makes it.
+            partners = [(position + 1) % len(step_units) for position in positions]
+            read = list(dict.fromkeys([*positions, *partners]))  # each once
+            draws, media = self._recorded([step_units[position] for position in read])
+            draws, others = draws[: len(units)], media.clips([read.index(partner) for partner in partners])
+            media, shares = mixed(media.clips(range(len(units))), others, draws, recipe.clip)
+            rows, weights = self._mixed_texts(rows, [step_units[partner] for partner in partners], shares)
         media, extra = augmented(media, draws, recipe.clip, keep_audio="audio" in recipe.loss.weights)
         return MicroBatch(media, text_batch(rows, weights), extra, tuple(units))
 
