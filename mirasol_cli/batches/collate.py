@@ -39,7 +39,7 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
     def stack(name: str) -> Tensor:
         return torch.stack([_pad_chunks(clip[name], chunks) for clip in clips])
 
-    frame_valid_BTF = stack("frame_valid").bool()
+    frame_valid_BTF = stack("frame_valid").bool() & video
     column_valid_BTS = stack("mel_valid").bool()
     heard_B = torch.tensor([int(clip["audio_state"]) == AudioState.AUDIBLE for clip in clips])
     column_valid_BTS &= heard_B[:, None, None]
@@ -50,13 +50,18 @@ def media_batch(samples: Sequence[Mapping[str, Any]], geometry: ClipGeometry, *,
         thumbnails=stack("thumbnails"),
         video_valid_BTN=_unless_all(_per_chunk(video_valid, frame_valid_BTF, geometry)) if video else None,
         audio_valid_BTN=_unless_all(_per_chunk(audio_valid, column_valid_BTS, geometry)) if audio else None,
-        thumbnail_valid_BT=_unless_all(frame_valid_BTF.any(dim=2) & video),
+        column_valid_BTS=_unless_all(column_valid_BTS) if audio else None,
+        thumbnail_valid_BT=_unless_all(frame_valid_BTF.any(dim=2)),
         chunk_valid_BT=_unless_all(chunk_valid_BT),
     ).with_hidden()
 
 
-def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> TextBatch:
-    """Texts of B clips, each (prompt ids, target ids), padded to the longest; clips may have different numbers of them."""
+def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]], weights: Sequence[Sequence[float]] | None = None) -> TextBatch:
+    """Texts of B clips, each (prompt ids, target ids), padded to the longest; clips may have different numbers of them.
+
+    Args:
+        weights: what each text counts in the loss; None: all the same.
+    """
     questions = max((len(row) for row in rows), default=0)
     length = max((len(prompt) + len(target) for row in rows for prompt, target in row), default=0)
     tokens = torch.zeros(len(rows), max(questions, 1), max(length, 1), dtype=torch.int64)
@@ -68,7 +73,12 @@ def text_batch(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> TextBat
             tokens[b, q, :end] = torch.tensor([*prompt, *target], dtype=torch.int64)
             valid[b, q, :end] = True
             carries_loss[b, q, len(prompt) : end] = True
-    return TextBatch(tokens_BQL=tokens, valid_BQL=valid, target_BQL=carries_loss)
+    weight_BQ = None
+    if weights is not None:
+        weight_BQ = torch.zeros(tokens.shape[:2])
+        for b, row_weights in enumerate(weights):
+            weight_BQ[b, : len(row_weights)] = torch.tensor(row_weights)
+    return TextBatch(tokens_BQL=tokens, valid_BQL=valid, target_BQL=carries_loss, weight_BQ=weight_BQ)
 
 
 def _checked(sample: Mapping[str, Any], geometry: ClipGeometry) -> dict[str, Tensor]:

@@ -63,8 +63,8 @@ def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
 
 
 READ_BY_EVAL = (
-    "schema", "name", "data.dataset", "data.task", "data.shards", "data.sources", "data.video", "data.audio", "clip", "eval",
-    "train.precision", "run.dir", "run.process_group_timeout_s",
+    "schema", "name", "data.dataset", "data.task", "data.shards", "data.fold", "data.folds", "data.sources", "data.audio", "data.video",
+    "clip", "eval", "train.precision", "run.dir", "run.process_group_timeout_s",
 )  # fmt: skip
 """Recipe keys and sections that an evaluation depends on; the model is the checkpoint's."""
 

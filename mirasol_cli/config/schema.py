@@ -34,6 +34,8 @@ class DataRecipe:
     task: str = checked_field("qa", "which texts of the shards: qa, mc, oe, caption, label")
     shards: str | None = checked_field(None, "shard folder; null: data/<dataset>/shards/<geometry>")
     split: str = checked_field("train", "split to train on")
+    fold: int | None = checked_field(None, "sets in folds (esc50): train on all folds but this one, which is tested", minimum=1)
+    folds: int = checked_field(5, "how many folds there are; they are the splits fold1, fold2, ...", minimum=2)
     sources: tuple[SourceRecipe, ...] = checked_field((), "several sources with ratios, instead of the four keys above")
     questions_per_clip: int = checked_field(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
     video: bool = checked_field(True, "false leaves the video out: nothing of it is computed")
@@ -48,8 +50,14 @@ class DataRecipe:
     def __post_init__(self) -> None:
         check_fields(self)
         check_folder_name("dataset", self.dataset)
-        if not (self.video or self.audio):
-            raise FieldError("video", "false, and audio is false, too; there is nothing to see or hear")
+        if self.fold is not None and self.fold > self.folds:
+            raise FieldError("fold", f"{self.fold} is above data.folds, {self.folds}")
+        if self.fold is not None and self.split != "train":
+            raise FieldError("split", f"'{self.split}' is not read, since data.fold names the splits to train on; set data.fold to null")
+        if self.fold is not None and self.sources:
+            raise FieldError("fold", "a fold of which source? With data.sources, list the splits to train on there")
+        if not self.audio and not self.video:
+            raise FieldError("video", "data.audio and data.video are both false; there is nothing to see or hear")
 
     @property
     def modalities(self) -> dict[str, bool]:
@@ -59,7 +67,14 @@ class DataRecipe:
     def training_sources(self) -> tuple[SourceRecipe, ...]:
         if self.sources:
             return self.sources
-        return (SourceRecipe(dataset=self.dataset, task=self.task, shards=self.shards, split=self.split),)
+        others = [fold_split(fold) for fold in range(1, self.folds + 1) if fold != self.fold]
+        splits = [self.split] if self.fold is None else others
+        return tuple(SourceRecipe(dataset=self.dataset, task=self.task, shards=self.shards, split=split) for split in splits)
+
+
+def fold_split(fold: int) -> str:
+    """The split that a fold is."""
+    return f"fold{fold}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +140,19 @@ class AugmentRecipe:
     colour: float = checked_field(0.0, "strength of brightness and contrast changes", minimum=0, maximum=1)
     mask_bins: int = checked_field(0, "SpecAugment: mel bins masked at most", minimum=0)
     mask_columns: int = checked_field(0, "SpecAugment: columns per chunk masked at most", minimum=0)
+    time_shift: float = checked_field(
+        0.0,
+        "clips without video: the audio begins up to this share of the clip later or earlier; what leaves one end enters at the other",
+        minimum=0,
+        maximum=0.5,
+    )
+    gain_db: float = checked_field(0.0, "dB: audio gets up to this much louder or softer", minimum=0, maximum=60)
+    mixup: float = checked_field(
+        0.0,
+        "probability that a clip is mixed with the next one of its batch; both clips' texts are trained, by their shares in the mix",
+        minimum=0,
+        maximum=1,
+    )
     drop_modality: float = checked_field(
         0.1, "probability that the clips of a step lose their audio, and as much their video", minimum=0, maximum=0.5
     )
@@ -184,7 +212,9 @@ class TrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    split: str = checked_field("test", "split to evaluate on; minitrain, minival: always the same 500 clips of train, val")
+    split: str | None = checked_field(
+        None, "split to evaluate on; null: test, or the fold of data.fold; minitrain, minival: always the same 500 clips of train, val"
+    )
     decode: str = checked_field("greedy", choices=("greedy", "sample", "beam"))
     beams: int = checked_field(4, "beam search only", minimum=1)
     temperature: float = checked_field(1.0, "sampling only", above=0)
@@ -234,7 +264,12 @@ class Recipe:
 
     @property
     def run_dir(self) -> str:
-        return self.run.dir or f"runs/{self.name}"
+        return self.run.dir or f"runs/{self.name}" + ("" if self.data.fold is None else f"-{fold_split(self.data.fold)}")
+
+    @property
+    def eval_split(self) -> str:
+        """The split that is evaluated where none is named."""
+        return self.eval.split or ("test" if self.data.fold is None else fold_split(self.data.fold))
 
     def to_plain(self) -> dict:
         return to_plain(self)

@@ -17,6 +17,7 @@ DATASETS = {
     "kinetics-sounds": "mirasol_cli.datasets.kinetics_sounds",
     "epic-sounds": "mirasol_cli.datasets.epic_sounds",
     "audioset": "mirasol_cli.datasets.audioset",
+    "esc50": "mirasol_cli.datasets.esc50",
     "captions": "mirasol_cli.datasets.captions",
     "demo": "mirasol_cli.datasets.demo",
     "demo-long": "mirasol_cli.datasets.demo_long",
@@ -26,7 +27,8 @@ RENDERED = ("demo", "demo-long")
 
 
 def open_dataset(name: str) -> ModuleType:
-    """The reader's module: NAME, TITLE, LICENCE, TASKS, SOURCE, candidates(clip), read(root, task, options).
+    """The reader's module: NAME, TITLE, LICENCE, TASKS, SOURCE, candidates(clip), read(root, task, options), and HAS_VIDEO = False where
+    the set is of sound alone.
 
     Raises:
         UsageError: no data set has this name; the nearest one is named.

@@ -86,7 +86,7 @@ class VideoIndex:
         for name in names:
             last = name.rpartition("/")[2]
             stem, suffix = split_suffix(last, self.suffixes)
-            self.audio_files += os.path.splitext(last)[1].lower() in AUDIO_SUFFIXES
+            self.audio_files += is_audio(last)
             if suffix:
                 self._by_stem.setdefault(_nfc(stem), []).append(name)
                 self.files += 1
@@ -178,6 +178,11 @@ def split_suffix(name: str, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> tuple
     while (parts := os.path.splitext(stem))[1].lower() in suffixes:
         stem = parts[0]
     return stem, name[len(stem) :]
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file's name is that of sound alone."""
+    return os.path.splitext(name.strip())[1].lower() in AUDIO_SUFFIXES
 
 
 def is_hostile(name: str) -> bool:

@@ -22,7 +22,7 @@ class Options:
     """The options of `mirasol eval` beside the recipe."""
 
     checkpoint: str = "best"  # best, latest, demo, or a folder
-    split: str | None = None  # the recipe's eval.split by default
+    split: str | None = None  # the recipe's eval_split by default
     controls: tuple[str, ...] = ()
     predictions: Path | None = None  # score this file; no model is loaded
     baseline: Path | None = None  # predictions to compare with
@@ -46,7 +46,7 @@ class EvaluationJob:
     @staticmethod
     def of(recipe: Recipe, options: Options) -> EvaluationJob:
         source = recipe.data.training_sources()[0]
-        split = options.split or recipe.eval.split
+        split = options.split or recipe.eval_split
         if not split or Path(split).name != split or split in (".", ".."):
             raise UsageError(f"'{split}' is no name of a split")
         folder = Path(recipe.run_dir) / "eval" / split

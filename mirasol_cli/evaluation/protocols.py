@@ -118,6 +118,14 @@ PROTOCOLS: dict[tuple[str, str], Protocol] = {
         name="EPIC-SOUNDS", kind=LABEL, per_class=True, sizes={"val": 8035, "test": 5131},
         statement=f"{_CLASSES} (top-1, top-5); the mean per class, mAP and mAUC go over the classes that occur.",
     ),
+    ("esc50", "label"): Protocol(
+        name="ESC-50", kind=LABEL, per_class=True, sizes={f"fold{fold}": 400 for fold in range(1, 6)},
+        statement=f"One of five folds; the figure of this set is the mean of all five. {_CLASSES} (top-1, top-5, mAP).",
+    ),
+    ("esc50", "esc10"): Protocol(
+        name="ESC-10", kind=LABEL, per_class=True, sizes={f"fold{fold}": 80 for fold in range(1, 6)},
+        statement=f"One of five folds; the figure of this set is the mean of all five. {_CLASSES} (top-1, top-5, mAP).",
+    ),
     ("audioset", "label"): Protocol(
         name="AudioSet", kind=MULTILABEL, per_class=True, sizes={"test": 20371},
         statement="The figure of this set is mAP: all names ranked by their likelihood, averaged over the classes that occur. Beside it "

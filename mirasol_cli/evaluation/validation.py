@@ -29,7 +29,7 @@ def validator(recipe: Recipe, say: Callable[[str], None]) -> Callable[[Mirasol, 
     if not recipe.train.eval_every:
         return None
     own = {source.split for source in recipe.data.training_sources()}
-    name = recipe.eval.split if recipe.eval.split in own else VALIDATION_SPLIT
+    name = recipe.eval_split if recipe.eval_split in own else VALIDATION_SPLIT
     job = EvaluationJob.of(recipe, Options(split=name))
     sample, seed = recipe.train.val_clips, recipe.eval.seed
     try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLE_CLIP = Path(__file__).parents[1] / "assets" / "demo.mp4"
 HINTS = {
-    "no video stream": "only sound was found, and an answer needs a picture",
+    "no video stream": "only sound was found, and this model was trained with video",
     "truncated": "download it again, or ask about the part that is there, with --end",
 }
 """Reasons whose usual hint names an option of `prepare`."""
@@ -129,7 +129,8 @@ def open_clip(
             raise UsageError(f"{name} {second:g} is no time in the video", "give seconds from its beginning")
     if start_s is not None and end_s is not None and start_s >= end_s:
         raise UsageError(f"--start {start_s:g} is not before --end {end_s:g}")
-    with _named(path), DecodePool(1, answerer.geometry) as pool:  # one worker: results come in the order of the jobs
+    # One worker: results come in the order of the jobs. A model of sound alone needs no video.
+    with _named(path), DecodePool(1, answerer.geometry, allow_audio_only=not answerer.modalities["video"]) as pool:
         began = time.perf_counter()
         pool.submit_probe("probe", path)
         info = _next_result(pool)
@@ -141,7 +142,7 @@ def open_clip(
             clip = _open_in_pieces(answerer, pool, path, first, last, usual_s, say)
         else:
             clip = _open_whole(answerer, pool, path, ClipRequest(start_s=start_s, end_s=end_s))
-            if clip.seconds > SPARSE * usual_s:
+            if answerer.modalities["video"] and clip.seconds > SPARSE * usual_s:
                 clip.warnings.append(_sparse(clip, known_s))
         clip.timings_s["open"] = time.perf_counter() - began
     if clip.audio == "none":
@@ -150,6 +151,8 @@ def open_clip(
         clip.warnings.append("the sound track is silent; it was left out")
     elif not answerer.modalities["audio"]:
         clip.warnings.append("this model was trained without sound; the sound was left out")
+    if not answerer.modalities["video"] and info.video_index is not None:
+        clip.warnings.append("this model was trained without video; the picture was left out")
     return clip
 
 
@@ -188,14 +191,15 @@ def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipR
     text_kv = answerer.encode([sample])
     start, end = (float(second) for second in sample["span"])
     geometry = answerer.geometry
+    looked_at = f"{geometry.frames} frames evenly over" if answerer.modalities["video"] else "the sound of"
     real = int(np.asarray(sample["frame_valid"]).sum())
     clip = OpenClip(
         path=str(path), text_kv=text_kv, seconds=end - start, start_s=start, frames=geometry.frames, chunks=geometry.chunks,
         audio=AudioState(int(sample["audio_state"])).word, sample=sample,
-        sampled=f"{geometry.frames} frames evenly over {end - start:.1f} s, in {geometry.chunks} chunks",
+        sampled=f"{looked_at} {end - start:.1f} s, in {geometry.chunks} chunks",
         timings_s={"decode": decoded - began, "encode": time.perf_counter() - decoded},
     )  # fmt: skip
-    if real < geometry.frames:
+    if answerer.modalities["video"] and real < geometry.frames:
         clip.warnings.append(f"the span holds only {real} different frames where {geometry.frames} were looked for; the rest was masked")
     return clip
 

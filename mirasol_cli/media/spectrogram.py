@@ -37,6 +37,8 @@ NORMALISATION = {
 """Front end -> floor of the power, and what its natural logarithm is normalised with: (x - mean) / (2 std)."""
 WHISPER_RANGE = 1e-8
 """Whisper lifts all power to this share of the loudest: here of the chunk's, where Whisper takes that of its 30 seconds."""
+FLOOR_MARGIN = 0.02
+"""Stored numbers are float16: the logarithm of a power at the floor is found again to better than this."""
 BLOCK_COLUMNS = 4096
 """Columns transformed at once, which bounds memory for windows of many minutes."""
 
@@ -61,15 +63,32 @@ def chunk_log_mel(window: Window, audio: AudioGeometry) -> tuple[np.ndarray, np.
     power_ZC = kaldi_power(waveform, audio) if audio.frontend == "ast" else mel_power(waveform, audio)
     valid_C = _column_valid(window.valid, power_ZC.shape[1], audio.hop_length)
     power_ZS, valid_S = _pooled(power_ZC, valid_C, audio.columns)
-    floor, mean, std = NORMALISATION[audio.frontend]
     if audio.frontend == "whisper":
-        floor = max(floor, float(power_ZS.max()) * WHISPER_RANGE)
-    normal_ZS = (power_ZS.clamp_min(floor).log() - mean) / (2 * std)
+        power_ZS = power_ZS.clamp_min(float(power_ZS.max()) * WHISPER_RANGE)
+    normal_ZS = normalised(power_ZS.log(), audio)
     columns = power_ZS.shape[1]
     mel[:, :columns] = (normal_ZS * valid_S).to(torch.float16).numpy()
     mask = np.zeros(audio.columns, bool)
     mask[:columns] = valid_S.numpy()
     return mel, mask
+
+
+def normalised(log_power: Tensor, audio: AudioGeometry) -> Tensor:
+    """The logarithm of mel power as it is stored: not below the floor, in units of everyday sound's own mean and deviation."""
+    floor, mean, std = NORMALISATION[audio.frontend]
+    return (log_power.clamp_min(math.log(floor)) - mean) / (2 * std)
+
+
+def log_power(normal: Tensor, audio: AudioGeometry) -> Tensor:
+    """The logarithm of mel power of what is stored; -inf for silence, which is what lies at the floor."""
+    floor, mean, std = NORMALISATION[audio.frontend]
+    log_power = normal * (2 * std) + mean
+    return log_power.masked_fill_(log_power < math.log(floor) + FLOOR_MARGIN, -math.inf)
+
+
+def louder(normal: Tensor, db: float, audio: AudioGeometry) -> Tensor:
+    """What is stored of the same sound played `db` louder. Silence stays silence."""
+    return normal if db == 0 else normalised(log_power(normal, audio) + db * math.log(10) / 10, audio)
 
 
 def audio_valid(column_valid_TS: np.ndarray, geometry: ClipGeometry) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -10,17 +11,24 @@ from torch import Tensor
 
 
 class _Moves:
-    """`.to(device)` for a dataclass of tensors, tuples of tensors and None."""
+    """A dataclass of tensors, tuples of tensors and None, moved or picked from as one."""
 
     def to(self, device: torch.device | str) -> Self:
-        def move(value: Any) -> Any:
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def clips(self, rows: Sequence[int]) -> Self:
+        """The batch of these clips, in this order."""
+        return self._with_each(lambda tensor: tensor[list(rows)])
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        def changed(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
+                return change(value)
             if isinstance(value, tuple):
-                return tuple(move(item) for item in value)
+                return tuple(changed(item) for item in value)
             return value
 
-        return replace(self, **{field.name: move(getattr(self, field.name)) for field in fields(self)})  # type: ignore[type-var,arg-type]
+        return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})  # type: ignore[type-var,arg-type]
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class MediaBatch(_Moves):
     thumbnails: Tensor  # uint8 [B, T, 4, 32, 32, 3], RGB
     video_valid_BTN: Tensor | None = None  # bool, per tube token; all False where the picture is absent or dropped
     audio_valid_BTN: Tensor | None = None  # bool, per spectrogram patch; all False where sound is absent, silent or dropped
+    column_valid_BTS: Tensor | None = None  # bool, per spectrogram column; what training changes in the sound keeps to these
     thumbnail_valid_BT: Tensor | None = None  # bool, chunk shows at least one real frame
     chunk_valid_BT: Tensor | None = None  # bool, False for chunks that only pad a shorter clip
     flip_B: Tensor | None = None  # bool, the tubes' pixels are mirrored, and so are their positions
@@ -113,3 +122,4 @@ class TextBatch(_Moves):
     tokens_BQL: Tensor  # int64; padding holds any id
     valid_BQL: Tensor  # bool, real tokens
     target_BQL: Tensor  # bool, tokens that carry loss: the answer and the end token
+    weight_BQ: Tensor | None = None  # float32, what a token of the text counts in the loss, where clips are mixed; None: 1

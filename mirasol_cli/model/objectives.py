@@ -34,7 +34,7 @@ class Objective:
         return None
 
     def count(self, media: MediaBatch, text: TextBatch | None, extra: TrainingInputs, geometry: ClipGeometry) -> Tensor:
-        """Items in this batch, int64 []. Training sums it over the global batch before the first forward pass."""
+        """Items in this batch, a number []. Training sums it over the global batch before the first forward pass."""
         raise NotImplementedError
 
     def forward(self, model: Mirasol, encoded: Encoded, media: MediaBatch, text: TextBatch | None, extra: TrainingInputs) -> LossPart:
@@ -50,14 +50,16 @@ class Text(Objective):
 
     def count(self, media: MediaBatch, text: TextBatch | None, extra: TrainingInputs, geometry: ClipGeometry) -> Tensor:
         assert text is not None
-        return (text.target_BQL & text.valid_BQL)[:, :, 1:].sum()
+        tokens_BQ = (text.target_BQL & text.valid_BQL)[:, :, 1:].sum(-1)
+        return tokens_BQ.sum() if text.weight_BQ is None else (tokens_BQ * text.weight_BQ).sum()
 
     def forward(self, model: Mirasol, encoded: Encoded, media: MediaBatch, text: TextBatch | None, extra: TrainingInputs) -> LossPart:
         from mirasol_cli.model.losses import LossPart
 
         assert text is not None
         memory = model.text_kv(encoded, extra.memory_only_B)
-        return LossPart(*model.text.target_loss(text.tokens_BQL, text.valid_BQL, text.target_BQL & text.valid_BQL, memory))
+        target_BQL = text.target_BQL & text.valid_BQL
+        return LossPart(*model.text.target_loss(text.tokens_BQL, text.valid_BQL, target_BQL, memory, weight_BQ=text.weight_BQ))
 
 
 class Latent(Objective):

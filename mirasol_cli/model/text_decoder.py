@@ -117,6 +117,7 @@ class TextDecoder(nn.Module):
         target_BQL: Tensor,
         text_kv: TextKV | None = None,
         label_smoothing: float = 0.0,
+        weight_BQ: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the target tokens, each predicted from what stands before it: (sum in nats, count).
 
@@ -125,12 +126,17 @@ class TextDecoder(nn.Module):
 
         Args:
             target_BQL: bool, tokens that carry loss. The first token of a row has nothing before it and never counts.
+            weight_BQ: float32, what each token of a row counts, in the sum and in the count; None: 1.
         """
         hidden_BQLD = self.hidden(tokens_BQL, valid_BQL, text_kv)
         wanted = target_BQL[:, :, 1:]
         logits_NV = self.logits(hidden_BQLD[:, :, :-1][wanted])
-        loss = F.cross_entropy(logits_NV.float(), tokens_BQL[:, :, 1:][wanted], reduction="sum", label_smoothing=label_smoothing)
-        return loss, wanted.sum()
+        target_N = tokens_BQL[:, :, 1:][wanted]
+        if weight_BQ is None:
+            return F.cross_entropy(logits_NV.float(), target_N, reduction="sum", label_smoothing=label_smoothing), wanted.sum()
+        weight_N = weight_BQ[:, :, None].expand(wanted.shape)[wanted]
+        loss_N = F.cross_entropy(logits_NV.float(), target_N, reduction="none", label_smoothing=label_smoothing)
+        return (weight_N * loss_N).sum(), weight_N.sum()
 
     # Decoding token by token ------------------------------------------------------------------------------------
 

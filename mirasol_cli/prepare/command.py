@@ -14,7 +14,7 @@ from mirasol_cli.config.reader import load_recipe, unread_keys
 from mirasol_cli.config.schema import DataRecipe, Recipe
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.registry import DATASETS, RENDERED, open_dataset
-from mirasol_cli.datasets.resolver import VideoIndex
+from mirasol_cli.datasets.resolver import VIDEO_SUFFIXES, VideoIndex, is_audio
 from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooManyFailures, UsageError
 from mirasol_cli.fields import FieldError, check_folder_name
 from mirasol_cli.files import disk_problem, sha256_of
@@ -150,6 +150,7 @@ def prepare(
             source, found, videos = dry_splits(open_dataset(dataset), root, chosen, limit, task)
         else:
             source, found = read_dataset(dataset, manifest, root, task, options or DatasetOptions())
+            allow_audio_only = allow_audio_only or not has_video(source, found)
             videos = VideoIndex(root, audio=allow_audio_only)
         check_texts(out, found, source.NAME, origin, repair=verify)
         plans = [
@@ -299,6 +300,12 @@ def read_dataset(
     return source, list(source.read(root, task, options))
 
 
+def has_video(source: ModuleType, splits: Sequence[Split]) -> bool:
+    """Whether the clips have video at all: a set of sound alone says that it has none, and a manifest may name sound files alone."""
+    of_set: bool = getattr(source, "HAS_VIDEO", True)
+    return of_set and not all(is_audio(clip.video) for split in splits for clip in split.clips)
+
+
 def render(world: World, root: Path, recipe: Recipe, limit: int | None, workers: int, say: Say) -> None:
     """Draw a world's videos and write its annotations; what is there already stays."""
     with progress_bar("video", say) as show:
@@ -343,9 +350,10 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
         if videos.audio_files and not len(videos)
         else ""
     )
-    hint = f"put the videos anywhere below that folder, or give their folder with --root; published: {source.SOURCE}"
+    files = "videos" if videos.suffixes == VIDEO_SUFFIXES else "files"
+    hint = f"put the {files} anywhere below that folder, or give their folder with --root; published: {source.SOURCE}"
     raise DataError(
-        f"none of the {len(clips)} videos of {source.NAME} is below '{videos.root}', where {len(videos)} videos lie; "
+        f"none of the {len(clips)} {files} of {source.NAME} is below '{videos.root}', where {len(videos)} {files} lie; "
         f"looked for {', '.join(repr(name) for name in names)} and so on",
         "; ".join([*passed_over(videos), *filter(None, [audio_alone]), hint]),
     )

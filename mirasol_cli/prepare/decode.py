@@ -22,6 +22,7 @@ from mirasol_cli.media import valid_share
 from mirasol_cli.media.decode_pool import DecodePool
 from mirasol_cli.media.sampling import ClipRequest
 from mirasol_cli.prepare.plan import ShardWork
+from mirasol_cli.sample import AudioState
 from mirasol_cli.shards.index import ShardRecord
 from mirasol_cli.shards.writer import ShardDraft
 
@@ -33,6 +34,7 @@ NO_FRAME = MediaError(
     "play the file at that time, and mend the span or fetch it again; --allow-audio-only keeps the sound alone",
     stage="decode",
 )
+NOTHING = MediaError("neither a frame nor audio can be read", "the file is empty or damaged: fetch it again", stage="decode")
 Watch = Callable[[int, float], None]
 """Called after each source with its number of clips and their seconds of video."""
 
@@ -160,8 +162,11 @@ class _Decoding:
         for k, position in enumerate(job.positions):
             samples = results[k * views : (k + 1) * views]
             error = next((sample for sample in samples if isinstance(sample, MediaError)), None)
-            if error is None and not options.allow_audio_only and not any(map(valid_share, samples)):
-                error = NO_FRAME
+            if error is None and not any(map(valid_share, samples)):
+                if not options.allow_audio_only:
+                    error = NO_FRAME
+                elif all(sample["audio_state"] == AudioState.NONE for sample in samples):
+                    error = NOTHING
             if error is None:
                 draft.add(position, samples)
                 seconds += float(samples[0]["span"][1] - samples[0]["span"][0])

@@ -175,7 +175,7 @@ def say_table(splits: dict[str, dict[str, Any]], say: Say, terminal: bool | None
         _say_some(name, reasons, f"kinds of failures, all in {name}/{FAILURES}", say)
         if c["incomplete"]:
             say(f"  {name}: {c['incomplete']} kept with frames missing, listed in {name}/{INCOMPLETE}")
-        if c["without_video"]:
+        if 0 < c["without_video"] < c["kept"]:  # of a set of sound alone there is nothing to say
             say(f"  {name}: {c['without_video']} kept for their sound alone; which is in {name}/{PROBLEMS}")
         _say_some(name, c["notes"], f"notes, all in {name}/{INDEX}", say)
         if c["duplicates"]:
@@ -229,7 +229,7 @@ class DecodingProgress:
     def __call__(self, clips: int, seconds: float) -> None:
         self._clips += clips
         self._seconds += seconds
-        self._line.show(self._clips, f"{self._seconds / 3600:.2f} h of video")
+        self._line.show(self._clips, f"{self._seconds / 3600:.2f} h of media")
 
     def close(self) -> None:
         self._line.close()

@@ -1,13 +1,15 @@
 """Augmentation: what a batch becomes between the shards and the model, in training only.
 
 A clip's changes are drawn at once from its own generator (`Draw`), those of a step from the step's (`StepDraw`), then they are
-made to the batch (`augmented`). What changes the input is done to it: mirrored and recoloured pixels, masked spectrograms,
-dropped modalities and chunks. What is hidden from a part of the model, and what the losses still compare with, goes beside it
-(`TrainingInputs`).
+made to the batch: to the audio as it was recorded (`retuned`), by mixing it with another batch's clips (`mixed`), and to all the
+rest (`augmented`). What changes the input is done to it: shifted and louder audio, mirrored and recoloured pixels, masked
+spectrograms, dropped modalities and chunks. What is hidden from a part of the model, and what the losses still compare with, goes
+beside it (`TrainingInputs`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from mirasol_cli.config.schema import AugmentRecipe
-from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.geometry import AudioGeometry, ClipGeometry
+from mirasol_cli.media.spectrogram import audio_valid, log_power, louder, normalised
 from mirasol_cli.model.batch import MediaBatch, TrainingInputs
 
 
@@ -55,6 +58,9 @@ class Draw:
     mel_bins: tuple[int, int]  # first masked bin, number of masked bins
     mel_columns: tuple[tuple[int, int], ...]  # the same for the columns of each chunk
     memory_only: bool  # the text sees the Combiner's memory and no latent
+    time_shift: float  # share of the clip by which its sound begins later
+    gain_db: float  # by how much its sound is louder
+    own_share: float  # of the clip in its mix with another one, 0.5 to 1; 1: it is not mixed
 
     @staticmethod
     def of(generator: torch.Generator, augment: AugmentRecipe, geometry: ClipGeometry, views: int) -> Draw:
@@ -64,6 +70,7 @@ class Draw:
         drop_T, masked_T = torch.rand(chunks, generator=generator), torch.rand(chunks, generator=generator) < augment.mask_latents
         u_mel = torch.rand(2 + 2 * chunks, generator=generator).tolist()
         u_memory = float(torch.rand(1, generator=generator))
+        u_shift, u_gain_db, u_mixup, u_share = torch.rand(4, generator=generator).tolist()
         # Half of the chunks on average, never all of them: one chunk always stays to be seen.
         dropped_T = (drop_T < 0.5) & (drop_T < drop_T.max()) if u_drop < augment.drop_chunks else torch.zeros(chunks, dtype=torch.bool)
         if chunks == 1 or bool(masked_T.all()):
@@ -78,12 +85,88 @@ class Draw:
             mel_bins=_span(u_mel[0], u_mel[1], augment.mask_bins, bins),
             mel_columns=tuple(_span(u_mel[2 + 2 * t], u_mel[3 + 2 * t], augment.mask_columns, columns) for t in range(chunks)),
             memory_only=u_memory < augment.memory_only,
+            time_shift=augment.time_shift * (2 * u_shift - 1),
+            gain_db=augment.gain_db * (2 * u_gain_db - 1),
+            own_share=1 - u_share / 2 if u_mixup < augment.mixup else 1.0,
         )
 
 
 def _span(u_length: float, u_start: float, longest: int, total: int) -> tuple[int, int]:
     length = int(u_length * (min(longest, total) + 1))
     return int(u_start * (total - length + 1)), length
+
+
+def retuned(media: MediaBatch, draws: Sequence[Draw], audio: AudioGeometry) -> MediaBatch:
+    """The batch with every clip's sound earlier or later, and louder or softer. Sound that goes with a picture stays in its time."""
+    if media.mel_BTZS is None or all(draw.time_shift == 0 and draw.gain_db == 0 for draw in draws):
+        return media
+    clips, chunks, _, columns = media.mel_BTZS.shape
+    column_BTS = _or_all(media.column_valid_BTS, (clips, chunks, columns))
+    alone_B = torch.full((clips,), media.tubes is None)
+    if media.video_valid_BTN is not None:
+        alone_B |= ~media.video_valid_BTN.flatten(1).any(1)
+    mels = []
+    for mel_TZS, column_TS, alone, draw in zip(media.mel_BTZS, column_BTS, alone_B, draws, strict=True):
+        mel_ZC, heard_C = mel_TZS.transpose(0, 1).flatten(1).clone(), column_TS.flatten()
+        sound_ZC = mel_ZC[:, heard_C]
+        if alone:
+            sound_ZC = sound_ZC.roll(round(draw.time_shift * sound_ZC.shape[1]), dims=1)
+        mel_ZC[:, heard_C] = louder(sound_ZC, draw.gain_db, audio)
+        mels.append(mel_ZC.unflatten(1, (chunks, columns)).transpose(0, 1))
+    return replace(media, mel_BTZS=torch.stack(mels))
+
+
+def mixed(media: MediaBatch, others: MediaBatch, draws: Sequence[Draw], geometry: ClipGeometry) -> tuple[MediaBatch, list[float]]:
+    """The batch with clips mixed into it (mixup, arXiv 1710.09412), and each clip's share of itself.
+
+    Sounds are added as they are in the air, power to power, and pictures as in a cross-fade. A clip stays alone (share 1) where
+    the other one is not of its kind: has more or fewer chunks, or audio or video where it has none.
+    """
+    clips, chunks = len(draws), geometry.chunks
+    if all(draw.own_share == 1 for draw in draws) or media.thumbnails.shape != others.thumbnails.shape:
+        return media, [1.0] * clips
+    columns = (clips, chunks, geometry.audio.columns)
+    column_BTS, other_column_BTS = (_or_all(batch.column_valid_BTS, columns) for batch in (media, others))
+    video_BTN, other_video_BTN = (_or_all(batch.video_valid_BTN, (clips, chunks, geometry.video_tokens)) for batch in (media, others))
+    alike_B = (video_BTN == other_video_BTN).flatten(1).all(1) & (column_BTS.flatten(1).any(1) == other_column_BTS.flatten(1).any(1))
+    if media.chunk_valid_BT is not None or others.chunk_valid_BT is not None:
+        alike_B &= (media.chunks_BT == others.chunks_BT).all(1)
+    share_B = torch.where(alike_B, torch.tensor([draw.own_share for draw in draws]), 1.0)
+
+    def cross_fade(own: Tensor, other: Tensor) -> Tensor:
+        pairs = zip(own, other, share_B.tolist(), strict=True)
+        return torch.stack([one if share == 1 else torch.lerp(two.float(), one.float(), share).round().byte() for one, two, share in pairs])
+
+    together = replace(media, thumbnails=cross_fade(media.thumbnails, others.thumbnails))
+    if media.tubes is not None and others.tubes is not None:
+        tubes = zip(media.tubes, others.tubes, strict=True)
+        together = replace(together, tubes=tuple(cross_fade(own, other) for own, other in tubes))
+    if media.mel_BTZS is not None and others.mel_BTZS is not None:
+        mix_B11 = (share_B < 1)[:, None, None]
+        column_BTS = column_BTS | (other_column_BTS & mix_B11)
+        both_BTZS = sum_of_sounds(media, others, share_B, geometry.audio)
+        mel_BTZS = torch.where(mix_B11[..., None], both_BTZS, media.mel_BTZS)
+        audio_BTN = torch.from_numpy(audio_valid(column_BTS.flatten(0, 1).numpy(), geometry)).unflatten(0, column_BTS.shape[:2])
+        together = replace(
+            together,
+            mel_BTZS=mel_BTZS.masked_fill(~column_BTS[:, :, None, :], 0.0),
+            column_valid_BTS=_unless_all(column_BTS),
+            audio_valid_BTN=_unless_all(audio_BTN),
+        )
+    return together.with_hidden(), share_B.tolist()
+
+
+def sum_of_sounds(own: MediaBatch, other: MediaBatch, share_B: Tensor, audio: AudioGeometry) -> Tensor:
+    """Log-mel [B, T, Z, S] of both sounds at once, each with its share of the power; a masked column is silence."""
+
+    def share_of_sound(batch: MediaBatch, share_B: Tensor) -> Tensor:
+        assert batch.mel_BTZS is not None
+        mel_BTZS = batch.mel_BTZS
+        if batch.column_valid_BTS is not None:
+            mel_BTZS = mel_BTZS.masked_fill(~batch.column_valid_BTS[:, :, None, :], -math.inf)
+        return log_power(mel_BTZS, audio) + share_B.log()[:, None, None, None]
+
+    return normalised(torch.logaddexp(share_of_sound(own, share_B), share_of_sound(other, 1 - share_B)), audio)
 
 
 def augmented(

@@ -17,7 +17,10 @@ from mirasol_cli.config.schema import Recipe
 from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.text.prompt import encode_prompt, encode_target
 from mirasol_cli.text.tokenizer import Vocabulary
-from mirasol_cli.training.augment import Draw, StepDraw, augmented
+from mirasol_cli.training.augment import Draw, StepDraw, augmented, mixed, retuned
+
+Encoded = list[tuple[list[int], list[int]]]
+"""Texts of one clip, each as prompt and target."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class TrainingData:
         size = self.recipe.train.micro_batch_size or len(share)
         pieces = [share[start : start + size] for start in range(0, len(share), size)]
         step_draw = StepDraw.of(step_generator(self.recipe.train.seed, step), self.recipe.train.augment)
-        return [self._micro_batch([units[position] for position in piece], step_draw) for piece in pieces]
+        return [self._micro_batch(units, piece, step_draw) for piece in pieces]
 
     def describe(self, unit: Unit) -> dict[str, Any]:
         """Names that a person can look up: data set, split, clip, texts."""
@@ -84,18 +87,46 @@ class TrainingData:
             "texts": [source.texts[position]["id"] for position in unit.text_indices],
         }
 
-    def _micro_batch(self, units: Sequence[Unit], step: StepDraw) -> MicroBatch:
-        augment = self.recipe.train.augment
-        samples, draws, rows = [], [], []
+    def _micro_batch(self, step_units: Sequence[Unit], positions: Sequence[int], step: StepDraw) -> MicroBatch:
+        recipe, units = self.recipe, [step_units[position] for position in positions]
+        rows, weights = [self._texts(unit) for unit in units], None
+        if recipe.train.augment.mixup == 0:
+            draws, media = self._recorded(units)
+        else:
+            # A clip's partner is the next one of the global batch, so that a sample is the same whoever makes it.
+            partners = [(position + 1) % len(step_units) for position in positions]
+            read = list(dict.fromkeys([*positions, *partners]))  # each once
+            draws, media = self._recorded([step_units[position] for position in read])
+            draws, others = draws[: len(units)], media.clips([read.index(partner) for partner in partners])
+            media, shares = mixed(media.clips(range(len(units))), others, draws, recipe.clip)
+            rows, weights = self._mixed_texts(rows, [step_units[partner] for partner in partners], shares)
+        media, extra = augmented(media, draws, step, recipe.clip, keep_audio="audio" in recipe.loss.weights)
+        return MicroBatch(media, text_batch(rows, weights), extra, tuple(units))
+
+    def _recorded(self, units: Sequence[Unit]) -> tuple[list[Draw], MediaBatch]:
+        """The clips' draws, and their media with what is done to each clip's sound alone."""
+        recipe, samples, draws = self.recipe, [], []
         for unit in units:
-            source = self.sources[unit.source]
-            draw = Draw.of(sample_generator(self.recipe.train.seed, unit), augment, self.recipe.clip, source.split.views)
-            samples.append(source.split.media(unit.clip, draw.view))
-            draws.append(draw)
-            rows.append([self._encode(source.texts[position]) for position in unit.text_indices])
-        media = media_batch(samples, self.recipe.clip, **self.recipe.data.modalities)
-        media, extra = augmented(media, draws, step, self.recipe.clip, keep_audio="audio" in self.recipe.loss.weights)
-        return MicroBatch(media, text_batch(rows), extra, tuple(units))
+            split = self.sources[unit.source].split
+            draws.append(Draw.of(sample_generator(recipe.train.seed, unit), recipe.train.augment, recipe.clip, split.views))
+            samples.append(split.media(unit.clip, draws[-1].view))
+        media = media_batch(samples, recipe.clip, **recipe.data.modalities)
+        return draws, retuned(media, draws, recipe.clip.audio)
+
+    def _texts(self, unit: Unit) -> Encoded:
+        texts = self.sources[unit.source].texts
+        return [self._encode(texts[position]) for position in unit.text_indices]
+
+    def _mixed_texts(
+        self, rows: Sequence[Encoded], others: Sequence[Unit], shares: Sequence[float]
+    ) -> tuple[list[Encoded], list[list[float]]]:
+        """Each clip's own texts and those of the one mixed into it, and what each counts: its clip's share."""
+        both, weights = [], []
+        for row, other, share in zip(rows, others, shares, strict=True):
+            others_row = self._texts(other) if share < 1 else []
+            both.append([*row, *others_row])
+            weights.append([share] * len(row) + [1 - share] * len(others_row))
+        return both, weights
 
     def _encode(self, text: dict[str, Any]) -> tuple[list[int], list[int]]:
         limits = self.recipe.model.text

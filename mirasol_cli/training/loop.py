@@ -209,9 +209,11 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
     train, world, device = run.recipe.train, run.world, run.world.device
     torch.manual_seed(step_seed(train.seed, run.step, world.rank))  # dropout needs no state in the checkpoint
     names = list(run.weights)
-    local = [sum(int(OBJECTIVES[name].count(batch.media, batch.text, batch.extra, run.recipe.clip)) for batch in batches) for name in names]
+    local = [
+        sum(float(OBJECTIVES[name].count(batch.media, batch.text, batch.extra, run.recipe.clip)) for batch in batches) for name in names
+    ]
     *totals, questions = world.sum([*local, sum(batch.questions for batch in batches)])
-    counts = {name: max(1.0, total) for name, total in zip(names, totals, strict=True)}
+    counts = {name: total or 1.0 for name, total in zip(names, totals, strict=True)}
 
     balance_due = train.balance_every > 0 and run.step % train.balance_every == 0
     shares: dict[str, float] | None = None

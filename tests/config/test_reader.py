@@ -134,6 +134,10 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_ones() -> None:
         ("schema: 1\nname: ../../x\n", "`name`: '../../x' cannot name a folder"),
         (HEAD + "data: {dataset: ..}\n", "`data.dataset`: '..' cannot name a folder"),
         (HEAD + "data: {sources: [{dataset: /etc}]}\n", "`data.sources.0.dataset`"),
+        (HEAD + "data: {fold: 6}\n", "`data.fold`: 6 is above data.folds, 5"),
+        (HEAD + "data: {fold: 1, split: fold2}\n", "`data.split`: 'fold2' is not read, since data.fold names the splits to train on"),
+        (HEAD + "data: {fold: 1, sources: [{dataset: a}]}\n", "`data.fold`: a fold of which source?"),
+        (HEAD + "data: {audio: false, video: false}\n", "`data.video`: data.audio and data.video are both false"),
         (HEAD + "train: 3\n", "`train` is a section with the keys steps, global_batch_size"),
         (HEAD + "freeze: text\n", "`freeze` is a list, such as [a, b]; the text 'text' was given"),
         (HEAD + "freeze: [1]\n", "`freeze.0` is text; the number 1 was given"),
@@ -289,8 +293,8 @@ def test_a_key_that_is_gone_says_what_to_do() -> None:
 # ---------------------------------------------------------------------------------------------- shipped recipes
 
 EXPECTED = [
-    "activitynet", "activitynet-512", "audioset", "captions", "demo", "demo-long", "demo-pretrain", "epic-sounds", "kinetics-sounds",
-    "memorise", "msrvtt", "msvd", "nextqa-mc", "nextqa-oe", "paper-activitynet",
+    "activitynet", "activitynet-512", "audioset", "captions", "demo", "demo-long", "demo-pretrain", "epic-sounds", "esc10", "esc50",
+    "kinetics-sounds", "memorise", "msrvtt", "msvd", "nextqa-mc", "nextqa-oe", "paper-activitynet",
     "paper-activitynet-ttm", "paper-pretrain", "pretrain", "vggsound",
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ def test_progress_in_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 1
         progress(10, 360.0)
     assert len(said) == 2
-    assert said[-1] == "200 of 1000 clips, 2.00 h of video, 10.0 clips/s, 0:01:20 left"
+    assert said[-1] == "200 of 1000 clips, 2.00 h of media, 10.0 clips/s, 0:01:20 left"
 
 
 COUNTS = {

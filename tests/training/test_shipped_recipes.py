@@ -38,6 +38,8 @@ SHRUNK = (
     "init.vocab_size=400", "train.global_batch_size=4", "train.steps=1", "train.warmup_steps=0",
 )  # fmt: skip
 
+MAPS = {"video_tokens": "maps.0.weight", "audio_tokens": "map.weight"}
+
 NEXT = "video,frame_count,width,height,question,answer,qid,type"
 EPIC = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id"
 QUESTIONS = [
@@ -64,6 +66,14 @@ ANNOTATIONS: dict[str, dict[str, str]] = {
         "balanced_train_segments.csv": '# x\n--id, 30.000, 40.000, "/m/1,/m/2"\n--full, 20.000, 30.000, "/m/1"\n',
         "class_labels_indices.csv": 'index,mid,display_name\n0,/m/1,"Male speech, man speaking"\n1,/m/2,Dog\n',
     },
+    "esc50": {
+        "meta/esc50.csv": "filename,fold,target,category,esc10,src_file,take\n"
+        + "".join(
+            f"{fold}-{fold}{n}-A-{n}.wav,{fold},{n},{label},True,{fold}{n},A\n"
+            for fold in range(1, 6)
+            for n, label in enumerate(("dog", "rain"))
+        )
+    },
     "captions": {
         "train_val_videodatainfo.json": json.dumps(
             {
@@ -85,13 +95,13 @@ RENDERED = {f"{split}.jsonl": lines("question", "answer") for split in ("train",
 RENDERED |= {f"{split}-captions.jsonl": lines("caption") for split in ("train", "val", "test")}
 
 
-def train_split(dataset: str, task: str, folder: Path) -> Split:
+def train_split(dataset: str, task: str, name: str, folder: Path) -> Split:
     """The training texts of one task, and the clips that all tasks of the split share, as `prepare` sees them."""
     if dataset == "manifest":
         splits = read_manifest(write(folder, {"my.jsonl": lines("caption", "question", "answer")}) / "my.jsonl")
     else:
         splits = open_dataset(dataset).read(write(folder / dataset, dict(ANNOTATIONS.get(dataset, RENDERED))), task, DatasetOptions())
-    return next(split for split in share_clips(splits) if (split.name, split.task) == ("train", task))
+    return next(split for split in share_clips(splits) if (split.name, split.task) == (name, task))
 
 
 def step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[dict, Path]:
@@ -99,7 +109,7 @@ def step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str
     monkeypatch.setenv("MIRASOL_DATA", str(tmp_path / "data"))
     recipe = load_recipe(name, [*SHRUNK, f"run.dir={tmp_path}/run", *words])
     for source in recipe.data.training_sources():
-        split = train_split(source.dataset, source.task, tmp_path / "annotations")
+        split = train_split(source.dataset, source.task, source.split, tmp_path / "annotations")
         path = source_shards(source, recipe.clip)
         assert path == default_shards(source.dataset, recipe.clip)
         synthetic.write_texts(path / source.split, split, recipe.clip)
@@ -126,7 +136,8 @@ def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch:
     assert moments is not None
     reached = {key.removeprefix("exp_avg/") for key, value in moments.items() if key.startswith("exp_avg/") and bool(value.any())}
     parts = {parameter.split(".")[0] for parameter in reached}
-    assert {"video_tokens", "encoder", "combiner", "latent", "objectives", "text"} <= parts
+    assert {"encoder", "combiner", "latent", "objectives", "text"} <= parts
+    assert ("video_tokens" in {p.split(".")[0] for p in reached if p != "video_tokens.absent"}) == shipped.data.video
     assert ("audio_tokens" in {p.split(".")[0] for p in reached if p != "audio_tokens.absent"}) == shipped.data.audio
 
 
@@ -145,3 +156,24 @@ def test_the_questions_come_without_sound_and_with_it_by_one_key(tmp_path: Path,
         moments = load.read_tensors(runs.resolve_checkpoint("latest", run), "optimizer")
         assert moments is not None
         assert ("exp_avg/audio_tokens.map.weight" in moments) == bool(words)  # what is left out is frozen
+
+
+@pytest.mark.parametrize("name", ["vggsound", "epic-sounds", "kinetics-sounds"])
+@pytest.mark.parametrize(("left_out", "tokens"), [("video", "video_tokens"), ("audio", "audio_tokens")])
+def test_one_modality_by_one_key(name: str, left_out: str, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run = step(name, tmp_path, monkeypatch, f"data.{left_out}=false")
+    moments = load.read_tensors(runs.resolve_checkpoint("latest", run), "optimizer")
+    assert moments is not None
+    reached = {part for part in ("video_tokens", "audio_tokens") if f"exp_avg/{part}.{MAPS[part]}" in moments}
+    assert reached == {"video_tokens", "audio_tokens"} - {tokens}
+
+
+def test_every_fold_trains_on_the_other_four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("esc10", ["data.fold=3"])
+    assert [source.split for source in recipe.data.training_sources()] == ["fold1", "fold2", "fold4", "fold5"]
+    assert (recipe.eval_split, recipe.run_dir) == ("fold3", "runs/esc10-fold3")
+    assert load_recipe("esc10", ["data.fold=3", "eval.split=fold1", "run.dir=runs/x"]).eval_split == "fold1"
+    assert load_recipe("esc10").clip == load_recipe("esc50").clip  # one `prepare` serves both
+    step("esc10", tmp_path, monkeypatch, "data.fold=3")
+    trained = load.load_model(runs.resolve_checkpoint("latest", tmp_path / "run")).recipe
+    assert trained.data.fold == 3

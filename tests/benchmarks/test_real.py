@@ -1,0 +1,39 @@
+"""The tables of the figures on real recordings, from lines as a run writes them, and the manifest of the digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import real
+
+FULL = [0.8, 0.85, 0.9, 0.85, 0.85]
+
+
+def row(condition: str, split: str, exact_match: float) -> dict:
+    return {"condition": condition, "split": split, "n": 80, "exact_match": exact_match, "no_audio": 0.1, "cpu_s": 150.0}
+
+
+def test_the_mean_of_the_folds_has_an_interval_and_differences_are_paired_by_fold() -> None:
+    rows = [row("esc10", f"fold{k + 1}", value) for k, value in enumerate(FULL)]
+    rows += [row("no mixup", "fold1", 0.75), row("no mixup", "fold2", 0.85), row("no gain", "fold1", 0.5), row("digits", "test", 0.97)]
+    text = real.report(rows)
+    # mean 85, standard deviation 3.54 over five folds, t = 2.776: half of the interval is 4.4 points
+    assert "| accuracy, % | 80.0 | 85.0 | 90.0 | 85.0 | 85.0 | 85.0 [80.6, 89.4] |" in text
+    assert "| no mixup | 75.0 | 85.0 | 80.0 | -2.5 (-5.0, +0.0) |" in text
+    assert "no gain" not in text  # on one fold only
+    assert "| official split: index 0 to 4 of each digit and speaker | 80 | 97.0 | 10.0 | 150.0 |" in text
+
+
+def test_every_fold_is_a_run_of_its_own() -> None:
+    assert real.BY_NAME["esc10"].runs()[2] == ("fold3", ("data.fold=3",))
+    assert real.BY_NAME["no gain"].runs() == [(f"fold{k}", (f"data.fold={k}", "train.augment.gain_db=0")) for k in (1, 2)]
+
+
+@pytest.mark.parametrize(("by_speaker", "splits"), [(False, ["test", "train", "test"]), (True, ["others", "others", "speaker"])])
+def test_the_manifest_of_the_digits(by_speaker: bool, splits: list[str], tmp_path: Path) -> None:
+    for name in ("0_george_4.wav", "7_george_5.wav", f"9_{real.HELD_OUT_SPEAKER}_0.wav"):
+        (tmp_path / name).touch()
+    real.write_manifest(tmp_path / "digits.jsonl", tmp_path, by_speaker=by_speaker)
+    rows = [json.loads(line) for line in (tmp_path / "digits.jsonl").read_text().splitlines()]
+    assert [(line["answer"], line["split"]) for line in rows] == list(zip(("zero", "seven", "nine"), splits, strict=True))
