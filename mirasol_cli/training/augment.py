@@ -123,7 +123,8 @@ def mixed(media: MediaBatch, others: MediaBatch, draws: Sequence[Draw], geometry
     the other one is not of its kind: has more or fewer chunks, or audio or video where it has none.
     """
     clips, chunks = len(draws), geometry.chunks
-    if all(draw.own_share == 1 for draw in draws) or media.thumbnails.shape != others.thumbnails.shape:
+    kinds = [(batch.tubes is None, batch.mel_BTZS is None, batch.thumbnails.shape) for batch in (media, others)]
+    if all(draw.own_share == 1 for draw in draws) or kinds[0] != kinds[1]:
         return media, [1.0] * clips
     columns = (clips, chunks, geometry.audio.columns)
     column_BTS, other_column_BTS = (_or_all(batch.column_valid_BTS, columns) for batch in (media, others))

@@ -144,12 +144,3 @@ def test_a_batch_without_any_text_still_has_a_shape() -> None:
     batch = text_batch([[], []])
     assert batch.tokens_BQL.shape == (2, 1, 1)
     assert not batch.valid_BQL.any()
-
-
-def test_video_off_masks_all_video() -> None:
-    media = media_batch([sample(), sample(seed=1)], GEOMETRY, video=False)
-    assert media.video_valid_BTN is not None
-    assert not bool(media.video_valid_BTN.any())
-    assert media.thumbnail_valid_BT is not None
-    assert not bool(media.thumbnail_valid_BT.any())
-    assert media.audio_valid_BTN is None

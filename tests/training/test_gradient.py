@@ -109,8 +109,8 @@ def test_every_step_drops_other_units(tmp_path: Path) -> None:
 
 def test_grouped_questions_give_the_gradient_of_ungrouped_ones(tmp_path: Path) -> None:
     recipe, source, model = prepared(tmp_path, "train.augment.drop_modality=0.3", "loss.latent=0")
-    grouped = [source._micro_batch([Unit(0, 0, clip, tuple(range(4 * clip, 4 * clip + 4))) for clip in range(4)], StepDraw())]
-    ungrouped = [source._micro_batch([Unit(0, 0, clip, (4 * clip + k,)) for clip in range(4)], StepDraw()) for k in range(4)]
+    grouped = [source._micro_batch([Unit(0, 0, clip, tuple(range(4 * clip, 4 * clip + 4))) for clip in range(4)], range(4), StepDraw())]
+    ungrouped = [source._micro_batch([Unit(0, 0, clip, (4 * clip + k,)) for clip in range(4)], range(4), StepDraw()) for k in range(4)]
     assert_same(gradient(model, recipe, grouped), gradient(model, recipe, ungrouped))
 
 
