@@ -64,7 +64,7 @@ def test_from_weights_to_answers(
 
     init = [f"init.{part}_{kind}={tmp_path / part}" for part, kind in (("video", "encoder"), ("audio", "encoder"), ("text", "decoder"))]
     geometry = [word for word in SMALL if word.startswith("clip.")]
-    run("prepare", "my.jsonl", "--root", "videos", "--out", "shards", "--workers", "1", *geometry, init[1])
+    run("prepare", "my.jsonl", "--root", str(tmp_path / "videos"), "--out", "shards", "--workers", "1", *geometry, init[1])
     run("finetune", "memorise", "data.shards=shards", *SMALL, *init)
     for folder in ("video", "audio", "text"):  # a run is on its own from here on
         (tmp_path / folder).rename(tmp_path / f"{folder}-gone")
