@@ -65,8 +65,8 @@ REAL_POOL = decode_pool.DecodePool
 class HerePool:
     """A DecodePool that decodes in this process: starting a child for every test takes long."""
 
-    def __init__(self, _workers, geometry):
-        self.geometry, self.waiting = geometry, []
+    def __init__(self, _workers, geometry, *, allow_audio_only=False):
+        self.geometry, self.options, self.waiting = geometry, {"allow_audio_only": allow_audio_only}, []
 
     def submit(self, job, path, requests):
         self.waiting.append((job, path, requests))
@@ -81,7 +81,7 @@ class HerePool:
                 if requests is None:
                     yield job, [probe(path)]
                 else:
-                    yield job, list(clip_samples(decode_clips(path, requests, self.geometry), self.geometry))
+                    yield job, list(clip_samples(decode_clips(path, requests, self.geometry, **self.options), self.geometry))
             except MediaError as error:
                 yield job, [error]
 

@@ -108,7 +108,7 @@ def test_questions_grouped_by_clip_give_the_same_gradient_as_one_by_one() -> Non
         if grouped:
             part = network(batch, words, weights)
         else:
-            single = TextBatch(**{name: value.flatten(0, 1)[:, None] for name, value in vars(words).items()})
+            single = TextBatch(**{name: None if value is None else value.flatten(0, 1)[:, None] for name, value in vars(words).items()})
             copies = replace(
                 batch,
                 tubes=tuple(x.repeat_interleave(3, 0) for x in batch.tubes),
