@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Moves:
     """A dataclass of tensors, tuples of tensors and None, moved or picked from as one."""
 
@@ -28,7 +29,7 @@ class _Moves:
                 return tuple(changed(item) for item in value)
             return value
 
-        return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})  # type: ignore[type-var,arg-type]
+        return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,17 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+class LayerNorm(nn.LayerNorm):
+    """In float32, whatever the weights are held in: sharded ones are bf16, which torch's own refuses beside float32 on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == x.dtype:
+            return super().forward(x)
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
 def norm(width: int, eps: float = NORM_EPS) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=eps)
+    return LayerNorm(width, eps=eps)
 
 
 def residual(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mirasol_cli.geometry import THUMBNAIL_FRAMES, THUMBNAIL_SIZE
 from mirasol_cli.model.config import ReconstructionConfig
-from mirasol_cli.model.layers import Block, learned_parameter, linear, norm, project_width
+from mirasol_cli.model.layers import Block, learned_parameter, linear, norm, project_width, residual
 
 PATCH = 8  # px of a thumbnail; a query predicts its square in all four thumbnails
 THUMBNAIL_QUERIES = (THUMBNAIL_SIZE // PATCH) ** 2
@@ -31,7 +31,7 @@ class PatchPredictor(nn.Module):
 
     def forward(self, latents_BTMD: Tensor) -> Tensor:
         """[B, T, M, D] -> [B, T, queries, numbers]."""
-        latents = self.input_proj(latents_BTMD).flatten(0, 1)
+        latents = residual(self.input_proj(latents_BTMD)).flatten(0, 1)
         x = self.queries.to(latents.dtype).expand(latents.shape[0], -1, -1)
         for block in self.blocks:
             x = block(x, None, torch.cat([latents, x], dim=1))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirasol_cli.model.config import CombinerConfig
-from mirasol_cli.model.layers import BRANCH_INIT_SCALE, Block, FeedForward, keep_in_graph, learned_parameter, linear, norm
+from mirasol_cli.model.layers import BRANCH_INIT_SCALE, Block, FeedForward, keep_in_graph, learned_parameter, linear, norm, residual
 
 BOTTLENECK = 64  # hidden units of TokenLearner's small network
 MAX_TIMESCALE_CHUNKS = 256.0
@@ -122,7 +122,7 @@ class TokenTuringMachine(nn.Module):
         return self.read([before, x_BND], [self.read.score(before), scores_BNP], _padded(valid_BN, memory.shape[1], 0))
 
     def _process(self, x_BMD: Tensor) -> Tensor:
-        x = F.dropout(x_BMD + self.process_position, self.dropout, self.training)
+        x = F.dropout(residual(x_BMD) + self.process_position, self.dropout, self.training)
         for block in self.process:
             x = block(x)
         return self.process_norm(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def imported_transformers() -> Iterator[Any]:
     """transformers, which imports torchaudio wherever it is installed, even where it cannot be imported."""
     with pytest.MonkeyPatch.context() as patch:
         try:
-            import torchaudio  # noqa: F401
+            importlib.import_module("torchaudio")
         except (ImportError, OSError):
             patch.setitem(sys.modules, "torchaudio", None)
         transformers = pytest.importorskip("transformers")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mirasol_cli.batches.order import Unit
 from mirasol_cli.config.reader import load_recipe
@@ -44,7 +46,7 @@ def attention_flops(recipe: Recipe, hidden: Hidden, monkeypatch: pytest.MonkeyPa
     flops = {False: 0, True: 0}
     plain = F.scaled_dot_product_attention
 
-    def counted(query, key, value, attn_mask=None, **options):  # type: ignore[no-untyped-def]
+    def counted(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
         flops[attn_mask is not None] += 4 * query.numel() * key.shape[-2]
         return plain(query, key, value, attn_mask=attn_mask, **options)
 
