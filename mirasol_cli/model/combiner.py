@@ -130,9 +130,13 @@ class OutputTokens(nn.Module):
         self.tokens = learned_parameter(config.num_outputs, config.width)
 
     def append(self, x_BTND: Tensor, valid_BTN: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The chunk's sequence [B, T, N or N + M, D], and which of it is valid."""
+        """The chunk's sequence [B, T, N or N + M, D], at least M long, and which of it is valid."""
         if not self.appended:
-            return x_BTND, valid_BTN
+            missing = len(self.tokens) - x_BTND.shape[2]  # above 0 where a modality is left out
+            if missing <= 0:
+                return x_BTND, valid_BTN
+            valid_BTN = x_BTND.new_ones(x_BTND.shape[:3], dtype=torch.bool) if valid_BTN is None else valid_BTN
+            return F.pad(x_BTND, (0, 0, missing, 0)), F.pad(valid_BTN, (missing, 0), value=False)
         x = torch.cat([x_BTND, self.tokens.to(x_BTND.dtype).expand(*x_BTND.shape[:2], -1, -1)], dim=2)
         return x, with_output_tokens(valid_BTN, len(self.tokens))
 

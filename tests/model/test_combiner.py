@@ -145,6 +145,15 @@ def test_a_clip_without_audio_gives_the_outputs_of_video_tokens_alone(kind: str)
     torch.testing.assert_close(model(x, ~valid)[0][0], model(x[:1, :, VIDEO:])[0][0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["last", "history, last"])
+def test_a_modality_of_fewer_than_m_tokens_is_filled_up(kind: str) -> None:
+    """M = 6 outputs of 4 audio tokens: as where the video is there and masked."""
+    model, x = combiner(kind, num_outputs=6), tokens()
+    valid = torch.ones(2, 5, N, dtype=torch.bool)
+    valid[:, :, :VIDEO] = False
+    torch.testing.assert_close(model(x[:, :, VIDEO:])[0], model(x, valid)[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_that_are_whole_or_absent_need_no_mask(kind: str) -> None:
     model, x = combiner(kind), tokens()
