@@ -433,6 +433,11 @@ def test_every_control_has_its_folder_and_one_line_of_the_table(world):
     assert (table[second].split()[2:], table[second + 1].split()) == (["own-", "last-"], ["chunk", "chunk"])
     figures = table[first + 2 : first + 2 + len(types)]
     assert {line.split()[0]: float(line.split()[1]) for line in figures} == pytest.approx(types, abs=1e-4)
+    logprobs = {
+        name: [row["logprob"] for row in read_jsonl(run_folder(world) / name / "predictions.jsonl")]
+        for name in (".", "own-chunk", "last-chunk")
+    }
+    assert len(set(map(tuple, logprobs.values()))) == 3  # each cut reaches the model
     # with neither sound nor picture, all clips look alike: the same question gets the same answer
     blind = [row for row in read_jsonl(run_folder(world) / "text-only" / "predictions.jsonl") if not row.get("missing")]
     assert len({row["prediction"] for row in blind if row["question"] == "what is it"}) == 1

@@ -10,6 +10,7 @@ from mirasol_cli.model.text_decoder import CrossAttention, DecoderLayer
 from tests.small_model import KINDS, WEIGHTS, media, model, text
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_residual_streams_are_float32(kind: str, sharded: bool) -> None:

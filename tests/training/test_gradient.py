@@ -122,3 +122,16 @@ def test_a_loss_of_weight_zero_leaves_no_parameter_without_gradient(tmp_path: Pa
     freeze_parts(model, recipe)
     found = gradient(model, recipe, source.micro_batches(0, range(4)))
     assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("left_out", ["video", "audio"])
+@pytest.mark.parametrize("share", [True, False])
+def test_what_only_a_left_out_modality_needs_is_frozen_and_all_else_has_a_gradient(tmp_path: Path, left_out: str, share: bool) -> None:
+    from mirasol_cli.training.setup import freeze_parts
+
+    recipe, source, model = prepared(tmp_path, f"data.{left_out}=false", f"model.encoder.share={str(share).lower()}")
+    freeze_parts(model, recipe)
+    found = gradient(model, recipe, source.micro_batches(0, range(4)))
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {f"{left_out}_tokens"} | (set() if share else {f"{left_out}_encoder"})

@@ -53,6 +53,18 @@ def test_what_a_log_line_holds(tmp_path: Path, shards: Path) -> None:
         assert "mfu" not in row  # nothing is claimed for a CPU
 
 
+def test_clipped_steps_and_each_loss_share_of_the_gradient_are_logged(tmp_path: Path, shards: Path) -> None:
+    words = ["train.steps=4", "train.log_every=2"]
+    train(synthetic.recipe(tmp_path / "all", shards, *words, "train.max_grad_norm=1e-6", "train.balance_every=2"), stage="finetune")
+    train(synthetic.recipe(tmp_path / "none", shards, *words, "train.max_grad_norm=0"), stage="finetune")
+    for row in lines(tmp_path / "all"):
+        assert row["clipped_steps"] == 1
+        assert sum(row[f"share_{name}"] for name in ("text", "latent", "video")) == pytest.approx(1)
+    for row in lines(tmp_path / "none"):
+        assert row["clipped_steps"] == 0
+        assert not any(key.startswith("share_") for key in row)
+
+
 def test_run_json_says_what_ran(tmp_path: Path, shards: Path) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "train.steps=2"), stage="pretrain", device="cpu")
     state = json.loads((tmp_path / "run" / "run.json").read_text())
