@@ -9,6 +9,7 @@ all valid or all invalid, so that attention within a chunk needs no mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -218,8 +219,9 @@ class PerceiverCombiner(Combiner):
 
 
 class MeanPoolCombiner(Combiner):
-    """OURS: the means of M groups of neighbouring tokens. Each modality has its own groups, as even as they can be, and those of both
-    are joined, so that output j is the same share of either. A group without a valid token is filled up."""
+    """OURS: the means of M groups of neighbouring tokens. Each modality has its own groups, as even as they can be. Output j joins the
+    j-th group of either, each weighted by the root of its modality's share of the tokens, so that a change of one modality changes the
+    outputs (in squares) by about that share. A group without a valid token is left out; where none is left, a learned token stands."""
 
     kind = "mean"
 
@@ -232,13 +234,18 @@ class MeanPoolCombiner(Combiner):
         self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
     ) -> tuple[Tensor, CombinerState]:
         x = self.input(x_BTND)
+        valid = x.new_ones(x.shape[:3], dtype=torch.bool) if valid_BTN is None else valid_BTN
         sizes = self.modality_tokens if x.shape[2] == sum(self.modality_tokens) else (x.shape[2],)  # one modality may be left out
-        group = torch.cat([torch.arange(size, device=x.device) * self.outputs // size for size in sizes])
-        member_MN = (group == torch.arange(self.outputs, device=x.device)[:, None]).to(x.dtype)
-        member = member_MN if valid_BTN is None else member_MN * valid_BTN[:, :, None]
-        count = member.sum(-1, keepdim=True)
-        mean = self.norm((member / count.clamp(min=1)) @ x)
-        return torch.where(count > 0, mean, self.filler.to(mean.dtype)), None
+        joined, found = x.new_zeros(1), valid.new_zeros(1)
+        for tokens, there in zip(x.split(sizes, dim=2), valid.split(sizes, dim=2), strict=True):
+            size = tokens.shape[2]
+            group_N = torch.arange(size, device=x.device) * self.outputs // size
+            member_MN = (group_N == torch.arange(self.outputs, device=x.device)[:, None]) & there[:, :, None]
+            count = member_MN.sum(-1, keepdim=True)
+            joined = joined + sqrt(size / x.shape[2]) * (member_MN.to(x.dtype) / count.clamp(min=1)) @ tokens
+            found = found | (count > 0)
+        mean = self.norm(joined)
+        return torch.where(found, mean, self.filler.to(mean.dtype)), None
 
 
 class IdentityCombiner(Combiner):

@@ -164,6 +164,7 @@ def test_chunks_that_are_whole_or_absent_need_no_mask(kind: str) -> None:
 
 def test_mean_groups_are_means_of_neighbours_in_both_modalities() -> None:
     model, x = combiner("mean", width=24), tokens()
-    groups = [[0, 1, 7], [2, 3, 8], [4, 5, 9], [6, 10]]
-    expected = torch.stack([x[:, :, group].mean(2) for group in groups], dim=2)
+    video, audio = ([[0, 1], [2, 3], [4, 5], [6]], [[7], [8], [9], [10]])
+    means = [torch.stack([x[:, :, group].mean(2) for group in groups], dim=2) for groups in (video, audio)]
+    expected = (7 / 11) ** 0.5 * means[0] + (4 / 11) ** 0.5 * means[1]
     torch.testing.assert_close(model(x)[0], model.norm(expected))
