@@ -81,7 +81,7 @@ ESC10_SHARDS = "shards/esc10"
 DIGITS_IN_ESC10 = ("clip.frames=4", "clip.chunks=1")
 """A digit in ESC-10's geometry: one chunk of a second, of which the recording is a part."""
 
-ON_THE_DIGITS = ("loss.latent=0", "train.steps=1600", "train.global_batch_size=32", "train.augment.mixup=0")
+ON_THE_DIGITS = ("loss.latent=0", "train.steps=1000", "train.global_batch_size=32", "train.augment.mixup=0")
 
 
 class Runner:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import real
 
@@ -44,6 +45,32 @@ def test_every_fold_is_a_run_of_its_own() -> None:
     assert real.BY_NAME["esc10"].runs()[2] == ("fold3", ("data.fold=3",))
     expected = [(f"fold{fold}", (f"data.fold={fold}", "train.augment.gain_db=0")) for fold in real.TUNED_ON]
     assert real.BY_NAME["no gain"].runs() == expected
+
+
+class TwoSounds:
+    """Shards whose clips are hiss or hum, with padding after the sound that must not be listened to."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def split(self, name: str) -> "TwoSounds":
+        return TwoSounds(self.path / name)
+
+    def texts(self, task: str) -> list[dict]:
+        assert task == "esc10"
+        return [{"answer": ("hiss", "hum")[clip % 2], "clip": clip} for clip in range(6)]
+
+    def media(self, clip: int) -> dict[str, torch.Tensor]:
+        mel = torch.randn(2, 24, 16) * 0.1 + (torch.linspace(-1, 1, 24)[:, None] * (-1) ** clip)
+        valid = (torch.arange(16) < 10).expand(2, 16).to(torch.uint8)
+        return {"mel": torch.where(valid[:, None] > 0, mel, 100 * torch.randn(mel.shape)).half(), "mel_valid": valid}
+
+
+def test_the_forest_is_trained_on_the_other_folds_and_hears_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(real, "ShardFolder", TwoSounds)
+    lines = real.forest(Path("shards"))
+    assert [(line["split"], line["n"], line["exact_match"]) for line in lines] == [(f"fold{fold}", 6, 1.0) for fold in range(1, 6)]
 
 
 @pytest.mark.parametrize(("by_speaker", "splits"), [(False, ["test", "train", "test"]), (True, ["others", "others", "speaker"])])
