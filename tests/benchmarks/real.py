@@ -235,6 +235,8 @@ def esc10_table(rows: Sequence[dict[str, Any]]) -> str:
     }
     names, lines = folds(*FOLDS), []
     for what, found in shown.items():
+        if not found:
+            continue
         unseen = [found[name] for name in names if name in found and name not in folds(*TUNED_ON)]
         values = [percent(found[name]) if name in found else "-" for name in names]
         whole = interval(estimate(list(found.values()))) if len(found) == len(names) else "-"
