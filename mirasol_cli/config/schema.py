@@ -232,7 +232,11 @@ class RunRecipe:
     dir: str | None = checked_field(None, "run folder; null: runs/<name>")
     tensorboard: bool = checked_field(False, "also write TensorBoard events (extra `tensorboard`)")
     wandb: bool = checked_field(False, "also log to Weights & Biases (extra `wandb`)")
-    process_group_timeout_s: float = checked_field(600.0, "how long a process waits for the others", above=0)
+    process_group_timeout_s: float = checked_field(600.0, "how long a process waits for the others in a step", above=0)
+    stop_within_s: float = checked_field(
+        120.0, "what the scheduler leaves a run from SIGTERM to the kill (SLURM: --signal=TERM@120); a save that does not fit is not begun",
+        above=0,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self)
