@@ -78,7 +78,7 @@ class BackgroundSaver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             self.wait()
-        elif isinstance(error, Exception) and self._thread is not None:  # not where a second Ctrl-C wants to leave at once
+        elif not isinstance(error, KeyboardInterrupt) and self._thread is not None:  # a second Ctrl-C wants to leave at once
             self._thread.join(self.patience_s)
 
     def _write(self, step: int, contents: Contents, began: float) -> None:

@@ -160,18 +160,18 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def rows(self, name: str, first: int, count: int) -> Tensor:
         """Rows `first` to `first + count` of a tensor; of no other rows are any bytes read."""
-        found, covered = [], first
-        for part in self._parts[name]:
-            lying = self._slice(part.file, name)
-            start, end = max(first, part.first), min(first + count, part.first + lying.get_shape()[0])
-            if start < end and start == covered:
-                found.append(lying[start - part.first : end - part.first])
-                covered = end
-        if covered < first + count:
-            raise CheckpointError(f"'{self.checkpoint}' lacks row {covered} of '{name}'", "use another checkpoint")
+        parts, found = self._parts[name], []
+        borders = [*(part.first for part in parts[1:]), self.shapes[name][0]]
+        for part, border in zip(parts, borders, strict=True):
+            start, end = max(first, part.first), min(first + count, border)
+            if start < end:
+                found.append(self._slice(part.file, name)[start - part.first : end - part.first])
         if not found:
-            return self._slice(self._parts[name][0].file, name)[0:0]
-        return found[0] if len(found) == 1 else torch.cat(found)
+            return self._slice(parts[0].file, name)[0:0]
+        rows = found[0] if len(found) == 1 else torch.cat(found)
+        if len(rows) != count:
+            raise CheckpointError(f"'{self.checkpoint}' does not hold all rows of '{name}'", "use another checkpoint")
+        return rows
 
     def __getitem__(self, name: str) -> Tensor:
         part, *others = self._parts[name]

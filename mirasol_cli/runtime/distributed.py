@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 
 Result = TypeVar("Result")
+COMPILED_FORMS = 128
+"""All blocks share the code that torch compiles, `Module._call_impl`; each kind of block, size, mask or none, with gradients or
+without is a form of its own. Beyond torch's limit of 8, a block would run uncompiled, with no more than a warning."""
 LONGEST_WAIT_S = 7200.0
 """How long a process waits for others that do something slow (verify a checkpoint, write one, validate): far longer than for a
 collective of training, where whoever does not come in time has stopped."""
@@ -115,6 +118,14 @@ class World:
         each = batch // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
+    def check_shard_size(self, size: int | None) -> None:
+        """Raises UsageError where the processes do not form groups of `size`. One process alone is not sharded at all."""
+        if size is not None and self.size > 1 and self.size % size:
+            raise UsageError(
+                f"train.shard_size: {self.size} processes do not form groups of {size}",
+                "use the number of GPUs of a machine, or leave it out to shard over all processes",
+            )
+
 
 @contextmanager
 def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
@@ -172,6 +183,10 @@ def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
 
 def prepare_blocks(model: Mirasol, *, activation_checkpointing: bool, compile: bool) -> None:
     """Recompute and compile block by block, in place and without renaming a parameter."""
+    if compile:
+        from torch._dynamo import config
+
+        config.recompile_limit = max(config.recompile_limit, COMPILED_FORMS)
     for block in model.blocks():
         if activation_checkpointing:
             block.forward = _recomputed(block.forward)
@@ -189,10 +204,14 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool) -> nn.Module:
-    """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its blocks sharded in place.
+def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool, shard_size: int | None = None) -> nn.Module:
+    """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its parts sharded in place.
 
-    Gradients come out as the mean over the processes in both forms.
+    Gradients come out as the mean over the processes in all forms.
+
+    Args:
+        shard_size: processes that hold the model together, each a part, where that is not all of them: its copies then are
+            replicas (HSDP). With the GPUs of one machine, weights are gathered inside of it, and only gradients cross the network.
     """
     if world.size == 1:
         return model
@@ -202,12 +221,15 @@ def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool) -> nn.Mo
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    if shard_size is None or shard_size == world.size:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        mesh = init_device_mesh(world.device.type, (world.size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
     # Weights travel in bf16, gradients are summed in float32: autocast computes in bf16 anyhow.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
     settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
-    for block in model.blocks():
-        fully_shard(block, **settings)
+    for unit in model.sharded_units():
+        fully_shard(unit, **settings)
     fully_shard(model, **settings)
     return model
 

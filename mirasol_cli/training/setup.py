@@ -121,6 +121,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
     world.local_slice(recipe.train.global_batch_size)
+    world.check_shard_size(recipe.train.shard_size)
     if resume:
         recipe = with_sizes_of_run(recipe)
     else:
@@ -143,7 +144,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
     notes += freeze_parts(model, recipe)
     bf16 = computes_in_bf16(recipe.train.precision, world.device)
     prepare_blocks(model, activation_checkpointing=recipe.train.activation_checkpointing, compile=recipe.train.compile)
-    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16)
+    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16, shard_size=recipe.train.shard_size)
     if resumed is not None:  # sharded by now: each process reads its own rows
         load_weights(model, stored_model(resumed), str(resumed))
     optimizer = build_optimizer(model, recipe.train)
