@@ -34,6 +34,7 @@ from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.device import resolve_device
 from mirasol_cli.runtime.distributed import World, gradient_sync, joined_world, whole_on_every_process
+from mirasol_cli.runtime.launch import torchrun_kill_delay_s
 from mirasol_cli.runtime.signals import SIGTERM, STOPS, SignalFlags
 from mirasol_cli.text.tokenizer import Vocabulary
 from mirasol_cli.training.data import MicroBatch
@@ -43,6 +44,8 @@ from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_pe
 from mirasol_cli.training.optimizer import clip_gradients, set_rate
 from mirasol_cli.training.setup import Run, save_run, started_run
 
+DIAGNOSED_EVERY = 100
+"""Steps between looks at the latents (effective rank and the like), which cost as much as some steps do."""
 Validate = Callable[[Mirasol, Vocabulary, World], Mapping[str, float]]
 """Metrics of the model on held-out clips, the same on every process; all of them call it together. The best checkpoint is the one with
 the highest `exact_match`, of equals that with the lowest `loss`, of equals the latest."""
@@ -147,13 +150,15 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
             if run.step % train.log_every == 0 or run.step == train.steps:
                 for note in interval.empty_losses(run):
                     display.note(note)
-                line = {"step": run.step, "kind": "train", **interval.line(run, result, ahead.waited_s)}
-                interval, ahead.waited_s = MetricWindow(), 0.0
-                metrics.update(line)
-                if extras is not None:
+                if extras is not None:  # the first process has them; what a line costs, the others do not pay
+                    line = {"step": run.step, "kind": "train", **interval.line(run, result, ahead.waited_s)}
+                    metrics.update(line)
                     run.folder.append(line)
                     extras.write(line)
-                display.train(line)
+                    display.train(line)
+                    for note in slow_save(run):
+                        display.note(note)
+                interval, ahead.waited_s = MetricWindow(), 0.0
             validation, improved = None, False
             if validate is not None and train.eval_every and (run.step % train.eval_every == 0 or run.step == train.steps):
                 validation = _validate(run, validate)
@@ -178,6 +183,16 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                 interval.stood_still_s += time.perf_counter() - began
                 interval.restart()
     return metrics
+
+
+def slow_save(run: Run) -> Iterator[str]:
+    """Where a save takes longer than is left after SIGTERM, one sentence that says so; once."""
+    seconds, limit, setting = run.saver.seconds, run.recipe.run.stop_within_s, "run.stop_within_s (and the scheduler's warning)"
+    if (delay := torchrun_kill_delay_s()) is not None and delay < limit:
+        limit, setting = delay, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT, after which torchrun kills its processes"
+    if seconds is not None and seconds > limit and not run.told_slow_save:
+        run.told_slow_save = True
+        yield f"a save takes {seconds:.0f} s, more than the {limit:g} s that are left after SIGTERM: raise {setting}"
 
 
 def _stopped(run: Run, code: int, signals: SignalFlags, validation: Mapping[str, float] | None) -> Interrupted:
@@ -442,8 +457,10 @@ class MetricWindow:
             "clips_per_s": self.clips / seconds, "questions_per_s": self.questions / seconds,
             "data_wait": min(1.0, waited_s / seconds), "save_wait_s": self.stood_still_s, "peak_bytes": peak_bytes(run.world.device),
         }  # fmt: skip
-        if not result.skipped:
+        last = run.step == run.recipe.train.steps
+        if not result.skipped and (run.diagnosed is None or last or run.step >= run.diagnosed + DIAGNOSED_EVERY):
             line.update(result.losses.diagnostics)
+            run.diagnosed = run.step
         if (peak := peak_flops_per_s(run.world.device, run.bf16)) is not None:
             if run.clip_flops is None:
                 questions, length = max(1, round(result.questions / result.clips)), result.text_shape[2]

@@ -79,6 +79,8 @@ class Run:
     clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
     taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
     told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
+    diagnosed: int | None = None  # step after which the latents were looked at last
+    told_slow_save: bool = False
     frozen_of: Path | None = None  # a checkpoint of the run that holds what it does not train
     lock: HeldLock | None = None  # of the run folder; the first process has it
     notes: list[str] = field(default_factory=list)

@@ -10,6 +10,7 @@ from mirasol_cli.checkpoints import folder, load, runs
 from mirasol_cli.errors import CheckpointError, UsageError
 from mirasol_cli.runtime.distributed import prepare_blocks
 from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
+from mirasol_cli.training import loop
 from mirasol_cli.training.loop import train
 from tests import synthetic
 from tests.training.processes import forked, one_step_of_text
@@ -33,6 +34,12 @@ def test_it_learns(tmp_path: Path, shards: Path) -> None:
     assert last["loss_text"] < 0.5 * first["loss_text"]
     assert result["step"] == 60
     assert result["metrics"]["loss"] == last["loss"]
+
+
+def test_the_latents_are_looked_at_now_and_then(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "DIAGNOSED_EVERY", 2)
+    train(synthetic.recipe(tmp_path / "run", shards, "train.steps=6"), stage="finetune", device="cpu")
+    assert ["rank" in row for row in lines(tmp_path / "run")] == [True, False, True, False, True, True]
 
 
 def test_what_a_log_line_holds(tmp_path: Path, shards: Path) -> None:
