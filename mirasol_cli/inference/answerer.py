@@ -48,9 +48,7 @@ class Answerer:
         self, model: Mirasol, vocabulary: Vocabulary, settings: EvalRecipe, device: torch.device | str = "cpu",
         *, video: bool = True, audio: bool = True, precision: str = "auto",
     ):  # fmt: skip
-        self.model, self.vocabulary, self.settings = model.eval(), vocabulary, settings
-        if next(model.parameters()).device != torch.device(device):  # moving a sharded model, even to where it is, cuts it up again
-            model.to(device)
+        self.model, self.vocabulary, self.settings = model.to(device).eval(), vocabulary, settings
         self.modalities = {"video": video, "audio": audio}
         self.device = torch.device(device)
         self._autocast = computes_in_bf16(precision, self.device)

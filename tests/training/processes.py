@@ -96,7 +96,7 @@ def one_step_of_text(model: Mirasol, vocabulary: Vocabulary, world: World) -> di
 
 def figures_of_val(folder: Path, shards: Path, model: Mirasol, vocabulary: Vocabulary, world: World) -> Mapping[str, float]:
     """The validation of the commands, on the split `val` of `shards`."""
-    validate = validator(synthetic.recipe(folder, shards, "train.eval_every=1", "eval.batch_size=1"), print)
+    validate = validator(synthetic.recipe(folder, shards, "train.eval_every=1", "eval.batch_size=4"), print)
     assert validate is not None
     return validate(model, vocabulary, world)
 
