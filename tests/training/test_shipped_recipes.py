@@ -173,7 +173,7 @@ def test_one_modality_by_one_key(name: str, left_out: str, tokens: str, tmp_path
 @pytest.mark.parametrize("name", ["esc10", "esc50"])
 def test_sets_of_sound_alone_have_nothing_to_see(name: str) -> None:
     assert load_recipe(name).data.modalities == {"video": False, "audio": True}
-    with pytest.raises(RecipeError, match="data.audio and data.video are both false; there is nothing to see or hear"):
+    with pytest.raises(RecipeError, match=r"data\.audio and data\.video are both false; there is nothing to see or hear"):
         load_recipe(name, ["data.audio=false"])
 
 
