@@ -28,7 +28,7 @@ def recipes_ls(json: Json = False) -> None:
       mirasol recipes ls
       mirasol recipes ls --json
     """
-    from mirasol_cli.config.paths import ablation_recipes, recipe_header, shipped_recipes
+    from mirasol_cli.config.paths import recipe_header, shipped_recipes
 
     titles = {name: recipe_header(path).partition("\n")[0] for name, path in shipped_recipes().items()}
     if json:
@@ -36,8 +36,7 @@ def recipes_ls(json: Json = False) -> None:
     else:
         width = max(map(len, titles))
         console.print_result("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
-        names = ", ".join(Path(name).name for name in ablation_recipes())
-        console.say(f"\nablations/NAME, each with one part of the demo's model changed: {names}")
+        console.say("\n`mirasol recipes show NAME` explains the keys of one")
 
 
 @recipes_app.command("show")
