@@ -36,10 +36,8 @@ def load_video_encoder(model: Mirasol, folder: Path) -> LoadReport:
     Raises:
         CheckpointError: another architecture, sizes that differ from the recipe's, or damaged files.
     """
-    source = SafetensorsFolder(folder)
-    check_type(source, "a video encoder", VIDEO_FAMILIES)
+    source = check_video_encoder(model, folder)
     family, trunk = VIDEO_FAMILIES[source.model_type], model.config.video_trunk
-    _check_trunk(source, trunk, "model.encoder" if model.config.video_encoder is None else "model.video_encoder")
     plan = Plan(model, source, ("video_tokens.", _trunk_name(model, "video_encoder")), family.dropped)
     prefix = prefix_of(source, f"{family.names.patch}.weight")
     _plan_trunk(plan, family, prefix, trunk)
@@ -71,11 +69,8 @@ def load_audio_encoder(model: Mirasol, folder: Path) -> LoadReport:
     Raises:
         CheckpointError: another architecture, a front end or sizes that differ from the recipe's, or damaged files.
     """
-    source = SafetensorsFolder(folder)
-    check_type(source, "an audio encoder", AUDIO_FAMILIES)
+    source = check_audio_encoder(model, folder)
     family, trunk = AUDIO_FAMILIES[source.model_type], model.config.audio_trunk
-    _check_audio(source, model)
-    _check_trunk(source, trunk, "model.encoder" if model.config.audio_encoder is None else "model.audio_encoder")
     plan = Plan(model, source, ("audio_tokens.", _trunk_name(model, "audio_encoder")), family.dropped)
     prefix = prefix_of(source, f"{family.names.patch}.weight")
     _plan_trunk(plan, family, prefix, trunk)
@@ -208,6 +203,26 @@ def _trunk_name(model: Mirasol, separate: str) -> str:
 
 
 # Checks -------------------------------------------------------------------------------------------------------------
+
+
+def check_video_encoder(model: Mirasol, folder: Path) -> SafetensorsFolder:
+    """The folder, if by its config.json and the heads of its files it fits the model, which may be without memory.
+
+    Raises CheckpointError as `load_video_encoder`.
+    """
+    source = SafetensorsFolder(folder)
+    check_type(source, "a video encoder", VIDEO_FAMILIES)
+    _check_trunk(source, model.config.video_trunk, "model.encoder" if model.config.video_encoder is None else "model.video_encoder")
+    return source
+
+
+def check_audio_encoder(model: Mirasol, folder: Path) -> SafetensorsFolder:
+    """As `check_video_encoder`. Raises CheckpointError as `load_audio_encoder`."""
+    source = SafetensorsFolder(folder)
+    check_type(source, "an audio encoder", AUDIO_FAMILIES)
+    _check_audio(source, model)
+    _check_trunk(source, model.config.audio_trunk, "model.encoder" if model.config.audio_encoder is None else "model.audio_encoder")
+    return source
 
 
 def _check_trunk(source: SafetensorsFolder, ours: TrunkConfig, section: str) -> None:
