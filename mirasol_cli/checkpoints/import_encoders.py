@@ -1,4 +1,4 @@
-"""Start from public encoders: ViT, DeiT, CLIP, SigLIP, DINOv2 and VideoMAE for the video, AST and Whisper for the audio.
+"""Start from public encoders: ViT, DeiT, CLIP, SigLIP (1 and 2), DINOv2 and VideoMAE for the video, AST and Whisper for the audio.
 
 The trunk is copied layer by layer, so that it computes what the source computes. Tokens are made otherwise: tubes and
 patches of one chunk with fixed positions take the place of the source's patches, learned positions and extra tokens.
@@ -6,6 +6,7 @@ patches of one chunk with fixed positions take the place of the source's patches
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -43,6 +44,8 @@ def load_video_encoder(model: Mirasol, folder: Path) -> LoadReport:
     _plan_trunk(plan, family, prefix, trunk)
 
     kernel = plan.take(f"{prefix}{family.names.patch}.weight").float()
+    if kernel.dim() == 2 and (side := math.isqrt(kernel.shape[1] // 3)) ** 2 * 3 == kernel.shape[1]:
+        kernel = kernel.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)  # SigLIP 2 maps the numbers of a patch, colours last
     if kernel.dim() not in (4, 5) or kernel.shape[1] != 3:
         raise CheckpointError(f"'{folder}' has a patch kernel of shape {list(kernel.shape)}, RGB pictures need [width, 3, patch, patch]")
     kernel_DCtpp = kernel if kernel.dim() == 5 else kernel[:, :, None]

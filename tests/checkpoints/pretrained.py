@@ -82,6 +82,7 @@ VIDEO: dict[str, tuple[str, dict[str, Any]]] = {
     "deit": ("DeiT", TRUNK | {"image_size": 64, "patch_size": 16}),
     "clip": ("CLIPVision", TRUNK | {"image_size": 64, "patch_size": 16}),
     "siglip": ("SiglipVision", TRUNK | {"image_size": 64, "patch_size": 16}),
+    "siglip 2": ("Siglip2Vision", TRUNK | {"num_patches": 16, "patch_size": 16}),
     "dinov2": ("Dinov2", _DINO),
     "dinov2 with registers": ("Dinov2WithRegisters", _DINO),
     "videomae": ("VideoMAE", TRUNK | {"image_size": 64, "num_frames": 2, "use_mean_pooling": False}),
