@@ -38,6 +38,7 @@ from mirasol_cli.checkpoints.import_plan import LoadReport
 from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
+from mirasol_cli.checkpoints.safetensors_folder import SafetensorsFolder
 from mirasol_cli.config.hub import download, download_all, folder_of, named_folders, not_downloaded
 from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
@@ -269,7 +270,7 @@ def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None,
 def given_tokenizer(recipe: Recipe) -> Path | None:
     """The tokenizer file that the recipe's `init` leads to, or None: there is none, or it is not downloaded yet (`not_downloaded`).
 
-    Raises DataError if it is named but missing.
+    Raises DataError if it is named but missing, CheckpointError if so is the text decoder.
     """
     init = recipe.init
     if init.tokenizer is not None:
@@ -280,9 +281,11 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
         named, key = folder_of(init.text_decoder), "init.text_decoder"
     else:
         return None
-    path = named if named.is_file() else tokenizer_in(named)
+    path = named if key == "init.tokenizer" and named.is_file() else tokenizer_in(named)
     if path is None and key.removeprefix("init.") in not_downloaded(init):
         return None
+    if path is None and key == "init.text_decoder":
+        SafetensorsFolder(named)  # where it is no model folder at all, this says so
     if path is None:
         expected = named if key == "init.tokenizer" and not named.is_dir() else f"{named}/{' or '.join(TOKENIZER_FILES)}"
         raise DataError(f"{key}: there is no tokenizer '{expected}'", "give a SentencePiece model or a tokenizer.json with init.tokenizer")
