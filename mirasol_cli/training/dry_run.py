@@ -110,7 +110,7 @@ def dry_run(
     for note in notes:
         say(note)
     for key, name in elsewhere.items():
-        say(f"init.{key}: '{name}' is not downloaded yet; training does that, and takes its sizes where the recipe says none")
+        say(f"init.{key}: '{name}' is not downloaded yet, so that these are the recipe's sizes; training downloads it")
     awaited = next((key for key in ("tokenizer", "text_decoder") if key in elsewhere), None)
     trained_here = f"as init.vocab_size says, until init.{awaited} is here" if awaited else "at most; trained on the training texts"
     say(f"vocabulary: {vocab_size:,} pieces ({f'from {given}' if given else trained_here})")
