@@ -45,7 +45,8 @@ from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.fields import FieldError
 from mirasol_cli.files import finite, read_json
-from mirasol_cli.model.lora import kept_by_lora
+from mirasol_cli.model.config import LoraConfig
+from mirasol_cli.model.lora import kept_by_lora, merge_foreign
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.console import tell
@@ -355,9 +356,9 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> Lo
         CheckpointError: it is damaged, or nothing of it fits.
     """
     verify(checkpoint, ("model", FROZEN, "ema"))
-    if (checkpoint / "config.json").is_file():
-        checked_config(checkpoint)
+    config = checked_config(checkpoint) if (checkpoint / "config.json").is_file() else {}
     tensors = {**read_model(checkpoint), **(read_tensors(checkpoint, "ema") or {})}
+    merged = merge_foreign(tensors, LoraConfig.from_plain(config.get("model", {}).get("lora", {})), model)
     own = model_tensors(model)
     theirs = tokenizer_in(checkpoint)
     foreign = PER_PIECE if theirs is not None and theirs.read_bytes() != vocabulary.model_bytes else ()
@@ -369,8 +370,9 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> Lo
         for name in fitting:
             own[name].copy_(tensors[name])
     fresh, unused = sorted(own.keys() - fitting), sorted(tensors.keys() - fitting)
-    note = "its embeddings are not used, since it has another vocabulary than this run" if foreign else ""
-    return LoadReport(str(checkpoint), tuple(sorted(fitting)), (), tuple(fresh), tuple(unused), note)
+    said = ["its embeddings are not used, since it has another vocabulary than this run"] if foreign else []
+    said += [f"LoRA's products of {merged} maps are merged into their weights"] if merged else []
+    return LoadReport(str(checkpoint), tuple(sorted(fitting)), (), tuple(fresh), tuple(unused), "; ".join(said))
 
 
 def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:

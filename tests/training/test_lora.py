@@ -119,6 +119,17 @@ def test_another_run_starts_from_it(tmp_path: Path) -> None:
     assert all(torch.allclose(again[name], tensor, atol=1e-9) for name, tensor in read_model(newest).items())
 
 
+@pytest.mark.parametrize("lora", ["{parts: []}", "{parts: [text], rank: 3}", "{parts: [encoder, text], rank: 2, alpha: 3}"])
+def test_a_run_that_is_adapted_otherwise_starts_from_the_sum(tmp_path: Path, lora: str, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = trained(tmp_path / "run", *LORA, "train.steps=2", "train.ema_decay=0.5")[-1]
+    export(newest, tmp_path / "merged", merge=True)
+    still = ("train.steps=1", "train.lr=1e-12", "train.weight_decay=0", f"model.lora={lora}")
+    again = read_model(trained(tmp_path / "again", f"init.checkpoint={newest}", *still)[-1])
+    for name, tensor in read_model(tmp_path / "merged").items():
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=1e-7, msg=name)
+    assert "LoRA's products of 19 maps are merged into their weights" in capsys.readouterr().err
+
+
 def test_export_merges_it(tmp_path: Path) -> None:
     trained(tmp_path / "run", *LORA, "train.steps=3")
     source = load_model(resolve_checkpoint(tmp_path / "run"))

@@ -17,6 +17,7 @@ from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.manifest import read_manifest
 from mirasol_cli.datasets.registry import open_dataset
 from mirasol_cli.datasets.splits import share_clips
+from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
 from tests import synthetic
 from tests.checkpoints.pretrained import imported_transformers, published_config, save_encoder, save_text
@@ -156,6 +157,20 @@ def test_the_sizes_in_a_recipe_are_those_of_the_models_that_it_names(name: str, 
             published_config(hf, getattr(written.init, key)).save_pretrained(folders[key])
     found = load_recipe(name, [f"init.{key}={path}" for key, path in folders.items()])
     assert (found.model, found.clip) == (written.model, written.clip)
+
+
+@pytest.mark.parametrize("name", FROM_PUBLIC_WEIGHTS)
+def test_a_dry_run_of_public_weights_needs_no_download_and_estimates_less_than_24_gb(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRASOL_DATA", str(tmp_path))
+    monkeypatch.setattr("mirasol_cli.config.hub.folder_of", Path)  # as on a machine where nothing was downloaded
+    lines = list[str]()
+    found = dry_run(load_recipe(name, ["train.precision=bf16"]), stage="finetune", device="cpu", say=lines.append)
+    assert found["memory_bytes"] < 16 * 2**30  # half of it again would still fit
+    assert found["parameters"]["trainable"] < 0.15 * found["parameters"]["total"]
+    assert sum("is not downloaded yet, so that these are the recipe's sizes" in line for line in lines) == 3
+    assert "vocabulary: 151,665 pieces (as init.vocab_size says, until init.text_decoder is here)" in lines
 
 
 @pytest.mark.parametrize(
