@@ -122,7 +122,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
     if resume:
         recipe = with_sizes_of_run(recipe)
     else:
-        world.run_on_rank0(lambda: download_all(recipe.init))
+        world.run_on_rank0(lambda: find_folders(recipe))
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
     check_loggers(recipe)
     notes: list[str] = []
@@ -309,6 +309,17 @@ def check_init(recipe: Recipe) -> None:
             "init.video_encoder and init.audio_encoder would both fill the one encoder that sound and picture share",
             "give each its own with model.encoder.share=false, or name only one of them",
         )
+
+
+def find_folders(recipe: Recipe) -> None:
+    """Download what `init` names of the hub, and open every model folder, before anything else is done.
+
+    Raises CheckpointError where one is missing or damaged, and as `download`.
+    """
+    download_all(recipe.init)
+    for key, name in named_folders(recipe.init).items():
+        if key != "tokenizer":
+            SafetensorsFolder(folder_of(name))
 
 
 def check_folders(model: Mirasol, recipe: Recipe) -> None:

@@ -3,8 +3,9 @@
     python tests/benchmarks/public_weights.py --folder DIR
 
 Folders in Hugging Face layout are made below DIR with `transformers` (1.7 GB, kept for the next call), shards of random media beside
-them. Each case is a process of its own: the run is set up as `mirasol finetune` does it, then two steps of one clip are taken in
-float32. Time is that of the second; memory is the peak of the process from before the first step on, loading left out.
+them. Each case is a process of its own: the run is set up as `mirasol finetune` does it, then two steps are taken. Time is that
+of the second; memory is the peak of the process from before the first step on, loading left out. One clip in float32 shows what LoRA and
+freezing save; one and three clips in bf16, the precision of a GPU, what a clip costs and with it a GPU's micro batch.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ RECIPES = {"vggsound-public": [], "activitynet-public": ["clip.frames=32", "clip
 FROZEN = "[video_tokens, video_encoder.blocks, video_encoder.norm, audio_tokens, audio_encoder.blocks, audio_encoder.norm, "
 FROZEN += "text.embed_tokens, text.layers, text.norm]"
 VARIANTS = {
-    "as shipped": [],
-    "the same parts frozen, no LoRA": ["model.lora.parts=[]", f"freeze={FROZEN}"],
-    "all weights trained": ["model.lora.parts=[]", "freeze=[]"],
+    "as shipped": (1, []),
+    "the same parts frozen, no LoRA": (1, ["model.lora.parts=[]", f"freeze={FROZEN}"]),
+    "all weights trained": (1, ["model.lora.parts=[]", "freeze=[]"]),
+    "bf16, one clip": (1, ["train.precision=bf16"]),
+    "bf16, three clips": (3, ["train.precision=bf16"]),
 }
+"""Name -> clips of a step, and overrides of the recipe."""
 PIECES = 151_665  # of Qwen2.5's tokenizer
 
 
@@ -80,18 +84,20 @@ def recipe_of(name: str, variant: str, folder: Path, run: Path) -> Any:
     from mirasol_cli.config.reader import load_recipe
 
     shipped = load_recipe(name)
+    clips, changes = VARIANTS[variant]
     init = {key: folder_of(folder, getattr(shipped.init, key)) for key in ("video_encoder", "audio_encoder", "text_decoder")}
     return load_recipe(
         name,
         [
-            *RECIPES[name], *VARIANTS[variant], *(f"init.{key}={path}" for key, path in init.items()), f"run.dir={run}",
-            f"data.shards={folder / name}", "data.task=qa", "train.global_batch_size=1", "train.warmup_steps=0",
+            *RECIPES[name], *changes, *(f"init.{key}={path}" for key, path in init.items()), f"run.dir={run}",
+            f"data.shards={folder / name}", "data.task=qa", f"train.global_batch_size={clips}",
+            "train.micro_batch_size=null", "train.warmup_steps=0",
         ],
     )  # fmt: skip
 
 
 def step(name: str, variant: str, folder: Path, threads: int) -> dict[str, Any]:
-    """Two steps of one clip."""
+    """Two steps."""
     import torch
 
     from mirasol_cli.runtime.distributed import joined_world
@@ -113,8 +119,9 @@ def step(name: str, variant: str, folder: Path, threads: int) -> dict[str, Any]:
         ):
             run.model.train()
             before = forget_peak()
-            first = train_step(run, run.data.micro_batches(0, range(1)), signals)
-            batches, began = run.data.micro_batches(1, range(1)), time.perf_counter()
+            share = range(recipe.train.global_batch_size)
+            first = train_step(run, run.data.micro_batches(0, share), signals)
+            batches, began = run.data.micro_batches(1, share), time.perf_counter()
             second = train_step(run, batches, signals)
             parameters = list(run.model.parameters())
             return {
@@ -143,8 +150,8 @@ def main() -> None:
         print(json.dumps(step(*args.case, folder, args.threads)))
         return
     make_folders(folder)
-    report = Report("public_weights", "From public weights: one training step of one clip of 32 frames, float32, real sizes")
-    rows = []
+    report = Report("public_weights", "From public weights: one training step at 32 frames, real sizes")
+    rows, costs = [], []
     for name in args.recipes.split(","):
         found = {}
         for variant in VARIANTS:
@@ -152,11 +159,18 @@ def main() -> None:
             found[variant] = in_child(__file__, *words, timeout=1800)
             report.row(recipe=name, variant=variant, **found[variant])
         whole = found["all weights trained"]
-        for variant, values in found.items():
+        for variant in list(VARIANTS)[:3]:
+            values = found[variant]
             share = values["peak_gib"] / whole["peak_gib"]
             rows.append([name, variant, f"{values['trained'] / 1e6:.0f} of {values['parameters'] / 1e6:.0f} M", values["peak_gib"],
                          short(share), values["step_s"], short(values["step_s"] / whole["step_s"])])  # fmt: skip
+        one, three = found["bf16, one clip"]["peak_gib"], found["bf16, three clips"]["peak_gib"]
+        a_clip, clips = (three - one) / 2, 8
+        costs.append([name, one, three, a_clip, f"{short(one + (clips - 1) * a_clip)} for {clips} clips"])
+    report.text("One clip, float32:")
     report.table(["recipe", "", "trained", "peak GiB", "of all trained", "step s", "of all trained"], rows)
+    report.text("As shipped, in bf16:")
+    report.table(["recipe", "one clip, peak GiB", "three clips", "a further clip", "by that"], costs)
     report.write(
         "Random weights in the layout and size of SigLIP base, AST or Whisper base, and Qwen2.5-0.5B. The peak holds the program (about "
         "0.4 GiB), weights, gradients, both moments and activations. activitynet-public is cut to 32 frames in 4 chunks; its 8 questions "
