@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load
 from mirasol_cli.errors import CheckpointError, EnvironmentProblem
 
+HANGS_AFTER_S = 60.0
 FILES = ["state.json", "model.safetensors", "optimizer.safetensors", "manifest.json"]
 
 
@@ -24,31 +26,37 @@ def contents(step: int) -> checkpoints_folder.Contents:
     )
 
 
-def save_and_die_at(point: int, folder: Path) -> bool:
-    """Save step 2 in a child that kills itself with SIGKILL at its `point`-th system call that writes; True if it was killed."""
-    child = os.fork()
-    if child == 0:
-        calls = 0
+def in_a_process(target: Callable[..., None], *args: object) -> int | None:
+    """The exit code of `target(*args)` in a process of its own, from a server without threads: forking this one may hang."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.test_training_checkpoint_faults"])
+    child = context.Process(target=target, args=args)
+    child.start()
+    child.join(HANGS_AFTER_S)
+    return child.exitcode
 
-        def deadly(real: Callable) -> Callable:
-            def call(*args, **kwargs):  # type: ignore[no-untyped-def]
-                nonlocal calls
-                calls += 1
-                if calls == point:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **kwargs)
 
-            return call
+def save_until(point: int, folder: Path) -> None:
+    """Save step 2; SIGKILL comes at the `point`-th system call that writes."""
+    calls = 0
 
-        for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
-            setattr(os, name, deadly(getattr(os, name)))
-        try:
-            checkpoints_folder.write_checkpoint(folder, 2, contents(2))
-            checkpoints_folder.rotate(folder, keep=1)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
+    def deadly(real: Callable) -> Callable:
+        def call(*args, **kwargs):  # type: ignore[no-untyped-def]
+            nonlocal calls
+            calls += 1
+            if calls == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, deadly(getattr(os, name)))
+    try:
+        checkpoints_folder.write_checkpoint(folder, 2, contents(2))
+        checkpoints_folder.rotate(folder, keep=1)
+    finally:
+        os._exit(0)
 
 
 def test_kill_at_every_write_point_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
@@ -56,7 +64,7 @@ def test_kill_at_every_write_point_leaves_a_valid_checkpoint(tmp_path: Path) -> 
     for point in range(1, 60):
         folder = tmp_path / str(point)
         checkpoints_folder.write_checkpoint(folder, 1, contents(1))
-        killed = save_and_die_at(point, folder)
+        killed = in_a_process(save_until, point, folder) == -signal.SIGKILL
         found = checkpoints_folder.newest_valid(folder)
         assert found is not None, f"nothing to resume from after a kill at point {point}"
         tensors, state = load.read_tensors(found, "model"), json.loads((found / "state.json").read_text())
@@ -155,24 +163,23 @@ def test_disk_full_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob("*.partial"))
 
 
+def save_with_a_full_disk(folder: Path) -> None:
+    """Exits with 0 if the writer says so, with 1 if not."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        checkpoints_folder.write_checkpoint(
+            folder, 1, checkpoints_folder.Contents(files={}, tensors={"model": {"a": torch.zeros(100_000)}})
+        )
+    except EnvironmentProblem:
+        os._exit(0)
+    os._exit(1)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_really_full_device_is_told_by_safetensors_as_expected(tmp_path: Path) -> None:
     """Our reading of the library's wording, checked against the library."""
-    import resource
-
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        code = 1
-        try:
-            checkpoints_folder.write_checkpoint(
-                tmp_path, 1, checkpoints_folder.Contents(files={}, tensors={"model": {"a": torch.zeros(100_000)}})
-            )
-        except EnvironmentProblem:
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.WEXITSTATUS(status) == 0
+    assert in_a_process(save_with_a_full_disk, tmp_path) == 0
     assert checkpoints_folder.newest_valid(tmp_path) is None

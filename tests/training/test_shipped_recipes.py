@@ -17,6 +17,7 @@ from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.manifest import read_manifest
 from mirasol_cli.datasets.registry import open_dataset
 from mirasol_cli.datasets.splits import share_clips
+from mirasol_cli.errors import RecipeError
 from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
 from tests import synthetic
@@ -230,7 +231,7 @@ def test_the_questions_come_without_sound_and_with_it_by_one_key(tmp_path: Path,
         assert ("exp_avg/audio_tokens.map.weight" in moments) == bool(words)  # what is left out is frozen
 
 
-@pytest.mark.parametrize("name", ["vggsound", "epic-sounds", "kinetics-sounds"])
+@pytest.mark.parametrize("name", ["vggsound", "epic-sounds", "kinetics-sounds", "audioset"])
 @pytest.mark.parametrize(("left_out", "tokens"), [("video", "video_tokens"), ("audio", "audio_tokens")])
 def test_one_modality_by_one_key(name: str, left_out: str, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, run = step(name, tmp_path, monkeypatch, f"data.{left_out}=false")
@@ -238,6 +239,14 @@ def test_one_modality_by_one_key(name: str, left_out: str, tokens: str, tmp_path
     assert moments is not None
     reached = {part for part in ("video_tokens", "audio_tokens") if f"exp_avg/{part}.{MAPS[part]}" in moments}
     assert reached == {"video_tokens", "audio_tokens"} - {tokens}
+    assert f"data.video=false run.dir=runs/{name}-audio" in shipped_recipes()[name].read_text()  # its comment says so
+
+
+@pytest.mark.parametrize("name", ["esc10", "esc50"])
+def test_sets_of_sound_alone_have_nothing_to_see(name: str) -> None:
+    assert load_recipe(name).data.modalities == {"video": False, "audio": True}
+    with pytest.raises(RecipeError, match=r"data\.audio and data\.video are both false; there is nothing to see or hear"):
+        load_recipe(name, ["data.audio=false"])
 
 
 def test_every_fold_trains_on_the_other_four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
