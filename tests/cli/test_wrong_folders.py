@@ -182,6 +182,12 @@ def test_fewer_layers_than_config_says_are_found_when_they_are_read(models: Path
         change(models / key, **{name: 2})
 
 
+def test_a_missing_folder_is_told_before_what_follows_from_it(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the folder the spectrogram would be another one than that of the shards."""
+    words = ("finetune", "memorise", "--device", "cpu", "data.shards=shards", "init.audio_encoder=nowhere")
+    refused(capsys, 4, "the model folder 'nowhere' is missing", *words)
+
+
 def test_right_folders_are_valid(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard(models / "text_decoder")
     assert app.run(["recipes", "validate", "r.yaml", *init()]) == 0
