@@ -25,6 +25,7 @@ from mirasol_cli.model.lora import add_lora
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.text_decoder import CrossAttention, DecoderLayer, TextDecoder, TextKV
+from mirasol_cli.model.token_turing import TokenTuringMachine
 from mirasol_cli.model.tokens import Encoder, TubeTokens, build_audio_tokens
 
 CUTS = ("own-chunk", "no-memory", "last-chunk")
@@ -210,8 +211,15 @@ class Mirasol(nn.Module):
         }  # fmt: skip
 
     def blocks(self) -> list[nn.Module]:
-        """The Transformer layers: what is compiled, recomputed and sharded one by one."""
+        """The Transformer layers: what is compiled and recomputed one by one."""
         return [module for module in self.modules() if isinstance(module, (Block, DecoderLayer, CrossAttention))]
+
+    def sharded_units(self) -> list[nn.Module]:
+        """What a sharded run gathers at once: the Transformer layers one by one, but a Token Turing Machine whole, because its
+        recurrence comes back to every layer with every chunk."""
+        machines = [module for module in self.modules() if isinstance(module, TokenTuringMachine)]
+        inside = {id(module) for machine in machines for module in machine.modules()}
+        return [*machines, *(block for block in self.blocks() if id(block) not in inside)]
 
 
 def _ttm_memory(state: CombinerState) -> Tensor | None:

@@ -13,32 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from mirasol_cli.batches.sources import OpenSource, open_sources, training_lines
 from mirasol_cli.checkpoints.folder import (
     CHECKPOINT_SCHEMA,
     FROZEN,
-    Contents,
     Score,
     best_of,
     checkpoints_in,
-    frozen_files,
     is_complete,
     newest_valid,
     remove_unfinished,
-    rotate,
     score_of,
     step_name,
     verify,
-    write_checkpoint,
 )
 from mirasol_cli.checkpoints.import_plan import LoadReport
-from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors
+from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors, stored_model
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
 from mirasol_cli.checkpoints.safetensors_folder import SafetensorsFolder
+from mirasol_cli.checkpoints.saver import BackgroundSaver
+from mirasol_cli.checkpoints.tensor_files import StoredTensors
 from mirasol_cli.config.hub import download, download_all, folder_of, named_folders, not_downloaded
 from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
@@ -51,7 +48,7 @@ from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.console import tell
 from mirasol_cli.runtime.device import computes_in_bf16
-from mirasol_cli.runtime.distributed import World, gather_full, parallelise, prepare_blocks
+from mirasol_cli.runtime.distributed import World, parallelise, prepare_blocks
 from mirasol_cli.runtime.folder_lock import HeldLock, folder_lock
 from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary, tokenizer_in, train_vocabulary
 from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
@@ -86,9 +83,20 @@ class Run:
     clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
     taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
     told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
+    diagnosed: int | None = None  # step after which the latents were looked at last
+    told_slow_save: bool = False
     frozen_of: Path | None = None  # a checkpoint of the run that holds what it does not train
     lock: HeldLock | None = None  # of the run folder; the first process has it
     notes: list[str] = field(default_factory=list)
+    saver: BackgroundSaver = field(init=False)
+
+    def __post_init__(self) -> None:
+        keep, patience_s = self.recipe.train.keep_checkpoints, self.recipe.run.stop_within_s
+        self.saver = BackgroundSaver(self.folder.checkpoints, self.world, keep=keep, check=self._check_lock, patience_s=patience_s)
+
+    def _check_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
 
 
 @contextmanager
@@ -119,6 +127,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
     world.local_slice(recipe.train.global_batch_size)
+    world.check_shard_size(recipe.train.shard_size)
     if resume:
         recipe = with_sizes_of_run(recipe)
     else:
@@ -136,23 +145,21 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
 
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
     model = build_model(recipe, vocabulary.size, world.device)
-    reports = []
-    if resumed is not None:
-        _load(model, resumed)
-    else:
-        reports = initialise(model, recipe, vocabulary)
+    reports = initialise(model, recipe, vocabulary) if resumed is None else []
     notes += [*map(str, reports), *freeze_parts(model, recipe)]
     if resumed is None:
         notes += frozen_at_random(model, recipe, reports)
     bf16 = computes_in_bf16(recipe.train.precision, world.device)
     prepare_blocks(model, activation_checkpointing=recipe.train.activation_checkpointing, compile=recipe.train.compile)
-    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16)
+    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16, shard_size=recipe.train.shard_size)
+    if resumed is not None:  # sharded by now: each process reads its own rows
+        load_weights(model, stored_model(resumed), str(resumed))
     optimizer = build_optimizer(model, recipe.train)
     ema = AveragedWeights(model, recipe.train.ema_decay) if recipe.train.ema_decay > 0 else None
     if resumed is not None:
-        load_optimizer_tensors(optimizer, read_tensors(resumed, "optimizer") or {}, str(resumed / "optimizer.safetensors"))
+        load_optimizer_tensors(optimizer, StoredTensors(resumed, "optimizer"), str(resumed / "optimizer.safetensors"))
         if ema is not None:
-            ema.load(read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
+            ema.load(StoredTensors(resumed, "ema"), str(resumed / "ema.safetensors"))
     run = Run(
         recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, ema, bf16,
         step=state["step"], bad_steps=state["bad_steps"], notes=notes, frozen_of=resumed,
@@ -244,10 +251,6 @@ def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, no
         )
     notes += [f"continuing with other data, as --accept-data allows: {change}" for change in changes]
     return changes
-
-
-def _load(model: Mirasol, checkpoint: Path) -> None:
-    load_weights(model, read_model(checkpoint), str(checkpoint))
 
 
 # --------------------------------------------------------------------------------------------------------- a fresh start
@@ -429,27 +432,19 @@ def frozen_at_random(model: Mirasol, recipe: Recipe, reports: Iterable[LoadRepor
 
 
 def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
-    """A checkpoint of the step just done, then rotation. All processes call this together."""
+    """Begin to save the step just done, and rotate when that is done (`BackgroundSaver`). All processes call this together."""
+    run.saver.wait()
     frozen = _frozen_once(run)
-    frozen_of = run.frozen_of if frozen and run.world.sum([float(run.world.is_main and _shares(run.frozen_of, frozen))])[0] else None
+    shared = run.world.run_on_rank0(lambda: _shares(run.frozen_of, frozen)) if frozen else False
+    frozen_of = run.frozen_of if frozen and run.world.sum([float(bool(shared))])[0] else None
     everything = model_tensors(run.model)
-    model_state = gather_full({name: tensor for name, tensor in everything.items() if name not in frozen}, run.world)
-    frozen_state = gather_full({name: everything[name] for name in frozen} if frozen_of is None else {}, run.world)
-    optimizer_state = gather_full(optimizer_tensors(run.optimizer), run.world)
-    ema = gather_full(run.ema.values, run.world) if run.ema is not None else None
-
-    def write() -> None:
-        if run.lock is not None:
-            run.lock.check()
-        tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
-        if ema is not None:
-            tensors["ema"] = ema
-        if frozen_state:
-            tensors[FROZEN] = frozen_state
-        write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors, frozen_of))
-        rotate(run.folder.checkpoints, run.recipe.train.keep_checkpoints)
-
-    run.world.run_on_rank0(write)
+    tensors = {"model": {name: tensor for name, tensor in everything.items() if name not in frozen}}
+    tensors["optimizer"] = optimizer_tensors(run.optimizer)
+    if run.ema is not None:
+        tensors["ema"] = run.ema.values
+    if frozen and frozen_of is None:
+        tensors[FROZEN] = {name: everything[name] for name in frozen}
+    run.saver.start(run.step, small_files(run, validation), tensors, frozen_of)
     run.frozen_of = run.folder.checkpoints / step_name(run.step)
 
 
@@ -462,14 +457,7 @@ def _frozen_once(run: Run) -> list[str]:
 
 def _shares(checkpoint: Path | None, frozen: list[str]) -> bool:
     """Whether the checkpoint holds just these tensors as its frozen ones."""
-    if checkpoint is None or not is_complete(checkpoint):
-        return False
-    held: set[str] = set()
-    for name in frozen_files(checkpoint):
-        if name.endswith(".safetensors"):
-            with safe_open(checkpoint / name, framework="pt") as file:
-                held |= set(file.keys())
-    return held == set(frozen)
+    return checkpoint is not None and is_complete(checkpoint) and set(StoredTensors(checkpoint, FROZEN)) == set(frozen)
 
 
 def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import torch
 from mirasol_cli.batches.sources import open_sources
 from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load
+from mirasol_cli.checkpoints.export import export
 from mirasol_cli.shards.reader import ShardFolder
 from mirasol_cli.training.data import TrainingData
 from tests import synthetic
@@ -101,6 +102,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
     run(1, tmp_path / "whole", data, *words)
     run(before[0], tmp_path / "cut", data, *words, f"train.parallel={before[1]}")
     newest = tmp_path / "cut" / "checkpoints" / checkpoints_folder.step_name(4)
+    assert len(list(newest.glob("optimizer-*.safetensors"))) == (2 if before[0] == 2 else 0)
+    export(newest, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors*")} == {"model.safetensors"}
+    assert checkpoints_folder.verify(tmp_path / "out")["schema"] == checkpoints_folder.CHECKPOINT_SCHEMA
     newest.rename(tmp_path / "set-aside")
     run(after[0], tmp_path / "cut", data, *words, f"train.parallel={after[1]}", resume=True)
     assert_close_runs(tmp_path / "whole", tmp_path / "cut", 4)
