@@ -69,11 +69,11 @@ def validation_figures(model: Mirasol, vocabulary: Vocabulary, plan: Plan, recip
 
 
 def _loss(plan: Plan, answerer: Answerer) -> dict[str, float]:
-    kept, size = set(plan.split.kept), answerer.settings.batch_size
+    size = answerer.settings.batch_size
     texts = {
         clip: [(Question(row["question"], row["context"]), row["answer"]) for row in rows if row["answer"] is not None]
         for clip, rows in plan.clips
-        if clip in kept
+        if plan.split.has(clip)
     }
     clips = [clip for clip, rows in texts.items() if rows]
     total, tokens = 0.0, 0

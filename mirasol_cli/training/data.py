@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from mirasol_cli.batches.collate import media_batch, text_batch
@@ -57,12 +58,9 @@ class TrainingData:
     @cached_property
     def usual_clip_s(self) -> float:
         """Seconds that 95 % of the training clips do not exceed: what `ask` takes for an ordinary length."""
-        seconds: list[float] = []
-        for source in self.sources:
-            records = source.split.index.shards
-            lengths = {clip: length for record in records for clip, length in zip(record.kept, record.seconds, strict=True)}
-            seconds += [lengths[clip] for clip in source.by_clip]
-        return round(sorted(seconds)[int(0.95 * (len(seconds) - 1))], 3)
+        seconds = np.concatenate([source.seconds for source in self.sources])
+        place = int(0.95 * (len(seconds) - 1))
+        return round(float(np.partition(seconds, place)[place]), 3)
 
     def step_units(self, step: int) -> list[Unit]:
         """The units of the global batch of a step (from 0)."""
