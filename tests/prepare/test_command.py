@@ -46,7 +46,14 @@ def test_the_summary_and_the_files(world: World) -> None:
     assert split.index.tasks["qa"].dataset == "manifest"
     failures = [json.loads(line) for line in (world.out / "train" / "failures.jsonl").read_text().splitlines()]
     assert failures == [
-        {"video": "clip002.mp4", "stage": "probe", "reason": "no video stream in 'clip002.mp4'", "hint": "fetch it again", "clip": 2}
+        {
+            "video": "clip002.mp4",
+            "stage": "probe",
+            "reason": "no video stream in 'clip002.mp4'",
+            "hint": "fetch it again",
+            "clip": 2,
+            "key": "clip002.mp4",
+        }
     ]
     lists = json.loads((world.out / "train" / "problems.json").read_text())
     assert (lists["missing"], lists["failed"]) == (["clip005.mp4", "clip006.mp4"], ["clip002.mp4"])
