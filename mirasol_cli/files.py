@@ -42,22 +42,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise disk_problem(error, path) from error
 
 
-class AtomicFile:
-    """A file on its way (`open_atomic`)."""
-
-    def __init__(self, file: BinaryIO):
-        self._file, self.wanted = file, True
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-
-    def abandon(self) -> None:
-        """Leave the old file in its place."""
-        self.wanted = False
-
-
 @contextmanager
-def open_atomic(path: Path) -> Iterator[AtomicFile]:
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """As `write_atomic`, piece by piece: after the block, `path` holds what was written in it; after an error, its old content.
 
     Raises:
@@ -67,14 +53,11 @@ def open_atomic(path: Path) -> Iterator[AtomicFile]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            draft = AtomicFile(file)
-            yield draft
-            if draft.wanted:
-                file.flush()
-                os.fsync(file.fileno())
-        if draft.wanted:
-            os.replace(partial, path)
-            sync_folder(path.parent)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise disk_problem(error, path) from error
     finally:

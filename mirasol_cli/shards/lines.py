@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.files import crc32_of, json_line, open_atomic, sha256_of
+from mirasol_cli.files import crc32_of, json_line, open_atomic
 from mirasol_cli.shards.index import INDEX, REPAIR_HINT
 
 
@@ -34,16 +36,34 @@ def write_lines(path: Path, rows: Iterable[Any]) -> WrittenLines:
     Raises EnvironmentProblem where the disk is full or read-only.
     """
     digest, offset, crc32 = hashlib.sha256(), array("q", [0]), array("I")
-    with open_atomic(path) as file:
+    with ExitStack() as files:
+        old = files.enter_context(open(path, "rb")) if path.is_file() else io.BytesIO()
+        new: BinaryIO | None = None  # from the first line on that differs
+
+        def begin() -> BinaryIO:
+            file = files.enter_context(open_atomic(path))
+            old.seek(0)
+            _copy(old, file, offset[-1])
+            return file
+
         for row in rows:
-            line = json_line(row).encode()
-            file.write(line + b"\n")
-            digest.update(line + b"\n")
-            offset.append(offset[-1] + len(line) + 1)
-            crc32.append(crc32_of([line]))
-        if path.is_file() and path.stat().st_size == offset[-1] and sha256_of(path) == digest.hexdigest():
-            file.abandon()
+            line = json_line(row).encode() + b"\n"
+            if new is None and old.read(len(line)) != line:
+                new = begin()
+            if new is not None:
+                new.write(line)
+            digest.update(line)
+            offset.append(offset[-1] + len(line))
+            crc32.append(crc32_of([line[:-1]]))
+        if new is None and (old.read(1) or not path.is_file()):
+            begin()
     return WrittenLines(digest.hexdigest(), np.array(offset, np.int64), np.array(crc32, np.uint32))
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    while size > 0 and (piece := source.read(min(size, 1 << 22))):
+        target.write(piece)
+        size -= len(piece)
 
 
 class Lines(Sequence[dict[str, Any]]):

@@ -80,6 +80,15 @@ def test_the_same_lines_are_not_written_again_and_an_error_leaves_the_old_ones(t
     assert list(Lines(path, first.offset, first.crc32)) == ROWS
 
 
+@pytest.mark.parametrize("old", [ROWS[:1], ROWS[1:], [*ROWS, ROWS[0]], []])
+def test_what_begins_alike_is_replaced(tmp_path: Path, old: list) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_lines(path, old)
+    written = write_lines(path, ROWS)
+    assert list(Lines(path, written.offset, written.crc32)) == ROWS
+    assert list(Lines.scanned(path, written.sha256)) == ROWS
+
+
 def test_a_changed_line_is_found_when_it_is_read_and_the_others_still_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     written = write_lines(path, ROWS)
