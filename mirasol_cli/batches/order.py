@@ -6,6 +6,7 @@ processes: rank r of w takes whatever units of the global batch are its own, and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -125,11 +126,12 @@ class _Source:
         self._first = _compact(np.concatenate([[0], np.cumsum(groups)]))  # the first unit of each clip
         self.units = int(self._first[-1])
         # Two epochs: the one that is running, and its neighbour when a loader reads ahead over the border.
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._order, self._ordering = lru_cache(maxsize=2)(self._permutation), threading.Lock()
 
     def unit(self, i: int) -> Unit:
         epoch, place = divmod(i, self.units)
-        unit = int(self._order(epoch)[place])
+        with self._ordering:  # threads that ask at the same time must not each sort all units
+            unit = int(self._order(epoch)[place])
         clip = int(np.searchsorted(self._first, self._first.dtype.type(unit), side="right")) - 1  # of the same type, or all are converted
         return Unit(self._number, epoch, int(self._texts.clips[clip]), self._share(epoch, clip, unit - int(self._first[clip])))
 

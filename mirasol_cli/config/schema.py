@@ -40,6 +40,7 @@ class DataRecipe:
     questions_per_clip: int = checked_field(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
     video: bool = checked_field(True, "false leaves the video out: nothing of it is computed")
     audio: bool = checked_field(True, "false leaves the audio out, as the paper's VideoQA results do")
+    readers: int = checked_field(4, "threads of a process that read clips ahead; more of them hide the delay of a shared store", minimum=1)
     limit: int | None = checked_field(None, "only the first N clips", minimum=1)
     seed: int = checked_field(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
     clips: int = checked_field(
