@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mirasol_cli.batches.collate import media_batch, text_batch
+from mirasol_cli.batches.length_windows import LengthWindows
 from mirasol_cli.batches.order import Unit, UnitOrder
 from mirasol_cli.batches.read_ahead import ReadAhead
 from mirasol_cli.batches.sources import OpenSource
@@ -59,12 +60,15 @@ class TrainingData:
 
     def __init__(self, recipe: Recipe, sources: Sequence[OpenSource], vocabulary: Vocabulary):
         self.recipe, self.sources, self.vocabulary = recipe, sources, vocabulary
-        self.order = UnitOrder(
+        self.order: UnitOrder | LengthWindows = UnitOrder(
             [source.by_clip for source in sources],
             [source.recipe.ratio for source in sources],
             recipe.data.questions_per_clip,
             recipe.train.seed,
         )
+        if recipe.data.length_window > 1:
+            size = {"batch": recipe.train.global_batch_size, "window": recipe.data.length_window}
+            self.order = LengthWindows(self.order, [source.texts for source in sources], **size, seed=recipe.train.seed)
         self._readers = ThreadPoolExecutor(recipe.data.readers, thread_name_prefix="read-clip")
 
     @property

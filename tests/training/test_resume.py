@@ -30,6 +30,7 @@ VARIANTS = {
         12,
         ["train.augment.flip=0.5", "train.augment.colour=0.5", "train.augment.mask_bins=4", "train.augment.mask_columns=4"],
     ),
+    "length windows": (12, ["data.length_window=2"]),
     "token turing machine": (12, ["model.combiner.kind=ttm", "loss.audio=1"]),
 }
 
