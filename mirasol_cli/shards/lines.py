@@ -1,11 +1,11 @@
-"""JSON lines of a split: written in one pass, read by offset from the mapped file, so that no text lies in memory before it is used."""
+"""JSON lines of a split: written in one pass, read by offset, so that no text lies in memory before it is used."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import mmap
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -79,9 +79,8 @@ class Lines(Sequence[dict[str, Any]]):
     def __init__(self, path: Path, offset: np.ndarray, crc32: np.ndarray):
         self.path, self._offset, self._crc32 = path, offset, crc32
         try:
-            with open(path, "rb") as file:
-                size = file.seek(0, 2)
-                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (it stays open)
+            size = os.fstat(self._file.fileno()).st_size
         except FileNotFoundError:
             raise ShardError(f"'{path}' is missing", REPAIR_HINT) from None
         except OSError as error:
@@ -116,7 +115,11 @@ class Lines(Sequence[dict[str, Any]]):
         place += len(self) if place < 0 else 0
         if not 0 <= place < len(self):
             raise IndexError(f"'{self.path}' has {len(self)} lines, not {number}")
-        line = self._content[int(self._offset[place]) : int(self._offset[place + 1])].removesuffix(b"\n")
+        begin, end = int(self._offset[place]), int(self._offset[place + 1])
+        try:
+            line = os.pread(self._file.fileno(), end - begin, begin).removesuffix(b"\n")
+        except OSError as error:
+            raise ShardError(f"'{self.path}' cannot be read: {error.strerror}", "check the disk or the store it lies on") from error
         if crc32_of([line]) != self._crc32[place]:
             raise ShardError(f"'{self.path}' is damaged: line {place + 1} does not fit its checksum", REPAIR_HINT)
         row: dict[str, Any] = json.loads(line)
