@@ -181,7 +181,7 @@ def _open(recipe: Recipe) -> tuple[TrainingData | None, dict[str, Any]]:
         problem = f"{error.message}; {error.hint}" if error.hint else error.message
         return None, {"problem": problem, "clips": 0, "texts": 0, "units_per_epoch": 0}
     clips = sum(len(source.by_clip) for source in sources)
-    texts = sum(len(positions) for source in sources for positions in source.by_clip.values())
+    texts = sum(len(source.by_clip.positions) for source in sources)
     return data, {"problem": None, "clips": clips, "texts": texts, "units_per_epoch": data.order.units_per_epoch}
 
 
