@@ -40,6 +40,11 @@ class DataRecipe:
     questions_per_clip: int = checked_field(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
     video: bool = checked_field(True, "false leaves the video out: nothing of it is computed")
     audio: bool = checked_field(True, "false leaves the audio out, as the paper's VideoQA results do")
+    length_window: int = checked_field(
+        1, "global batches whose clips are exchanged so that texts of like length come together; 1 = none. It saves padding where "
+        "lengths differ much, as with contexts", minimum=1,
+    )  # fmt: skip
+    readers: int = checked_field(4, "threads of a process that read clips ahead; more of them hide the delay of a shared store", minimum=1)
     limit: int | None = checked_field(None, "only the first N clips", minimum=1)
     seed: int = checked_field(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
     clips: int = checked_field(

@@ -80,11 +80,11 @@ def _sums(plan: Plan, answerer: Answerer, rank: int, size: int) -> list[float]:
 
 def _loss(plan: Plan, answerer: Answerer, rank: int, size: int) -> tuple[float, float]:
     """The loss of the answers, summed over their tokens, and how many these are."""
-    kept, each = set(plan.split.kept), answerer.settings.batch_size
+    each = answerer.settings.batch_size
     texts = {
         clip: [(Question(row["question"], row["context"]), row["answer"]) for row in rows if row["answer"] is not None]
         for clip, rows in plan.clips
-        if clip in kept
+        if plan.split.has(clip)
     }
     clips = [clip for clip, rows in texts.items() if rows]
     total, tokens = 0.0, 0.0

@@ -132,13 +132,9 @@ class Mirasol(nn.Module):
         """
         hidden, encoded = media.hidden, []
         if media.tubes is not None:
-            encoder = self.encoder if self.config.encoder.share else self.video_encoder
-            x = encoder(self.video_tokens(media.tubes, media.flip_B), media.video_valid_BTN if hidden.part_of_video else None)
-            encoded.append((x, media.video_valid_BTN, hidden.all_video))
+            encoded.append((self.encode_video(media), media.video_valid_BTN, hidden.all_video))
         if media.mel_BTZS is not None:
-            encoder = self.encoder if self.config.encoder.share else self.audio_encoder
-            x = encoder(self.audio_tokens(media.mel_BTZS), media.audio_valid_BTN if hidden.part_of_audio else None)
-            encoded.append((x, media.audio_valid_BTN, hidden.all_audio))
+            encoded.append((self.encode_audio(media), media.audio_valid_BTN, hidden.all_audio))
         if not encoded:
             raise FieldError("data.video", "neither video nor audio: with data.video and data.audio false there is nothing to encode")
         leave_out = self.config.combiner.kind != "none" and not all(absent for *_, absent in encoded)  # `none` keeps a token's place
@@ -151,6 +147,18 @@ class Mirasol(nn.Module):
         if media.chunk_valid_BT is not None:
             valid_BTN = valid_BTN & media.chunk_valid_BT[..., None]
         return tokens, valid_BTN, not hidden.part_of_chunks
+
+    def encode_video(self, media: MediaBatch) -> Tensor:
+        """The encoder's video tokens [B, T, N_video, D]."""
+        assert media.tubes is not None
+        encoder = self.encoder if self.config.encoder.share else self.video_encoder
+        return encoder(self.video_tokens(media.tubes, media.flip_B), media.video_valid_BTN if media.hidden.part_of_video else None)
+
+    def encode_audio(self, media: MediaBatch) -> Tensor:
+        """The encoder's audio tokens [B, T, N_audio, D]."""
+        assert media.mel_BTZS is not None
+        encoder = self.encoder if self.config.encoder.share else self.audio_encoder
+        return encoder(self.audio_tokens(media.mel_BTZS), media.audio_valid_BTN if media.hidden.part_of_audio else None)
 
     # Text -------------------------------------------------------------------------------------------------------
 

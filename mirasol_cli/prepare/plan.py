@@ -17,15 +17,17 @@ from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.sample import bytes_per_clip
 from mirasol_cli.shards.index import (
     CLIPS,
+    FAILURES,
     INDEX,
     ClipFailure,
     ShardRecord,
     SplitIndex,
     check_geometry,
     clips_per_shard,
-    read_lines,
     views_of,
 )
+from mirasol_cli.shards.lines import read_lines
+from mirasol_cli.shards.reader import clip_columns
 from mirasol_cli.shards.writer import ShardSlot
 
 Candidates = Callable[[ClipSpan], Sequence[str | Candidate]]
@@ -167,8 +169,9 @@ def plan_split(
         duplicates={name: paths for name, paths in videos.duplicates.items() if name not in duplicates_before},
         outside=tuple(sorted(videos.outside)), unreadable=tuple(sorted(videos.unreadable)),
     )  # fmt: skip
+    known = _known_records(folder, index, repair)
     for number in range(plan.shards):
-        _judge_shard(plan, number, retry_failed, repair)
+        _judge_shard(plan, number, known.get(number), retry_failed, repair)
     return plan
 
 
@@ -194,19 +197,44 @@ def _known_clips(folder: Path, index: SplitIndex | None, repair: bool) -> list[C
         return []
     try:
         rows = read_lines(folder / CLIPS, index.files[CLIPS])
+        return [ClipSpan(video=row["video"], start_s=row["start_s"], end_s=row["end_s"]) for row in rows]
     except ShardError:
         if repair:
             return []
         raise
-    return [ClipSpan(video=row["video"], start_s=row["start_s"], end_s=row["end_s"]) for row in rows]
 
 
-def _judge_shard(plan: SplitPlan, number: int, retry_failed: bool, repair: bool) -> None:
-    """Put the shard's record among the finished ones, or among those that have to be written again."""
+def _known_records(folder: Path, index: SplitIndex | None, repair: bool) -> dict[int, ShardRecord]:
+    """What the index and its columns tell of each shard."""
+    if index is None:
+        return {}
+    if index.inline:
+        return {record.number: record for record in index.inline}
+    try:
+        columns, failures = clip_columns(folder, index), _failures(folder, index)
+    except ShardError:
+        if repair:  # the shards themselves tell what they hold
+            return {}
+        raise
+    first, records = 0, {}
+    for entry in index.shards:
+        records[entry.number] = columns.record(entry, first, failures)
+        first += entry.clips
+    return records
+
+
+def _failures(folder: Path, index: SplitIndex) -> dict[int, ClipFailure]:
+    rows = read_lines(folder / FAILURES, index.files[FAILURES])
+    return {row["clip"]: ClipFailure(**row) for row in rows}
+
+
+def _judge_shard(plan: SplitPlan, number: int, known: ShardRecord | None, retry_failed: bool, repair: bool) -> None:
+    """Put the shard's record among the finished ones, or among those that have to be written again.
+
+    `known`: what the index tells of it; a record beside the shard is newer.
+    """
     slot = plan.slot(number)
-    record = slot.read_record(repair=repair)
-    if record is None and plan.index is not None and number < len(plan.index.shards):
-        record = plan.index.shards[number]
+    record = slot.read_record(repair=repair) or known
     if record is None:
         return
     plan.earlier[number] = record
@@ -313,6 +341,6 @@ def part_of(part: str | None) -> tuple[int, int] | None:
     raise UsageError(f"--part {part}: expected I/N with 0 <= I < N, such as 0/4", "part I takes the shards I, I + N, I + 2 N, ...")
 
 
-def text_rows(split: Split, numbers: Mapping[str, int]) -> list[dict]:
+def text_rows(split: Split, numbers: Mapping[str, int]) -> Iterator[dict]:
     """The lines of `<task>.jsonl`."""
-    return [text.to_json(numbers[text.clip.key]) for text in split.texts if text.clip.key in numbers]
+    return (text.to_json(numbers[text.clip.key]) for text in split.texts if text.clip.key in numbers)

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirasol_cli.batches.read_ahead import ReadAhead
 from mirasol_cli.checkpoints.folder import checkpoints_in, is_complete, score_of_validation
 from mirasol_cli.checkpoints.load import empty_model, model_tensors
 from mirasol_cli.checkpoints.runs import status_of
@@ -141,7 +140,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
     with (
         extras or nullcontext(),
         Display(f"{run.stage} {run.recipe.name}", train.steps, run.step, main=world.is_main) as display,
-        ReadAhead(lambda step: run.data.micro_batches(step, share), range(run.step, train.steps)) as ahead,
+        run.data.ahead(range(run.step, train.steps), share, world.device) as ahead,
     ):
         for note in run.notes:
             display.note(note)
@@ -258,7 +257,8 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
     for number, batch in enumerate(batches):
         with gradient_sync(run.runner, last=number == len(batches) - 1):
             with torch.autocast(device.type, torch.bfloat16) if run.bf16 else nullcontext():
-                losses = run.runner(batch.media.to(device), batch.text.to(device), run.weights, batch.extra.to(device))
+                media, text, extra = batch.on(device)
+                losses = run.runner(media, text, run.weights, extra)
                 # DDP and FSDP take the mean over processes; the loss is a sum over them.
                 loss = losses.total(run.weights, counts) * world.size
             if balance_due and number == len(batches) - 1:

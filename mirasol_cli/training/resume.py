@@ -10,7 +10,7 @@ from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import RecipeError
 
 CHANGEABLE = (
-    "eval.*", "run.*", "data.shards", "data.sources.*.shards",
+    "eval.*", "run.*", "data.shards", "data.sources.*.shards", "data.readers",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.eval_every", "train.val_clips", "train.max_skipped_steps",
     "train.micro_batch_size", "train.parallel", "train.shard_size", "train.compile", "train.activation_checkpointing",
 )  # fmt: skip

@@ -6,7 +6,7 @@ Weights, in this order: a checkpoint of the run itself (`--resume`), else `init.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,18 +29,21 @@ from mirasol_cli.checkpoints.folder import (
     step_name,
     verify,
 )
+from mirasol_cli.checkpoints.import_plan import LoadReport
 from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors, stored_model
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
+from mirasol_cli.checkpoints.safetensors_folder import SafetensorsFolder
 from mirasol_cli.checkpoints.saver import BackgroundSaver
 from mirasol_cli.checkpoints.tensor_files import StoredTensors
-from mirasol_cli.config.hub import download, download_all, folder_of, not_downloaded
+from mirasol_cli.config.hub import download, download_all, folder_of, named_folders, not_downloaded
 from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.fields import FieldError
 from mirasol_cli.files import finite, read_json
-from mirasol_cli.model.lora import kept_by_lora
+from mirasol_cli.model.config import LoraConfig
+from mirasol_cli.model.lora import kept_by_lora, merge_foreign
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.console import tell
@@ -51,6 +54,7 @@ from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary, tokenizer_in
 from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
 from mirasol_cli.training.data import TrainingData
 from mirasol_cli.training.display import check_loggers
+from mirasol_cli.training.freezing import freeze
 from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at
 from mirasol_cli.training.resume import check_resumable
 
@@ -127,7 +131,7 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
     if resume:
         recipe = with_sizes_of_run(recipe)
     else:
-        world.run_on_rank0(lambda: download_all(recipe.init))
+        world.run_on_rank0(lambda: find_folders(recipe))
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
     check_loggers(recipe)
     notes: list[str] = []
@@ -141,9 +145,10 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
 
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
     model = build_model(recipe, vocabulary.size, world.device)
+    reports = initialise(model, recipe, vocabulary) if resumed is None else []
+    notes += [*map(str, reports), *freeze_parts(model, recipe)]
     if resumed is None:
-        notes += initialise(model, recipe, vocabulary)
-    notes += freeze_parts(model, recipe)
+        notes += frozen_at_random(model, recipe, reports)
     bf16 = computes_in_bf16(recipe.train.precision, world.device)
     prepare_blocks(model, activation_checkpointing=recipe.train.activation_checkpointing, compile=recipe.train.compile)
     runner = parallelise(model, world, recipe.train.parallel, bf16=bf16, shard_size=recipe.train.shard_size)
@@ -269,7 +274,7 @@ def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None,
 def given_tokenizer(recipe: Recipe) -> Path | None:
     """The tokenizer file that the recipe's `init` leads to, or None: there is none, or it is not downloaded yet (`not_downloaded`).
 
-    Raises DataError if it is named but missing.
+    Raises DataError if it is named but missing, CheckpointError if so is the text decoder.
     """
     init = recipe.init
     if init.tokenizer is not None:
@@ -280,9 +285,11 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
         named, key = folder_of(init.text_decoder), "init.text_decoder"
     else:
         return None
-    path = named if named.is_file() else tokenizer_in(named)
+    path = named if key == "init.tokenizer" and named.is_file() else tokenizer_in(named)
     if path is None and key.removeprefix("init.") in not_downloaded(init):
         return None
+    if path is None and key == "init.text_decoder":
+        SafetensorsFolder(named)  # where it is no model folder at all, this says so
     if path is None:
         expected = named if key == "init.tokenizer" and not named.is_dir() else f"{named}/{' or '.join(TOKENIZER_FILES)}"
         raise DataError(f"{key}: there is no tokenizer '{expected}'", "give a SentencePiece model or a tokenizer.json with init.tokenizer")
@@ -307,30 +314,54 @@ def check_init(recipe: Recipe) -> None:
         )
 
 
-def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
-    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
-    check_init(recipe)
-    init, notes = recipe.init, []
-    if init.checkpoint is not None:
-        notes.append(load_fitting(model, resolve_checkpoint(init.checkpoint), vocabulary))
-    if init.video_encoder or init.audio_encoder or init.text_decoder:
-        from mirasol_cli.checkpoints.import_encoders import load_audio_encoder, load_video_encoder
-        from mirasol_cli.checkpoints.import_text import load_text_decoder
+def find_folders(recipe: Recipe) -> None:
+    """Download what `init` names of the hub, and open every model folder, before anything else is done.
 
-        if init.video_encoder is not None:
-            notes.append(str(load_video_encoder(model, download(init.video_encoder))))
-        if init.audio_encoder is not None:
-            notes.append(str(load_audio_encoder(model, download(init.audio_encoder))))
-        if init.text_decoder is not None:
-            notes.append(str(load_text_decoder(model, download(init.text_decoder))))
-    return notes
+    Raises CheckpointError where one is missing or damaged, and as `download`.
+    """
+    download_all(recipe.init)
+    for key, name in named_folders(recipe.init).items():
+        if key != "tokenizer":
+            SafetensorsFolder(folder_of(name))
+
+
+def check_folders(model: Mirasol, recipe: Recipe) -> None:
+    """Whether the model folders that `init` names fit, as far as they are here, without reading weights; `model` may have no memory.
+
+    Raises CheckpointError: one is missing, incomplete, of another family or of other sizes.
+    """
+    from mirasol_cli.checkpoints.import_encoders import check_audio_encoder, check_video_encoder
+    from mirasol_cli.checkpoints.import_text import check_text_decoder
+
+    checks = {"video_encoder": check_video_encoder, "audio_encoder": check_audio_encoder, "text_decoder": check_text_decoder}
+    named, elsewhere = named_folders(recipe.init), not_downloaded(recipe.init)
+    for key in checks.keys() & named.keys() - elsewhere.keys():
+        checks[key](model, folder_of(named[key]))
+
+
+def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[LoadReport]:
+    """Fill the parts of the model that `init` names, later ones over earlier ones; returns a report of each source."""
+    from mirasol_cli.checkpoints.import_encoders import load_audio_encoder, load_video_encoder
+    from mirasol_cli.checkpoints.import_text import load_text_decoder
+
+    check_init(recipe)
+    init, reports = recipe.init, list[LoadReport]()
+    if init.checkpoint is not None:
+        reports.append(load_fitting(model, resolve_checkpoint(init.checkpoint), vocabulary))
+    if init.video_encoder is not None:
+        reports.append(load_video_encoder(model, download(init.video_encoder)))
+    if init.audio_encoder is not None:
+        reports.append(load_audio_encoder(model, download(init.audio_encoder)))
+    if init.text_decoder is not None:
+        reports.append(load_text_decoder(model, download(init.text_decoder)))
+    return reports
 
 
 PER_PIECE = ("text.embed_tokens.", "text.lm_head.")
 """Tensors with a row for every piece of the vocabulary."""
 
 
-def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> str:
+def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> LoadReport:
     """Copy every tensor of the same name and shape (averaged weights where there are any); says what stayed random.
 
     What has a row per piece is left out if the checkpoint's vocabulary is not `vocabulary`: equal shapes mean nothing there.
@@ -339,9 +370,9 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
         CheckpointError: it is damaged, or nothing of it fits.
     """
     verify(checkpoint, ("model", FROZEN, "ema"))
-    if (checkpoint / "config.json").is_file():
-        checked_config(checkpoint)
+    config = checked_config(checkpoint) if (checkpoint / "config.json").is_file() else {}
     tensors = {**read_model(checkpoint), **(read_tensors(checkpoint, "ema") or {})}
+    merged = merge_foreign(tensors, LoraConfig.from_plain(config.get("model", {}).get("lora", {})), model)
     own = model_tensors(model)
     theirs = tokenizer_in(checkpoint)
     foreign = PER_PIECE if theirs is not None and theirs.read_bytes() != vocabulary.model_bytes else ()
@@ -353,12 +384,9 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
         for name in fitting:
             own[name].copy_(tensors[name])
     fresh, unused = sorted(own.keys() - fitting), sorted(tensors.keys() - fitting)
-    return (
-        f"{len(fitting)} tensors from '{checkpoint}'"
-        + (f"; new here: {first_names(fresh)}" if fresh else "")
-        + (f"; not used: {first_names(unused)}" if unused else "")
-        + ("; its embeddings are not used, since it has another vocabulary than this run" if foreign else "")
-    )
+    said = ["its embeddings are not used, since it has another vocabulary than this run"] if foreign else []
+    said += [f"LoRA's products of {merged} maps are merged into their weights"] if merged else []
+    return LoadReport(str(checkpoint), tuple(sorted(fitting)), (), tuple(fresh), tuple(unused), "; ".join(said))
 
 
 def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
@@ -375,8 +403,6 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
             f"of {', '.join(recipe.model.lora.parts)}, which stay as they are"
         )
     if recipe.freeze:
-        from mirasol_cli.training.freezing import freeze
-
         notes.append(str(freeze(model, recipe.freeze)))
     for name, there in recipe.data.modalities.items():
         if not there:
@@ -389,6 +415,17 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
         model.text.requires_grad_(False)
         notes.append(f"{len(unread)} tensors of the text decoder are not trained, since loss.text is 0")
     return notes
+
+
+def frozen_at_random(model: Mirasol, recipe: Recipe, reports: Iterable[LoadReport]) -> list[str]:
+    """A sentence if the recipe freezes what no source has filled: it would stay random."""
+    filled = {name.partition(" (")[0] for report in reports for name in (*report.loaded, *report.resized)}
+    unread = tuple(f"{modality}_" for modality, there in recipe.data.modalities.items() if not there)
+    chosen = kept_by_lora(model, recipe.model.lora) | set(freeze(model, recipe.freeze).names)
+    random = [name for name, _ in model.named_parameters() if name in chosen - filled and not name.startswith(unread)]
+    if not random:
+        return []
+    return [f"frozen at random values, since nothing of `init` has them: {first_names(random)}"]
 
 
 # --------------------------------------------------------------------------------------------------------------- saving

@@ -75,6 +75,19 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     compare(tmp_path, 5)
 
 
+def test_lora_and_frozen_parts_in_two_processes(tmp_path: Path) -> None:
+    words = ("model.lora={parts: [text], rank: 2}", "freeze=[encoder, video_tokens]", "train.checkpoint_every=2")
+    compare(tmp_path, 3, *words)
+    frozen = [
+        load.read_tensors(tmp_path / run / "checkpoints" / checkpoints_folder.step_name(3), "frozen") for run in ("one", "ddp", "fsdp")
+    ]
+    assert frozen[0]
+    for other in frozen[1:]:
+        assert other is not None
+        assert other.keys() == frozen[0].keys()
+        assert all(torch.equal(other[name], tensor) for name, tensor in frozen[0].items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["train.micro_batch_size=1", "loss.latent=0"], ["model.combiner.kind=ttm", "loss.audio=1"]])
 def test_two_processes_give_the_losses_of_one_long(tmp_path: Path, overrides: list[str]) -> None:
