@@ -28,6 +28,7 @@ BENCHMARKS = (
     ("prepare_speed", ["--rounds", "3", "--sources", "24"]),
     ("prepare_real_size", ["--rounds", "3", "--sources", "48"]),
     ("startup", ["--rounds", "7"]),
+    ("save_stall", ["--rounds", "2"]),
     ("without_audio", ["--rounds", "5"]),
     ("full_size", ["--cases", "small,slice"]),
 )
