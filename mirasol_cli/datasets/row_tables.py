@@ -90,13 +90,14 @@ class ClipTable(_Table[ClipSpan]):
         return self._insert(clip.key, json.dumps(_plain(clip)))
 
     def put(self, clip: ClipSpan) -> int:
-        """Its number; a clip of this key that is there already gets this one's aliases."""
-        if not self.add(clip):
-            self._rows.execute("UPDATE rows SET item = ? WHERE name = ?", (json.dumps(_plain(clip)), _bytes(clip.key)))
-            number = self.number_of(clip.key)
-            assert number is not None
-            return number
-        return self._length - 1
+        """Its number; a clip of this key that is there already gets this one's aliases, where it has any."""
+        if self.add(clip):
+            return self._length - 1
+        number = self.number_of(clip.key)
+        assert number is not None
+        if clip.aliases:
+            self._rows.execute("UPDATE rows SET item = ? WHERE number = ?", (json.dumps(_plain(clip)), number))
+        return number
 
     def by_key(self) -> Iterator[ClipSpan]:
         """All clips, sorted by key."""
