@@ -28,6 +28,7 @@ class _Table(Sequence[Item], Generic[Item]):
         for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KB}"):
             self._rows.execute(f"PRAGMA {setting}")
         self._rows.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, name BLOB UNIQUE, item TEXT)")
+        self._rows.execute("BEGIN")  # never ended: each row a transaction of its own would take a hundred times as long
         self._length = 0
 
     def __del__(self) -> None:

@@ -1,6 +1,6 @@
 """Memory and time of reading long lists of captions, each in a process of its own: it must not grow with the rows.
 
-    python tests/benchmarks/caption_lists.py [--rows 200000,2000000]
+    python tests/benchmarks/caption_lists.py [--rows 200000,2000000] [--prepared 50000,250000]
 
 Lists as they are published: InternVid (JSON lines with spans), Panda-70M (CSV, lists of clips in a cell) and WebVid's columns as a
 manifest (CSV). Read: the clips and texts of the list, gone through once. Prepare: the whole command with one of the videos at hand and all
@@ -94,8 +94,9 @@ def measured(what: str, kind: str, rows: int, cache_kb: int | None) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="200000,2000000", help="comma separated")
-    parser.add_argument("--what", default="read,prepare", help="comma separated")
+    parser.add_argument("--rows", default="200000,2000000", help="of lists that are read, comma separated")
+    parser.add_argument("--prepared", default="50000,250000", help="rows of lists that are prepared")
+    parser.add_argument("--lists", default="internvid,panda70m,webvid", help="that are read; webvid is prepared, too")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--cache-kb", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -104,10 +105,10 @@ def main() -> None:
         return
     report = Report("caption_lists", "Long lists of captions: memory and time")
     table = []
-    for what in args.what.split(","):
-        for kind in ("internvid", "panda70m", "webvid") if what == "read" else ("webvid",):
+    for what, lists, sizes in (("read", args.lists, args.rows), ("prepare", "webvid", args.prepared)):
+        for kind in lists.split(","):
             base = in_child(__file__, "--one", what, kind, "1000")
-            for rows in map(int, args.rows.split(",")):
+            for rows in map(int, sizes.split(",")):
                 found = in_child(__file__, "--one", what, kind, str(rows), timeout=3600)
                 report.row(what=what, kind=kind, base_mb=base["peak_mb"], **found)
                 more = found["peak_mb"] - base["peak_mb"]
