@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.config.paths import data_root, default_shards, shipped_recipes
-from mirasol_cli.config.reader import load_recipe, unread_keys
+from mirasol_cli.config.reader import unread_keys
 from mirasol_cli.config.schema import DataRecipe, Recipe
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.registry import DATASETS, RENDERED, open_dataset
@@ -33,6 +33,7 @@ from mirasol_cli.prepare.plan import (
     plan_split,
     take_first,
 )
+from mirasol_cli.prepare.recipe import recipe_with_front_end
 from mirasol_cli.prepare.report import DecodingProgress, Say, finish_split, say_table, split_summary
 from mirasol_cli.runtime.console import progress_bar
 from mirasol_cli.runtime.folder_lock import folder_lock
@@ -127,7 +128,7 @@ def prepare(
             "--verify": verify and not retry_failed, "--task": task is not None, "--limit": limit is not None,
         }
     )  # fmt: skip
-    chosen = load_recipe(recipe or recipe_of(dataset, task), overrides)
+    chosen = recipe_with_front_end(recipe or recipe_of(dataset, task), overrides)
     manifest = manifest_path(dataset)
     if manifest is None:
         open_dataset(dataset)  # a misspelt name is told before anything else

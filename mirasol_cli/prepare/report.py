@@ -73,6 +73,7 @@ def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
         {"video": plan.clips[clip].video, "missing": share, "clip": clip, "key": plan.clips[clip].key}
         for r in records
         for clip, share in r.incomplete
+        if share < 1  # a clip of sound alone lacks none; `problems` has those
     )
     files[INCOMPLETE] = write_lines(plan.folder / INCOMPLETE, incomplete).sha256
     files[PROBLEMS] = write_lines(plan.folder / PROBLEMS, [problems(plan, records)]).sha256

@@ -1,11 +1,11 @@
 """Figures on real recordings with published splits: ESC-10 in its five folds, and spoken digits through a manifest.
 
-    MIRASOL_SHARED=DIR python tests/benchmarks/real.py [--only NAME ...] [--out DIR]
-    python tests/benchmarks/real.py --report [--out DIR]
+    MIRASOL_SHARED=DIR python tests/benchmarks/real.py [--only NAME ...] [--splits SPLIT ...] [--again] [--out DIR]
+    python tests/benchmarks/real.py --report
 
 DIR/benchmarks of MIRASOL_SHARED holds `esc10/` (class folders) and `fsdd/recordings/`. Every run is prepared, trained and evaluated by
 the commands that a user types, on one thread, one run at a time; results/real.jsonl gets a line when it is done. Called again, it
-goes on: what has a line is skipped, a run that was cut goes on from its checkpoint.
+goes on: what has a line is skipped, a run that was cut goes on from its checkpoint. `--again` runs each command a second time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from typing import Any
 
 from ablation_report import Estimate, estimate, table
 from common import RESULTS, environment
+from mirasol_cli.shards.reader import ShardFolder
 from tests.paths import SHARED
 
 HERE = Path(__file__).resolve().parent
 FOLDS = (1, 2, 3, 4, 5)
-TUNED_ON = 1
-"""The fold on which the recipe was chosen: its own figure is no held-out one."""
+TUNED_ON = (2, 3)
+"""The folds on which the recipe was chosen: their figures are no held-out ones."""
+FOREST = "a random forest on MFCC"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT_SPEAKER = "theo"
 OFF = {
@@ -38,7 +40,10 @@ OFF = {
     "no mixup": ("train.augment.mixup=0",),
     "no SpecAugment": ("train.augment.mask_bins=0", "train.augment.mask_columns=0"),
 }
-NO_AUGMENTATION = tuple(word for words in OFF.values() for word in words)
+OFF["none of them"] = tuple(word for words in OFF.values() for word in words)
+ALL_OF_THEM = "all of them"
+SHORTER = ("train.steps=800",)
+"""What each augmentation gives is measured at half of the recipe's steps."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class Condition:
     recipe: str
     splits: tuple[str, ...]
     words: tuple[str, ...] = ()
+    pretrained: bool = False  # on the digits
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        return ("no-audio", "swap-media", *(["shuffle-chunks"] if self.recipe == "esc10" else []))  # a digit is one chunk
 
     def runs(self) -> list[tuple[str, tuple[str, ...]]]:
         """(split to test, overrides) of each run."""
@@ -62,18 +72,25 @@ def folds(*numbers: int) -> tuple[str, ...]:
 CONDITIONS = (
     Condition("esc10", "esc10", folds(*FOLDS)),
     Condition("digits", str(HERE / "digits.yaml"), ("test",)),
-    *(Condition(name, "esc10", folds(1, 2), words) for name, words in OFF.items()),
-    Condition("none of them", "esc10", folds(1, 2), NO_AUGMENTATION),
     Condition("digits, a new speaker", str(HERE / "digits.yaml"), ("speaker",), ("data.split=others",)),
+    *(Condition(name, "esc10", folds(*TUNED_ON), (*SHORTER, *words)) for name, words in {ALL_OF_THEM: (), **OFF}.items()),
+    Condition("after the digits", "esc10", folds(*FOLDS), pretrained=True),
 )
 BY_NAME = {condition.name: condition for condition in CONDITIONS}
+
+
+ESC10_SHARDS = "shards/esc10"
+DIGITS_IN_ESC10 = ("clip.frames=4", "clip.chunks=1")
+"""A digit in ESC-10's geometry: one chunk of a second, of which the recording is a part."""
+
+ON_THE_DIGITS = ("loss.latent=0", "train.steps=1000", "train.global_batch_size=32", "train.augment.mixup=0")
 
 
 class Runner:
     """Where things lie, and one command after the other."""
 
-    def __init__(self, out: Path):
-        self.out = out
+    def __init__(self, out: Path, *, again: bool = False):
+        self.out, self.again = out, again
 
     def mirasol(self, *words: str) -> float:
         """One command from DIR, on one thread; what it says goes to DIR/log. Returns the seconds of CPU that it took."""
@@ -89,32 +106,49 @@ class Runner:
     def prepare(self, condition: Condition) -> str:
         """The shards of a condition's data, of which what is there stays; their folder."""
         assert SHARED is not None, "MIRASOL_SHARED names no folder with the recordings"
-        shards = self.out / "shards" / ("esc10" if condition.recipe == "esc10" else "digits")
-        options = ["--out", str(shards), "--recipe", condition.recipe, "--workers", "1"]
         if condition.recipe == "esc10":
-            self.mirasol("prepare", "esc50", "--root", str(SHARED / "benchmarks" / "esc10"), *options)
-        else:
-            for name in ("digits", "speakers"):
-                write_manifest(self.out / f"{name}.jsonl", SHARED / "benchmarks" / "fsdd" / "recordings", by_speaker=name == "speakers")
-            name = "speakers" if condition.splits == ("speaker",) else "digits"
-            options[1] = str(shards := self.out / "shards" / name)
-            self.mirasol("prepare", f"{name}.jsonl", "--root", str(SHARED / "benchmarks" / "fsdd" / "recordings"), *options)
-        return str(shards)
+            root = str(SHARED / "benchmarks" / "esc10")
+            self.mirasol("prepare", "esc50", "--root", root, "--out", ESC10_SHARDS, "--recipe", "esc10", "--workers", "1")
+            return ESC10_SHARDS
+        name = "speakers" if condition.splits == ("speaker",) else "digits"
+        return self.prepare_digits(name, f"shards/{name}", "--recipe", condition.recipe)
+
+    def prepare_digits(self, name: str, shards: str, *options: str) -> str:
+        assert SHARED is not None
+        recordings = SHARED / "benchmarks" / "fsdd" / "recordings"
+        write_manifest(self.out / f"{name}.jsonl", recordings, by_speaker=name == "speakers")
+        self.mirasol("prepare", f"{name}.jsonl", "--root", str(recordings), "--out", shards, "--workers", "1", *options)
+        return shards
+
+    def pretrain(self) -> str:
+        """The run of ESC-10's model on the digits' training split, with the vocabulary of ESC-10; trained once."""
+        run = "runs/on-the-digits"
+        if not (self.out / run / "checkpoints" / "latest").exists():
+            shards = self.prepare_digits("digits", "shards/digits-in-esc10", "--recipe", "esc10", *DIGITS_IN_ESC10)
+            (tokenizer,) = sorted((self.out / "runs/esc10-fold1/checkpoints").glob("*/tokenizer.model"))[-1:]
+            words = [f"run.dir={run}", "data.dataset=digits", "data.task=qa", "data.fold=null", f"data.shards={shards}"]
+            words += [*DIGITS_IN_ESC10, f"init.tokenizer={tokenizer}", *ON_THE_DIGITS]
+            self.mirasol("pretrain", "esc10", "--threads", "1", "--device", "cpu", *words)
+        return run
 
     def perform(self, condition: Condition, split: str, words: Sequence[str]) -> dict[str, Any]:
         """Train and evaluate; the line of real.jsonl."""
         shards = self.prepare(condition)
-        run = self.out / "runs" / f"{condition.name}-{split}".replace(" ", "-").replace(",", "")
-        resumed = (run / "checkpoints").is_dir()
+        name = f"{condition.name}-{split}{'-again' if self.again else ''}"
+        run = Path("runs") / name.replace(" ", "-").replace(",", "")
+        resumed = (self.out / run / "checkpoints").is_dir()
+        if condition.pretrained:
+            words = [*words, f"init.checkpoint={self.pretrain()}"]
         options = ["--threads", "1", "--device", "cpu"]
         seconds = self.mirasol("finetune", condition.recipe, "--resume", *options, f"run.dir={run}", f"data.shards={shards}", *words)
-        self.mirasol("eval", str(run), "--split", split, *options, "--control", "no-audio")
-        results = json.loads((run / "eval" / split / "results.json").read_text())
+        controls = [word for control in condition.controls for word in ("--control", control)]
+        self.mirasol("eval", str(run), "--split", split, *options, *controls)
+        results = json.loads((self.out / run / "eval" / split / "results.json").read_text())
         return {
-            "condition": condition.name, "split": split, "recipe": Path(condition.recipe).name, "words": list(words),
+            "condition": condition.name, "split": split, "again": self.again, "recipe": Path(condition.recipe).name, "words": list(words),
             "seed": 0, "cpu_s": None if resumed else round(seconds, 1), "n": results["n"],
             "exact_match": results["metrics"]["exact_match"], "valid_class": results["metrics"].get("valid_class"),
-            "no_audio": results["controls"]["no-audio"]["exact_match"],
+            "controls": {control: found["exact_match"] for control, found in results["controls"].items()},
         }  # fmt: skip
 
 
@@ -139,6 +173,35 @@ def write_manifest(path: Path, recordings: Path, *, by_speaker: bool) -> None:
     path.write_text("".join(lines))
 
 
+def forest(shards: Path) -> list[dict[str, Any]]:
+    """What needs no network: a random forest on the mean and spread of 20 MFCC over the clip, on the same spectrograms and folds."""
+    import numpy as np
+    from scipy.fft import dct
+    from sklearn.ensemble import RandomForestClassifier
+
+    features, labels = {}, {}
+    for split in folds(*FOLDS):
+        stored = ShardFolder(shards).split(split)
+        texts = stored.texts("esc10")
+        labels[split] = [text["answer"] for text in texts]
+        rows = []
+        for text in texts:
+            media = stored.media(text["clip"])
+            heard_TS = media["mel_valid"].numpy().astype(bool)
+            mel_CZ = media["mel"].float().numpy().transpose(0, 2, 1)[heard_TS]
+            mfcc = dct(mel_CZ, norm="ortho")[:, :20]
+            rows.append(np.concatenate([mfcc.mean(0), mfcc.std(0)]))
+        features[split] = np.stack(rows)
+    lines = []
+    for split in features:
+        others = [name for name in features if name != split]
+        model = RandomForestClassifier(500, random_state=0, n_jobs=1)
+        model.fit(np.concatenate([features[name] for name in others]), np.concatenate([labels[name] for name in others]))
+        right = model.predict(features[split]) == np.array(labels[split])
+        lines.append({"condition": FOREST, "split": split, "seed": 0, "n": len(right), "exact_match": float(right.mean())})
+    return lines
+
+
 # ------------------------------------------------------------------------------------------------ the report
 
 
@@ -147,53 +210,53 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join([esc10_table(rows), augmentation_table(rows), digits_table(rows)]) + "\n"
 
 
-def of(rows: Sequence[dict[str, Any]], condition: str) -> dict[str, dict[str, Any]]:
-    return {row["split"]: row for row in rows if row["condition"] == condition}
+def of(rows: Sequence[dict[str, Any]], condition: str, *, again: bool = False) -> dict[str, dict[str, Any]]:
+    return {row["split"]: row for row in rows if row["condition"] == condition and row.get("again", False) == again}
 
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def interval(found: Estimate | None, scale: float = 100) -> str:
+def interval(found: Estimate | None) -> str:
     if found is None or found.low is None or found.high is None:
         return "-"
-    return f"{scale * found.mean:.1f} [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+    return f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def esc10_table(rows: Sequence[dict[str, Any]]) -> str:
-    found = of(rows, "esc10")
-    names = [split for split in folds(*FOLDS) if split in found]
-    lines = [
-        [
-            "accuracy, %",
-            *(percent(found[name]["exact_match"]) for name in names),
-            interval(estimate([found[n]["exact_match"] for n in names])),
-        ],
-        [
-            "without audio, %",
-            *(percent(found[name]["no_audio"]) for name in names),
-            interval(estimate([found[n]["no_audio"] for n in names])),
-        ],
-        ["CPU seconds of training", *(str(found[name]["cpu_s"] or "-") for name in names), ""],
-    ]
-    return table(["", *names, "mean [95 %]"], lines)
+    full = of(rows, "esc10")
+    shown = {
+        "from nothing": {split: row["exact_match"] for split, row in full.items()},
+        "the same, run again": {split: row["exact_match"] for split, row in of(rows, "esc10", again=True).items()},
+        **{f"control: {name}": {split: row["controls"][name] for split, row in full.items()} for name in BY_NAME["esc10"].controls},
+        "after training on the digits": {split: row["exact_match"] for split, row in of(rows, "after the digits").items()},
+        FOREST: {split: row["exact_match"] for split, row in of(rows, FOREST).items()},
+    }
+    names, lines = folds(*FOLDS), []
+    for what, found in shown.items():
+        if not found:
+            continue
+        unseen = [found[name] for name in names if name in found and name not in folds(*TUNED_ON)]
+        values = [percent(found[name]) if name in found else "-" for name in names]
+        whole = interval(estimate(list(found.values()))) if len(found) == len(names) else "-"
+        lines.append([what, *values, whole, percent(statistics.mean(unseen)) if unseen else "-"])
+    lines.append(["CPU seconds of training", *(str(full[name]["cpu_s"] or "-") if name in full else "-" for name in names), "", ""])
+    unseen_folds = ", ".join(str(fold) for fold in FOLDS if fold not in TUNED_ON)
+    return table(["accuracy, %", *names, "mean [95 %]", f"mean of folds {unseen_folds}"], lines)
 
 
 def augmentation_table(rows: Sequence[dict[str, Any]]) -> str:
-    full, lines = of(rows, "esc10"), []
-    for name in ("esc10", *OFF, "none of them"):
+    full, both, lines = of(rows, ALL_OF_THEM), folds(*TUNED_ON), []
+    for name in (ALL_OF_THEM, *OFF):
         found = of(rows, name)
-        both = [split for split in folds(1, 2) if split in found]
-        if len(both) < 2:
+        if not (found.keys() >= set(both) <= full.keys()):
             continue
-        mean = statistics.mean(found[split]["exact_match"] for split in both)
+        values = [found[split]["exact_match"] for split in both]
         differences = [100 * (found[split]["exact_match"] - full[split]["exact_match"]) for split in both]
-        shown = "" if name == "esc10" else f"{statistics.mean(differences):+.1f} ({', '.join(f'{d:+.1f}' for d in differences)})"
-        lines.append(
-            ["all of them" if name == "esc10" else name, *(percent(found[split]["exact_match"]) for split in both), percent(mean), shown]
-        )
-    return table(["augmentation", "fold1", "fold2", "mean", "difference in points (by fold)"], lines)
+        shown = "" if name == ALL_OF_THEM else f"{statistics.mean(differences):+.1f} ({', '.join(f'{d:+.1f}' for d in differences)})"
+        lines.append([name, *(percent(value) for value in values), percent(statistics.mean(values)), shown])
+    return table(["augmentation", *both, "mean", "difference in points (by fold)"], lines)
 
 
 def digits_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -202,9 +265,13 @@ def digits_table(rows: Sequence[dict[str, Any]]) -> str:
         ("digits", "official split: index 0 to 4 of each digit and speaker"),
         ("digits, a new speaker", f"one speaker held out ({HELD_OUT_SPEAKER})"),
     ):
-        for row in of(rows, name).values():
-            lines.append([what, str(row["n"]), percent(row["exact_match"]), percent(row["no_audio"]), str(row["cpu_s"] or "-")])
-    return table(["test", "clips", "accuracy, %", "without audio, %", "CPU seconds of training"], lines)
+        repeated = of(rows, name, again=True)
+        for split, row in of(rows, name).items():
+            again = percent(repeated[split]["exact_match"]) if split in repeated else "-"
+            controls = [percent(row["controls"][control]) for control in BY_NAME[name].controls]
+            lines.append([what, str(row["n"]), percent(row["exact_match"]), again, *controls, str(row["cpu_s"] or "-")])
+    heads = ["test", "clips", "accuracy, %", "run again", *(f"control: {name}" for name in BY_NAME["digits"].controls)]
+    return table([*heads, "CPU seconds of training"], lines)
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -212,7 +279,9 @@ def digits_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(BY_NAME), help="these rows of the tables")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*BY_NAME, FOREST], help="these rows of the tables")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="these splits of them (fold1, test, ...)")
+    parser.add_argument("--again", action="store_true", help="a second time, into runs of their own")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), metavar="DIR")
     parser.add_argument("--results", type=Path, default=RESULTS / "real.jsonl", metavar="FILE", help="where the lines go")
     parser.add_argument("--report", action="store_true", help="print the tables, and run nothing")
@@ -221,19 +290,22 @@ def main() -> None:
     if args.report:
         print(report(rows), end="")
         return
-    runner = Runner(args.out.resolve())
+
+    def write(*lines: dict[str, Any]) -> None:
+        with open(args.results, "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines:
+            print(f"{time.strftime('%H:%M:%S')} {line['condition']}, {line['split']}: {line['exact_match']:.1%}", flush=True)
+
+    runner = Runner(args.out.resolve(), again=args.again)
     runner.out.mkdir(parents=True, exist_ok=True)
-    done = {(row["condition"], row["split"]) for row in rows}
-    for condition in [BY_NAME[name] for name in args.only or BY_NAME]:
+    done = {(row["condition"], row["split"]) for row in rows if row.get("again", False) == args.again}
+    for condition in [condition for condition in CONDITIONS if condition.name in (args.only or BY_NAME)]:
         for split, words in condition.runs():
-            if (condition.name, split) in done:
-                continue
-            row = runner.perform(condition, split, words)
-            with open(args.results, "a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(
-                f"{time.strftime('%H:%M:%S')} {condition.name}, {split}: {row['exact_match']:.1%} in {row['cpu_s']} CPU seconds", flush=True
-            )
+            if (condition.name, split) not in done and split in (args.splits or condition.splits):
+                write(runner.perform(condition, split, words))
+    if FOREST in (args.only or [FOREST]) and (FOREST, "fold1") not in done and not args.again:
+        write(*forest(Path(runner.out, runner.prepare(BY_NAME["esc10"]))))
 
 
 if __name__ == "__main__":

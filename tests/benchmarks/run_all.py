@@ -2,8 +2,9 @@
 
     MIRASOL_SHARED=DIR python tests/benchmarks/run_all.py --rival-python PYTHON
 
-RESULTS.md = RESULTS_HEAD.md (what changed and why, written by hand) and the parts under results/. `gpu.py` and
-`one_hour.py` are calls of their own (they need a GPU, and a trained checkpoint); their parts are taken as they lie there.
+RESULTS.md = RESULTS_HEAD.md (what changed and why, written by hand) and the parts under results/. `gpu.py`,
+`one_hour.py` and `public_weights.py` are calls of their own (they need a GPU, a trained checkpoint, 20 GiB of memory); their parts are
+taken as they lie there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ BENCHMARKS = (
     ("prepare_speed", ["--rounds", "3", "--sources", "24"]),
     ("prepare_real_size", ["--rounds", "3", "--sources", "48"]),
     ("startup", ["--rounds", "7"]),
+    ("without_audio", ["--rounds", "5"]),
     ("full_size", ["--cases", "small,slice"]),
 )
 
@@ -60,7 +62,7 @@ def main() -> None:
 def assemble() -> None:
     """RESULTS.md from its head and the parts there are, in the order of BENCHMARKS; last those that are calls of their own."""
     head = (HERE / "RESULTS_HEAD.md").read_text()
-    parts = [RESULTS / f"{name}.md" for name in (*(name for name, _ in BENCHMARKS), "one_hour", "gpu")]
+    parts = [RESULTS / f"{name}.md" for name in (*(name for name, _ in BENCHMARKS), "one_hour", "public_weights", "gpu")]
     text = [head.strip(), *(part.read_text().strip() for part in parts if part.is_file())]
     (HERE / "RESULTS.md").write_text("\n\n".join(text) + "\n")
 

@@ -1,5 +1,6 @@
 """ESC-50 and ESC-10 as they are published, and sets of sound alone through `prepare`."""
 
+import json
 import shutil
 import wave
 from pathlib import Path
@@ -11,6 +12,7 @@ from mirasol_cli.datasets.esc50 import candidates, read
 from mirasol_cli.datasets.example import LABEL_PROMPT, ClipSpan, DatasetOptions, Split
 from mirasol_cli.datasets.resolver import VideoIndex
 from mirasol_cli.errors import DataError, TooManyFailures
+from mirasol_cli.shards.reader import ShardFolder
 from tests.datasets.excerpts import write
 from tests.paths import SHARED
 from tests.stand_ins import prepared
@@ -86,6 +88,7 @@ def test_a_set_without_video_is_prepared_as_it_is(tmp_path: Path) -> None:
         f"fold{number}": (1, 1, 1) for number in range(1, 6)
     }
     assert [text["answer"] for text in shards.split("fold3").texts("label")] == ["dog"]
+    assert (tmp_path / "out/fold3/incomplete.jsonl").read_text() == ""  # nothing is missing of a clip that never had a picture
 
 
 def test_damaged_files_are_listed_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -123,6 +126,41 @@ def test_the_400_clips_of_esc10() -> None:
         for text in split.texts:
             folds.setdefault(text.id.split("-")[1], set()).add(split.name)
     assert all(len(found) == 1 for found in folds.values())
+
+
+@pytest.mark.real
+def test_the_400_clips_with_damaged_ones_among_them(tmp_path: Path) -> None:
+    """Four cannot be read, one is not there, one is cut short, one has a hole: 395 are kept, and every other one is named with why."""
+    root = tmp_path / "root"
+    for path in ESC10.glob("0*/*.ogg"):
+        copy = root / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    files = sorted(root.glob("*/*.ogg"))
+    empty, page, header, garbage, gone, cut, holed = (files[number] for number in (3, 50, 90, 120, 200, 250, 300))
+    content = {path: path.read_bytes() for path in (header, cut, holed)}
+    for path in (empty, page, header, garbage, gone, cut, holed):
+        path.unlink()
+    empty.write_bytes(b"")
+    page.write_text("<html>404 not found</html>")
+    header.write_bytes(content[header][:1000])
+    garbage.write_bytes(np.random.default_rng(0).bytes(20_000))
+    cut.write_bytes(content[cut][: len(content[cut]) // 2])
+    third = len(content[holed]) // 3
+    holed.write_bytes(content[holed][:third] + bytes(2000) + content[holed][third + 2000 :])
+    with pytest.raises(TooManyFailures, match="4 of 399 clips failed") as caught:
+        prepared("esc50", root, tmp_path / "out", max_failed=0.5)
+    splits = caught.value.summary["splits"]
+    assert sum(found["kept"] for found in splits.values()) == 395
+    failures = [json.loads(line) for name in splits for line in (tmp_path / "out" / name / "failures.jsonl").read_text().splitlines()]
+    assert {failure["video"] for failure in failures} == {str(path.relative_to(root)) for path in (empty, page, header, garbage)}
+    assert all(failure["reason"] and failure["hint"] for failure in failures)
+    for path in (cut, holed):
+        split = ShardFolder(tmp_path / "out").split(f"fold{path.name[0]}")
+        (clip,) = (number for number, row in enumerate(split.clips) if row["video"] == str(path.relative_to(root)))
+        assert float(split.media(clip)["mel_valid"].float().mean()) > 0.3
+    again = prepared("esc50", root, tmp_path / "out", max_failed=2)[0]
+    assert {name: found["kept"] for name, found in again.items()} == {name: found["kept"] for name, found in splits.items()}
 
 
 @pytest.mark.real

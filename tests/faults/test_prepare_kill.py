@@ -1,10 +1,11 @@
 """`kill -9` in the middle of `prepare`: the next run goes on, and ends with the bytes of an undisturbed one."""
 
+import multiprocessing
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,36 @@ from mirasol_cli.shards import index as shard_format
 from tests.media.fake_decoding import FakePool, tree, write_recipe, write_world
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+LARGEST_SHARD = 3
 PAUSE_S = 0.01
 """Decoding a file and each side of a rename take this long, so that a kill can hit them."""
+HANGS_AFTER_S = 60.0
+
+
+def prepared(world: Path, out: Path, **options: Any) -> int:
+    FakePool.submitted = []
+    settings: dict[str, Any] = {"root": world / "videos", "out": out, "recipe": str(world / "small.yaml"), "workers": 2} | options
+    prepare(str(world / "annotations.jsonl"), max_failed=50, say=lambda line: None, **settings)
+    return len(FakePool.submitted)
+
+
+def prepare_until(world: Path, out: Path, renames: int | None, pause_s: float, options: dict[str, Any]) -> None:
+    """Prepare, with a pause on each side of a rename; SIGKILL comes before the rename that follows `renames` others."""
+    done, real_replace = 0, os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal done
+        if done == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+        time.sleep(pause_s)
+        real_replace(source, target)
+        time.sleep(pause_s)
+
+    files.os.replace = replace  # type: ignore[assignment]
+    engines.open_pool = lambda options, geometry: FakePool(geometry, pause_s)  # type: ignore[assignment,return-value]
+    shard_format.LARGEST_SHARD = LARGEST_SHARD
+    prepared(world, out, **options)
 
 
 class World:
@@ -33,49 +62,28 @@ class World:
 
     def prepare(self, out: Path, **options: Any) -> int:
         """One run to its end; how many sources were decoded."""
-        FakePool.submitted = []
-        settings: dict[str, Any] = {
-            "root": self.folder / "videos",
-            "out": out,
-            "recipe": str(self.folder / "small.yaml"),
-            "workers": 2,
-        } | options
-        prepare(str(self.folder / "annotations.jsonl"), max_failed=50, say=lambda line: None, **settings)
-        return len(FakePool.submitted)
+        return prepared(self.folder, out, **options)
 
-    def start(self, out: Path, before_rename: Callable[[], None], pause_s: float = 0.0, **options: Any) -> int:
-        """The same in a process of its own; its id."""
-        child = os.fork()
-        if child:
-            return child
-        code = 1
-        try:
-            real_replace = os.replace
-
-            def replace(source: Any, target: Any) -> None:
-                before_rename()
-                real_replace(source, target)
-                time.sleep(pause_s)
-
-            files.os.replace = replace  # type: ignore[assignment]
-            engines.open_pool = lambda options, geometry: FakePool(geometry, pause_s)  # type: ignore[assignment,return-value]
-            self.prepare(out, **options)
-            code = 0
-        finally:
-            os._exit(code)
+    def start(self, out: Path, renames: int | None = None, pause_s: float = 0.0, **options: Any) -> BaseProcess:
+        """The same in a process of its own, from a server that has imported all of it but runs no thread: forking this one may hang."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.faults.test_prepare_kill"])
+        child = context.Process(target=prepare_until, args=(self.folder, out, renames, pause_s, options))
+        child.start()
+        return child
 
     def killed_after(self, out: Path, seconds: float, **options: Any) -> None:
-        child = self.start(out, lambda: time.sleep(PAUSE_S), PAUSE_S, **options)
+        child = self.start(out, pause_s=PAUSE_S, **options)
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        child.kill()
+        child.join()
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "open_pool", lambda options, geometry: FakePool(geometry))
-        patch.setattr(shard_format, "LARGEST_SHARD", 3)
+        patch.setattr(shard_format, "LARGEST_SHARD", LARGEST_SHARD)
         yield World(tmp_path_factory.mktemp("world"))
 
 
@@ -111,15 +119,10 @@ def test_killed_again_and_again(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize("renames", range(30))
 def test_killed_between_any_two_writes(world: World, tmp_path: Path, renames: int) -> None:
     """Just before each rename: shards, records, texts, lists and the index in turn."""
-    out, left = tmp_path / "out", [renames]
-
-    def die() -> None:
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-
-    _, status = os.waitpid(world.start(out, die), 0)
-    assert os.WIFSIGNALED(status), "the run has fewer writes than that"
+    out = tmp_path / "out"
+    child = world.start(out, renames)
+    child.join(HANGS_AFTER_S)
+    assert child.exitcode == -signal.SIGKILL, "the run has fewer writes than that"
     assert list(out.rglob(".*.partial"))
     world.prepare(out)
     assert tree(out) == world.undisturbed
@@ -128,7 +131,9 @@ def test_killed_between_any_two_writes(world: World, tmp_path: Path, renames: in
 def test_killed_parts_merge_to_the_same_bytes(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     world.killed_after(out, 0.2, part="1/2")
-    parts = [world.start(out, lambda: None, part=part) for part in ("0/2", "1/2")]  # at the same time, in one folder
-    assert [os.waitpid(child, 0)[1] for child in parts] == [0, 0]
+    parts = [world.start(out, part=part) for part in ("0/2", "1/2")]  # at the same time, in one folder
+    for part in parts:
+        part.join(HANGS_AFTER_S)
+    assert [part.exitcode for part in parts] == [0, 0]
     assert world.prepare(out, merge=True) == 0
     assert tree(out) == world.undisturbed

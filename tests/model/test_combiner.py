@@ -7,7 +7,7 @@ import torch
 
 from mirasol_cli.fields import FieldError
 from mirasol_cli.model.chunk_causal import ChunkTransformer
-from mirasol_cli.model.combiner import Combiner, LastValid, TransformerCombiner, build_combiner
+from mirasol_cli.model.combiner import Combiner, LastValid, TransformerCombiner, build_combiner, group_means
 from mirasol_cli.model.layers import join_heads, rotary_table, rotate, split_heads
 from tests.small_model import KINDS, combiner_config
 
@@ -111,7 +111,8 @@ def test_keeping_m_queries_in_the_last_block_is_exact(kind: str) -> None:
     assert isinstance(model, TransformerCombiner)
     y = model.input_proj(x).flatten(0, 1)
     if kind == "transformer":
-        y = torch.cat([y, model.output.tokens.expand(10, -1, -1)], dim=1)
+        means, _ = group_means(y.unflatten(0, (2, 5)), None, M, (VIDEO, AUDIO))
+        y = torch.cat([y, means.flatten(0, 1) + model.output.tokens], dim=1)
     for block in model.blocks:
         y = block(y)
     torch.testing.assert_close(model(x)[0], model.norm(y)[:, -M:].unflatten(0, (2, 5)))
@@ -164,6 +165,7 @@ def test_chunks_that_are_whole_or_absent_need_no_mask(kind: str) -> None:
 
 def test_mean_groups_are_means_of_neighbours_in_both_modalities() -> None:
     model, x = combiner("mean", width=24), tokens()
-    groups = [[0, 1, 7], [2, 3, 8], [4, 5, 9], [6, 10]]
-    expected = torch.stack([x[:, :, group].mean(2) for group in groups], dim=2)
+    video, audio = ([[0, 1], [2, 3], [4, 5], [6]], [[7], [8], [9], [10]])
+    means = [torch.stack([x[:, :, group].mean(2) for group in groups], dim=2) for groups in (video, audio)]
+    expected = (7 / 11) ** 0.5 * means[0] + (4 / 11) ** 0.5 * means[1]
     torch.testing.assert_close(model(x)[0], model.norm(expected))

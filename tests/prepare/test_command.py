@@ -78,6 +78,7 @@ def test_clips_that_lack_frames_are_counted_and_listed(world: World) -> None:
     again = world.prepare(max_failed=30, retry_failed=True, allow_audio_only=True)["splits"]["train"]
     assert (again["kept"], again["failed"], again["incomplete"], again["without_video"]) == (7, 1, 1, 1)
     assert json.loads((world.out / "train" / "problems.json").read_text())["without_video"] == ["clip003.mp4"]
+    assert len((world.out / "train" / "incomplete.jsonl").read_text().splitlines()) == 1  # clip003 is not incomplete, it has no video
 
 
 def test_nothing_depends_on_the_place_or_the_order(world: World, tmp_path: Path) -> None:

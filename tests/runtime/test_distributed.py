@@ -9,6 +9,7 @@ import torch
 from mirasol_cli.batches.sources import open_sources
 from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load
+from mirasol_cli.checkpoints.export import export
 from mirasol_cli.shards.reader import ShardFolder
 from mirasol_cli.training.data import TrainingData
 from tests import synthetic
@@ -74,6 +75,19 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     compare(tmp_path, 5)
 
 
+def test_lora_and_frozen_parts_in_two_processes(tmp_path: Path) -> None:
+    words = ("model.lora={parts: [text], rank: 2}", "freeze=[encoder, video_tokens]", "train.checkpoint_every=2")
+    compare(tmp_path, 3, *words)
+    frozen = [
+        load.read_tensors(tmp_path / run / "checkpoints" / checkpoints_folder.step_name(3), "frozen") for run in ("one", "ddp", "fsdp")
+    ]
+    assert frozen[0]
+    for other in frozen[1:]:
+        assert other is not None
+        assert other.keys() == frozen[0].keys()
+        assert all(torch.equal(other[name], tensor) for name, tensor in frozen[0].items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["train.micro_batch_size=1", "loss.latent=0"], ["model.combiner.kind=ttm", "loss.audio=1"]])
 def test_two_processes_give_the_losses_of_one_long(tmp_path: Path, overrides: list[str]) -> None:
@@ -88,6 +102,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
     run(1, tmp_path / "whole", data, *words)
     run(before[0], tmp_path / "cut", data, *words, f"train.parallel={before[1]}")
     newest = tmp_path / "cut" / "checkpoints" / checkpoints_folder.step_name(4)
+    assert len(list(newest.glob("optimizer-*.safetensors"))) == (2 if before[0] == 2 else 0)
+    export(newest, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors*")} == {"model.safetensors"}
+    assert checkpoints_folder.verify(tmp_path / "out")["schema"] == checkpoints_folder.CHECKPOINT_SCHEMA
     newest.rename(tmp_path / "set-aside")
     run(after[0], tmp_path / "cut", data, *words, f"train.parallel={after[1]}", resume=True)
     assert_close_runs(tmp_path / "whole", tmp_path / "cut", 4)
