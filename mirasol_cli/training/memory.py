@@ -127,6 +127,7 @@ def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
     parameters = sum(p.numel() for p in run.model.parameters())
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     clips = clips_at_once(recipe, len(run.world.local_slice(recipe.train.global_batch_size)))
+    fixed = fixed_bytes(parameters, trainable, ema=run.ema is not None, bf16=run.bf16)
     activations = activation_bytes(recipe, run.model, clips, recipe.data.questions_per_clip, bf16=run.bf16)
     fixed = fixed_bytes(parameters, trainable, ema=run.ema is not None, bf16=run.bf16)
     return EnvironmentProblem(
