@@ -129,7 +129,6 @@ def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
     clips = clips_at_once(recipe, len(run.world.local_slice(recipe.train.global_batch_size)))
     fixed = fixed_bytes(parameters, trainable, ema=run.ema is not None, bf16=run.bf16)
     activations = activation_bytes(recipe, run.model, clips, recipe.data.questions_per_clip, bf16=run.bf16)
-    fixed = fixed_bytes(parameters, trainable, ema=run.ema is not None, bf16=run.bf16)
     return EnvironmentProblem(
         f"out of memory in step {run.step + 1} on {run.world.device}, with {gib(peak_bytes(run.world.device))} used at most: "
         f"{parameters:,} parameters with gradients and optimizer {gib(fixed)}, "
