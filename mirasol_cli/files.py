@@ -8,9 +8,9 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mirasol_cli.errors import DataError, EnvironmentProblem
 
@@ -40,6 +40,29 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         with suppress(OSError):  # a read-only disk refuses this too
             partial.unlink(missing_ok=True)
         raise disk_problem(error, path) from error
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """As `write_atomic`, piece by piece: after the block, `path` holds what was written in it; after an error, its old content.
+
+    Raises:
+        EnvironmentProblem: the disk is full or read-only.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_problem(error, path) from error
+    finally:
+        with suppress(OSError):  # a read-only disk refuses this too
+            partial.unlink(missing_ok=True)
 
 
 def disk_problem(error: OSError, path: Path) -> EnvironmentProblem:
@@ -82,6 +105,12 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """`write_atomic` of one JSON value per line; numbers that are not finite become null."""
     write_atomic(path, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line, readable in any script; a lone surrogate (a hostile id) is escaped, for it has no UTF-8 form."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() or is_encodable(text) else json.dumps(value)
 
 
 def read_json(path: Path) -> Any:

@@ -6,23 +6,21 @@ processes: rank r of w takes whatever units of the global batch are its own, and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil, lcm
-from typing import Any
 
 import numpy as np
 
+from mirasol_cli.shards.columns import Texts
 from mirasol_cli.shards.reader import ShardSplit
 
 LARGEST_BLOCK = 4096
 """Units after which a mixture repeats its pattern, at most; ratios are kept to 1 / LARGEST_BLOCK or better (of sources that are
 rarer than that, each comes once in a block)."""
-
-ClipTexts = Mapping[int, Sequence[int]]
-"""Clip number -> the positions of its texts in `ShardSplit.texts(task)`."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,51 @@ class Unit:
     text_indices: tuple[int, ...]
 
 
-def texts_by_clip(split: ShardSplit, texts: Sequence[Mapping[str, Any]], limit: int | None = None) -> dict[int, list[int]]:
+@dataclass(frozen=True)
+class ClipTexts:
+    """Which texts belong to which clip, as arrays: the texts of clip `clips[i]` are `positions[starts[i] : starts[i + 1]]`."""
+
+    clips: np.ndarray  # numbers of the clips that have texts, ascending
+    starts: np.ndarray  # [clips + 1]
+    positions: np.ndarray  # of the texts in `ShardSplit.texts(task)`
+
+    @staticmethod
+    def of(texts: Mapping[int, Sequence[int]]) -> ClipTexts:
+        """From clip number -> positions."""
+        clips = [clip for clip in sorted(texts) if texts[clip]]
+        positions = [position for clip in clips for position in texts[clip]]
+        starts = np.cumsum([0, *(len(texts[clip]) for clip in clips)])
+        return ClipTexts(_compact(np.array(clips, np.int64)), _compact(starts), _compact(np.array(positions, np.int64)))
+
+    @staticmethod
+    def gathered(clip: np.ndarray, positions: np.ndarray) -> ClipTexts:
+        """From the clip of each text and the text's position."""
+        if np.any(clip[1:] < clip[:-1]):
+            by_clip = np.argsort(clip, kind="stable")
+            clip, positions = clip[by_clip], positions[by_clip]
+        first = np.flatnonzero(np.concatenate([[True], clip[1:] != clip[:-1]])) if len(clip) else np.zeros(0, np.int64)
+        return ClipTexts(_compact(clip[first]), _compact(np.append(first, len(clip))), _compact(positions))
+
+    def __len__(self) -> int:
+        """How many clips there are."""
+        return len(self.clips)
+
+    def texts(self, i: int) -> np.ndarray:
+        """Positions of the texts of the i-th clip."""
+        return self.positions[int(self.starts[i]) : int(self.starts[i + 1])]
+
+
+def _compact(numbers: np.ndarray) -> np.ndarray:
+    """The same numbers, none of them negative, in four bytes each where that holds them."""
+    return numbers.astype(np.uint32) if not len(numbers) or numbers.max() <= np.iinfo(np.uint32).max else numbers
+
+
+def texts_by_clip(split: ShardSplit, texts: Texts, limit: int | None = None) -> ClipTexts:
     """The texts that can be trained on: with an answer, of the split's first `limit` kept clips."""
-    clips: dict[int, list[int]] = {clip: [] for clip in split.kept[:limit]}
-    for position, text in enumerate(texts):
-        if text["clip"] in clips and text["answer"] is not None:
-            clips[text["clip"]].append(position)
-    return {clip: positions for clip, positions in clips.items() if positions}
+    wanted = np.zeros(len(split.columns.status), bool)
+    wanted[split.kept[:limit]] = True
+    positions = np.flatnonzero(texts.answered & wanted[texts.clip])
+    return ClipTexts.gathered(texts.clip[positions], positions)
 
 
 class UnitOrder:
@@ -58,7 +94,7 @@ class UnitOrder:
         if not sources or len(sources) != len(ratios) or min(ratios) <= 0 or questions_per_clip < 1:
             raise ValueError("there must be at least one source, as many positive ratios as sources, and at least one question per clip")
         for number, source in enumerate(sources):
-            if not any(source.values()):
+            if not len(source):
                 raise ValueError(f"source {number} has no text to train on")
         self._sources = [_Source(source, questions_per_clip, seed, number) for number, source in enumerate(sources)]
         self._pattern = interleave(ratios)
@@ -84,31 +120,32 @@ class _Source:
     """The units of one source, epoch by epoch."""
 
     def __init__(self, texts: ClipTexts, questions_per_clip: int, seed: int, number: int):
-        self._texts, self._seed, self._number = {clip: tuple(texts[clip]) for clip in sorted(texts) if texts[clip]}, seed, number
-        groups = [ceil(len(indices) / questions_per_clip) for indices in self._texts.values()]
-        self._clip = np.repeat(np.array(list(self._texts), np.int64), groups)
-        self._group = np.concatenate([np.arange(count) for count in groups])
-        self._groups = dict(zip(self._texts, groups, strict=True))
-        self.units = len(self._clip)
+        self._texts, self._seed, self._number = texts, seed, number
+        counts = np.diff(texts.starts.astype(np.int64))
+        groups = -(-counts // questions_per_clip)
+        self._first = _compact(np.concatenate([[0], np.cumsum(groups)]))  # the first unit of each clip
+        self.units = int(self._first[-1])
         # Two epochs: the one that is running, and its neighbour when a loader reads ahead over the border.
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._order, self._ordering = lru_cache(maxsize=2)(self._permutation), threading.Lock()
 
     def unit(self, i: int) -> Unit:
         epoch, place = divmod(i, self.units)
-        unit = int(self._order(epoch)[place])
-        clip, group = int(self._clip[unit]), int(self._group[unit])
-        return Unit(self._number, epoch, clip, self._share(epoch, clip, group))
+        with self._ordering:  # threads that ask at the same time must not each sort all units
+            unit = int(self._order(epoch)[place])
+        clip = int(np.searchsorted(self._first, self._first.dtype.type(unit), side="right")) - 1  # of the same type, or all are converted
+        return Unit(self._number, epoch, int(self._texts.clips[clip]), self._share(epoch, clip, unit - int(self._first[clip])))
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return permutation(self.units, self._seed, self._number, epoch)
+        return _compact(permutation(self.units, self._seed, self._number, epoch))
 
     def _share(self, epoch: int, clip: int, group: int) -> tuple[int, ...]:
-        """The clip's texts, shuffled for this epoch, in groups as equal as can be. OURS: 9 texts at q = 8 are 5 + 4, not 8 + 1."""
-        indices = self._texts[clip]
-        order = permutation(len(indices), self._seed, self._number, epoch, clip + 1)
-        size, longer = divmod(len(indices), self._groups[clip])
+        """The texts of the `clip`-th clip, shuffled for this epoch, in groups as equal as can be. OURS: 9 texts at q = 8 are 5 + 4,
+        not 8 + 1."""
+        texts = self._texts.texts(clip)
+        order = permutation(len(texts), self._seed, self._number, epoch, int(self._texts.clips[clip]) + 1)
+        size, longer = divmod(len(texts), int(self._first[clip + 1]) - int(self._first[clip]))
         start = group * size + min(group, longer)
-        return tuple(indices[order[j]] for j in range(start, start + size + (group < longer)))
+        return tuple(int(texts[order[j]]) for j in range(start, start + size + (group < longer)))
 
 
 def interleave(ratios: Sequence[float]) -> np.ndarray:
@@ -146,13 +183,17 @@ def permutation(n: int, *key: int) -> np.ndarray:
     salt = np.uint64(0)
     with np.errstate(over="ignore"):
         for part in key:
-            salt = _mix(salt ^ np.uint64(part & 0xFFFF_FFFF_FFFF_FFFF))
-        return np.argsort(_mix(np.arange(n, dtype=np.uint64) + salt), kind="stable")
+            salt = _mix(np.array([salt ^ np.uint64(part & 0xFFFF_FFFF_FFFF_FFFF)]))[0]
+        keys = np.arange(n, dtype=np.uint64)
+        keys += salt
+        return np.argsort(_mix(keys), kind="stable")
 
 
-def _mix(x: Any) -> Any:
-    """SplitMix64's output function (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), in place."""
+    x += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    x ^= x >> np.uint64(31)
+    return x

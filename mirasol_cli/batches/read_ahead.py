@@ -1,62 +1,58 @@
-"""Batches made ahead of time on one background thread."""
+"""Batches made ahead of time on background threads, in order."""
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from queue import Empty, Full, Queue
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
 class ReadAhead(Generic[Item]):
-    """Calls `make(step)` for consecutive steps on one background thread; iterating yields the results in order.
+    """Calls `make(step)` for consecutive steps on background threads, up to `ahead` steps early; iterating yields the results in order.
 
     An exception of `make` is raised at the step it belongs to. `waited_s` sums the time the consumer stood still.
+
+    Args:
+        threads: how many steps are made at a time.
+        send: called by the consumer's thread with each result before it is yielded; with the next one before the present one is
+            yielded, if that is ready. Copies to a device begin there.
     """
 
-    def __init__(self, make: Callable[[int], Item], steps: range, ahead: int = 2):
+    def __init__(
+        self, make: Callable[[int], Item], steps: range, *, ahead: int = 2, threads: int = 1, send: Callable[[Item], Item] | None = None
+    ):
         self.waited_s = 0.0
-        self._steps = steps
-        self._queue: Queue[tuple[Item | None, BaseException | None]] = Queue(ahead)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(make,), name="read-ahead", daemon=True)
+        self._make, self._steps, self._ahead, self._send = make, iter(steps), ahead, send
+        self._threads = ThreadPoolExecutor(min(threads, ahead), thread_name_prefix="read-ahead")
+        self._making: deque[Future[Item]] = deque()
 
     def __enter__(self) -> ReadAhead[Item]:
-        self._thread.start()
+        self._feed()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        while True:  # make room, so that a waiting thread sees the flag
-            try:
-                self._queue.get_nowait()
-            except Empty:
-                break
-        self._thread.join(timeout=10)
+        self._threads.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[Item]:
-        for _ in self._steps:
-            start = time.perf_counter()
-            item, error = self._queue.get()
-            self.waited_s += time.perf_counter() - start
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        sent: list[Item] = []
+        while sent or self._making:
+            item = sent.pop() if sent else self._next()
+            if self._making and self._making[0].done() and self._making[0].exception() is None:
+                sent.append(self._next())
+            yield item
 
-    def _work(self, make: Callable[[int], Item]) -> None:
-        for step in self._steps:
-            try:
-                result: tuple[Item | None, BaseException | None] = (make(step), None)
-            except BaseException as error:
-                result = (None, error)
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(result, timeout=0.1)
-                    break
-                except Full:
-                    continue
-            if self._stop.is_set() or result[1] is not None:
-                return
+    def _next(self) -> Item:
+        """The next step's result, sent; waits for it."""
+        start = time.perf_counter()
+        item = self._making.popleft().result()
+        self.waited_s += time.perf_counter() - start
+        self._feed()
+        return item if self._send is None else self._send(item)
+
+    def _feed(self) -> None:
+        while len(self._making) < self._ahead and (step := next(self._steps, None)) is not None:
+            self._making.append(self._threads.submit(self._make, step))

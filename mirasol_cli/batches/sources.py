@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mirasol_cli.batches.order import texts_by_clip
+import numpy as np
+
+from mirasol_cli.batches.order import ClipTexts, texts_by_clip
 from mirasol_cli.config.paths import source_shards
 from mirasol_cli.config.schema import Recipe, SourceRecipe
 from mirasol_cli.errors import ShardError
 from mirasol_cli.sample import AudioState
+from mirasol_cli.shards.columns import ClipStatus, Texts
 from mirasol_cli.shards.index import FAILURES, check_geometry
 from mirasol_cli.shards.reader import ShardFolder, ShardSplit
 from mirasol_cli.text.prompt import vocabulary_lines
@@ -20,33 +23,37 @@ from mirasol_cli.text.prompt import vocabulary_lines
 
 @dataclass(frozen=True)
 class OpenSource:
-    """One source of the mixture, with its texts in memory and its media on disk."""
+    """One source of the mixture: its texts and media on disk, and which texts belong to which clip."""
 
     recipe: SourceRecipe
     split: ShardSplit
-    texts: list[dict[str, Any]]
-    by_clip: dict[int, list[int]]
+    texts: Texts
+    by_clip: ClipTexts
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What is learned from, told by checksums that the index holds: the same data wherever they lie."""
-        index, each = self.split.index, self.split.index.clips_per_shard
-        read = {clip // each for clip in self.by_clip}
-        records = [record for record in index.shards if record.number in read]
+        index = self.split.index
+        read = set(np.unique(self.by_clip.clips // index.clips_per_shard).tolist())
+        shards = [shard for shard in index.shards if shard.number in read]
         return {
             "source": f"{self.recipe.dataset}/{self.recipe.split}",
             "clips": len(self.by_clip),
-            "texts": sum(map(len, self.by_clip.values())),
-            "names of the clips": _digest(record.clips_digest for record in records),
+            "texts": len(self.by_clip.positions),
+            "names of the clips": _digest(shard.clips_digest for shard in shards),
             "questions, answers or contexts": index.tasks[self.recipe.task].sha256,
-            "pictures or sound": _digest(record.sha256 for record in records),
+            "pictures or sound": _digest(shard.sha256 for shard in shards),
         }
 
     @property
     def audible(self) -> int:
         """How many of the clips that are trained on have sound."""
-        states = {clip: state for record in self.split.index.shards for clip, state in zip(record.kept, record.audio, strict=True)}
-        return sum(states[clip] == AudioState.AUDIBLE for clip in self.by_clip)
+        return int(np.count_nonzero(self.split.columns.audio[self.by_clip.clips] == AudioState.AUDIBLE))
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """float64, how long each clip is that is trained on."""
+        return self.split.columns.seconds[self.by_clip.clips]
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -66,13 +73,13 @@ def open_sources(recipe: Recipe) -> list[OpenSource]:
         check_geometry(recipe.clip, split.geometry, split.path)
         texts = split.texts(source.task)
         by_clip = texts_by_clip(split, texts, recipe.data.limit)
-        if not split.kept:
-            counts = {name: sum(len(getattr(record, name)) for record in split.index.shards) for name in ("failed", "missing")}
+        if not len(split.kept):
+            failed, missing = (np.count_nonzero(split.columns.status == status) for status in (ClipStatus.FAILED, ClipStatus.MISSING))
             raise ShardError(
-                f"no clip of '{split.path}' could be read: {counts['failed']} failed, {counts['missing']} are missing",
+                f"no clip of '{split.path}' could be read: {failed} failed, {missing} are missing",
                 f"'{split.path / FAILURES}' says why; `mirasol prepare ... --retry-failed` tries them again",
             )
-        if not by_clip:
+        if not len(by_clip):
             raise ShardError(
                 f"'{split.path}' has no text with an answer for task '{source.task}'", "train on a split with answers (data.split)"
             )
@@ -83,7 +90,6 @@ def open_sources(recipe: Recipe) -> list[OpenSource]:
 def training_lines(sources: Sequence[OpenSource]) -> Iterator[str]:
     """All texts that are trained on, as a vocabulary sees them: prompts and answers, in the annotation's order."""
     for source in sources:
-        for positions in source.by_clip.values():
-            for position in positions:
-                text = source.texts[position]
-                yield from vocabulary_lines(text["question"], text["answer"], text["context"])
+        for position in source.by_clip.positions:
+            text = source.texts[position]
+            yield from vocabulary_lines(text["question"], text["answer"], text["context"])

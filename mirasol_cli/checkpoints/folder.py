@@ -7,6 +7,9 @@ A reader looks at all folders itself and trusts only what the manifest confirms,
     step-N.partial   unfinished: never read, removed by the next writer
     step-N           complete: renamed only after the manifest was on disk
     step-N.trash     being rotated out: never read, removed by the next writer
+
+Every process of a run writes its own files of tensors (`tensor_files`), hashed as they are written; the first process, which
+is told of them, adds the rest and the manifest when all are done.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +32,21 @@ from mirasol_cli.files import disk_problem, read_json, sha256_of, sync_folder, w
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mirasol_cli.checkpoints.tensor_files import Rows
+    from mirasol_cli.runtime.peers import Peers
+
 
 CHECKPOINT_SCHEMA = 1
+SLICED_SCHEMA = 2
+"""Of a manifest whose tensors are cut over the files of several processes, which earlier versions cannot read."""
 MANIFEST = "manifest.json"
 LATEST = "latest"
 FROZEN = "frozen"
 """Stem of the tensors that a run does not train: written once, and shared by its checkpoints."""
 LARGEST_FILE_BYTES = 5 << 30
-"""Tensors beyond this are spread over several files, named as Hugging Face does."""
+"""Tensors of a process beyond this are spread over several files, named as Hugging Face does."""
+SEEN_WITHIN_S = 30.0
+"""A file that another machine has written may show up this late on a shared file system."""
 _COMPLETE_NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED_NAME = re.compile(r"step-\d{8,}\.(?:partial|trash)")
 
@@ -42,10 +54,10 @@ _UNFINISHED_NAME = re.compile(r"step-\d{8,}\.(?:partial|trash)")
 @dataclass(frozen=True)
 class Contents:
     """What goes into one checkpoint: small files by name, sets of tensors by stem (`model` -> `model.safetensors`), and a checkpoint
-    whose files of frozen tensors it shares (`FROZEN`)."""
+    whose files of frozen tensors it shares (`FROZEN`). Of several processes, each has the tensors, on the CPU, that it is to write."""
 
     files: Mapping[str, bytes]
-    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[str, Tensor | Rows]] = field(default_factory=dict)
     frozen_of: Path | None = None
 
 
@@ -56,38 +68,86 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_checkpoint(folder: Path, step: int, contents: Contents) -> Path:
-    """Write `folder/step-<step>` whole, or leave `folder` with the checkpoints it had.
+def write_checkpoint(folder: Path, step: int, contents: Contents, peers: Peers | None = None) -> Path:
+    """Write `folder/step-<step>` whole, or leave `folder` with the checkpoints it had. All of `peers` call this together.
 
     Raises:
-        EnvironmentProblem: no space, or no permission.
+        EnvironmentProblem: no space, no permission, or a folder that the processes do not share.
+        AbortedByPeer: another process could not write its part.
     """
+    from mirasol_cli.runtime.peers import ALONE
+
+    peers = peers or ALONE
     final = folder / step_name(step)
     partial = final.with_name(final.name + ".partial")
     try:
+        peers.on_first(lambda: _make_empty(partial))
+        listing = _write_tensors(partial, contents.tensors, peers)
+        peers.on_first(lambda: _finish(partial, final, step, contents, listing))
+    except Exception:
+        if peers.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """Errors of the disk as one sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_problem(error, path) from error
+
+
+def _make_empty(partial: Path) -> None:
+    with _on_disk(partial):
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
+
+
+def _finish(partial: Path, final: Path, step: int, contents: Contents, listing: dict[str, dict[str, Any]]) -> None:
+    """What the first process adds when all have written: small files, indexes, manifest, the name."""
+    from mirasol_cli.checkpoints.tensor_files import index_name, index_of
+
+    with _on_disk(final):
+        for name, entry in listing.items():
+            _await(partial / name, entry)
         for name, content in contents.files.items():
             _write_file(partial / name, content)
-        for stem, tensors in contents.tensors.items():
-            _write_tensors(partial, stem, tensors)
-        shared = {} if contents.frozen_of is None else _share_frozen(contents.frozen_of, partial)
-        listing = {p.name: shared.get(p.name) or {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
-        write_atomic(partial / MANIFEST, json.dumps({"schema": CHECKPOINT_SCHEMA, "step": step, "files": listing}, indent=2) + "\n")
+        schema = CHECKPOINT_SCHEMA
+        for stem in contents.tensors:
+            files = {name: entry for name, entry in listing.items() if entry["stem"] == stem}
+            index = index_of(files)
+            if len(files) > 1:
+                _write_file(partial / index_name(stem), (json.dumps(index) + "\n").encode())
+            schema = SLICED_SCHEMA if "slices" in index else schema
+        known = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in listing.items()}
+        if contents.frozen_of is not None:
+            known |= _share_frozen(contents.frozen_of, partial)
+            schema = max(schema, read_manifest(contents.frozen_of)["schema"])
+        paths = sorted(partial.iterdir())
+        entries = {path.name: known.get(path.name) or {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+        write_atomic(partial / MANIFEST, json.dumps({"schema": schema, "step": step, "files": entries}, indent=2) + "\n")
         sync_folder(partial)
         if final.exists():  # a damaged one of the same step: the run went on from an older one
             _discard(final)
         os.rename(partial, final)
-        sync_folder(folder)
-        write_atomic(folder / LATEST, final.name + "\n")
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise disk_problem(error, final) from error
-    except EnvironmentProblem:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return final
+        sync_folder(final.parent)
+        write_atomic(final.parent / LATEST, final.name + "\n")
+
+
+def _await(path: Path, entry: dict[str, Any]) -> None:
+    """Wait until a file that another process has written is seen here. Raises EnvironmentProblem if it never is."""
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while not (path.is_file() and path.stat().st_size == entry["bytes"]):
+        if time.monotonic() > deadline:
+            raise EnvironmentProblem(
+                f"'{path}', which process {entry['rank']} wrote, is not seen by the first process",
+                "put the run folder (run.dir) on a file system that all machines share",
+            )
+        time.sleep(0.1)
 
 
 def frozen_files(checkpoint: Path) -> list[str]:
@@ -115,28 +175,27 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def _write_tensors(folder: Path, tensors: Mapping[str, Mapping[str, Tensor | Rows]], peers: Peers) -> dict[str, dict[str, Any]]:
+    """This process's files; returns all processes' by name, each with its stem, rank, size, SHA-256 and what it holds."""
+    from mirasol_cli.checkpoints.tensor_files import Rows, file_names, tensor_of, write_tensor_file
 
-    files = _spread(tensors)
-    weight_map: dict[str, str] = {}
-    for number, part in enumerate(files, 1):
-        name = f"{stem}.safetensors" if len(files) == 1 else f"{stem}-{number:05d}-of-{len(files):05d}.safetensors"
-        try:
-            save_file(part, folder / name, metadata={"format": "pt"})
-        except SafetensorError as error:  # it wraps the system's error in its text
-            if "os error 28" in str(error) or "os error 122" in str(error):
-                raise OSError(28, "No space left on device", str(folder / name)) from error
-            raise EnvironmentProblem(f"cannot write '{folder / name}': {error}", "check the disk and the folder's permissions") from error
-        # safetensors lets only the owner read its files; others get what they may do in the folder, as for any other file.
-        (folder / name).chmod(folder.stat().st_mode & 0o666)
-        _flush(folder / name)
-        weight_map.update(dict.fromkeys(part, name))
-    if len(files) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_file(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2).encode())
+    own = {stem: _spread(parts) for stem, parts in tensors.items()}
+    counts = [json.loads(told) for told in peers.exchange(json.dumps({stem: len(files) for stem, files in own.items()}).encode())]
+    listing = {}
+
+    def write() -> None:
+        for stem, files in own.items():
+            before = sum(count[stem] for count in counts[: peers.rank])
+            names = file_names(stem, sum(count[stem] for count in counts))[before:]
+            for name, parts in zip(names, files, strict=False):
+                with _on_disk(folder / name):
+                    entry = write_tensor_file(folder / name, {key: tensor_of(part) for key, part in parts.items()})
+                held = {key: {"first": p.first, "shape": list(p.shape)} if isinstance(p, Rows) else None for key, p in parts.items()}
+                held_bytes = sum(tensor_of(part).nbytes for part in parts.values())
+                listing[name] = {**entry, "stem": stem, "rank": peers.rank, "tensors": held, "tensor_bytes": held_bytes}
+
+    peers.together(write)
+    return {name: entry for told in peers.exchange(json.dumps(listing).encode()) for name, entry in json.loads(told).items()}
 
 
 def _flush(path: Path) -> None:
@@ -144,15 +203,18 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _spread(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    files: list[dict[str, Tensor]] = [{}]
+def _spread(parts: Mapping[str, Tensor | Rows]) -> list[dict[str, Tensor | Rows]]:
+    """The parts in as few files as may hold them; none where there are none."""
+    from mirasol_cli.checkpoints.tensor_files import tensor_of
+
+    files: list[dict[str, Tensor | Rows]] = []
     size = 0
-    for name, tensor in tensors.items():
-        if files[-1] and size + tensor.nbytes > LARGEST_FILE_BYTES:
+    for name, part in parts.items():
+        if not files or size + tensor_of(part).nbytes > LARGEST_FILE_BYTES:
             files.append({})
             size = 0
-        files[-1][name] = tensor.contiguous()
-        size += tensor.nbytes
+        files[-1][name] = part
+        size += tensor_of(part).nbytes
     return files
 
 
@@ -236,9 +298,10 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     )  # fmt: skip
     if not well_formed or not files:
         raise CheckpointError(f"'{path}' is damaged: it does not list the checkpoint's files", "use another checkpoint")
-    if manifest.get("schema") != CHECKPOINT_SCHEMA:
+    if manifest.get("schema") not in (CHECKPOINT_SCHEMA, SLICED_SCHEMA):
         raise CheckpointError(
-            f"'{path}' has schema {manifest.get('schema')!r}; this version reads {CHECKPOINT_SCHEMA}", "use a matching mirasol"
+            f"'{path}' has schema {manifest.get('schema')!r}; this version reads {CHECKPOINT_SCHEMA} and {SLICED_SCHEMA}",
+            "use a matching mirasol",
         )
     return manifest
 

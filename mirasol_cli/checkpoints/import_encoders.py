@@ -1,4 +1,4 @@
-"""Start from public encoders: ViT, DeiT, CLIP, SigLIP, DINOv2 and VideoMAE for the video, AST and Whisper for the audio.
+"""Start from public encoders: ViT, DeiT, CLIP, SigLIP (1 and 2), DINOv2 and VideoMAE for the video, AST and Whisper for the audio.
 
 The trunk is copied layer by layer, so that it computes what the source computes. Tokens are made otherwise: tubes and
 patches of one chunk with fixed positions take the place of the source's patches, learned positions and extra tokens.
@@ -6,6 +6,7 @@ patches of one chunk with fixed positions take the place of the source's patches
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -36,15 +37,15 @@ def load_video_encoder(model: Mirasol, folder: Path) -> LoadReport:
     Raises:
         CheckpointError: another architecture, sizes that differ from the recipe's, or damaged files.
     """
-    source = SafetensorsFolder(folder)
-    check_type(source, "a video encoder", VIDEO_FAMILIES)
+    source = check_video_encoder(model, folder)
     family, trunk = VIDEO_FAMILIES[source.model_type], model.config.video_trunk
-    _check_trunk(source, trunk, "model.encoder" if model.config.video_encoder is None else "model.video_encoder")
     plan = Plan(model, source, ("video_tokens.", _trunk_name(model, "video_encoder")), family.dropped)
     prefix = prefix_of(source, f"{family.names.patch}.weight")
     _plan_trunk(plan, family, prefix, trunk)
 
     kernel = plan.take(f"{prefix}{family.names.patch}.weight").float()
+    if kernel.dim() == 2 and (side := math.isqrt(kernel.shape[1] // 3)) ** 2 * 3 == kernel.shape[1]:
+        kernel = kernel.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)  # SigLIP 2 maps the numbers of a patch, colours last
     if kernel.dim() not in (4, 5) or kernel.shape[1] != 3:
         raise CheckpointError(f"'{folder}' has a patch kernel of shape {list(kernel.shape)}, RGB pictures need [width, 3, patch, patch]")
     kernel_DCtpp = kernel if kernel.dim() == 5 else kernel[:, :, None]
@@ -71,11 +72,8 @@ def load_audio_encoder(model: Mirasol, folder: Path) -> LoadReport:
     Raises:
         CheckpointError: another architecture, a front end or sizes that differ from the recipe's, or damaged files.
     """
-    source = SafetensorsFolder(folder)
-    check_type(source, "an audio encoder", AUDIO_FAMILIES)
+    source = check_audio_encoder(model, folder)
     family, trunk = AUDIO_FAMILIES[source.model_type], model.config.audio_trunk
-    _check_audio(source, model)
-    _check_trunk(source, trunk, "model.encoder" if model.config.audio_encoder is None else "model.audio_encoder")
     plan = Plan(model, source, ("audio_tokens.", _trunk_name(model, "audio_encoder")), family.dropped)
     prefix = prefix_of(source, f"{family.names.patch}.weight")
     _plan_trunk(plan, family, prefix, trunk)
@@ -208,6 +206,26 @@ def _trunk_name(model: Mirasol, separate: str) -> str:
 
 
 # Checks -------------------------------------------------------------------------------------------------------------
+
+
+def check_video_encoder(model: Mirasol, folder: Path) -> SafetensorsFolder:
+    """The folder, if by its config.json and the heads of its files it fits the model, which may be without memory.
+
+    Raises CheckpointError as `load_video_encoder`.
+    """
+    source = SafetensorsFolder(folder)
+    check_type(source, "a video encoder", VIDEO_FAMILIES)
+    _check_trunk(source, model.config.video_trunk, "model.encoder" if model.config.video_encoder is None else "model.video_encoder")
+    return source
+
+
+def check_audio_encoder(model: Mirasol, folder: Path) -> SafetensorsFolder:
+    """As `check_video_encoder`. Raises CheckpointError as `load_audio_encoder`."""
+    source = SafetensorsFolder(folder)
+    check_type(source, "an audio encoder", AUDIO_FAMILIES)
+    _check_audio(source, model)
+    _check_trunk(source, model.config.audio_trunk, "model.encoder" if model.config.audio_encoder is None else "model.audio_encoder")
+    return source
 
 
 def _check_trunk(source: SafetensorsFolder, ours: TrunkConfig, section: str) -> None:

@@ -39,7 +39,8 @@ class Plan:
 
     def __init__(self, model: Mirasol, source: SafetensorsFolder, parts: tuple[str, ...], note: str = ""):
         self.model, self.source, self.note = model, source, note
-        self.ours = {name: parameter for name, parameter in model.named_parameters() if name.startswith(parts)}
+        parameters = dict(model.named_parameters())
+        self.ours = {name: parameters[name] for name in parameters if name.startswith(parts) and ".lora_" not in name}
         self.values: dict[str, Tensor] = {}
         self.changes: dict[str, str] = {}
         self.taken: set[str] = set()

@@ -27,9 +27,7 @@ def load_text_decoder(model: Mirasol, folder: Path) -> LoadReport:
     Raises:
         CheckpointError: another architecture, sizes that differ from the recipe's, or damaged files.
     """
-    source = SafetensorsFolder(folder)
-    check_type(source, "a text model", TEXT_FAMILIES)
-    _check_text(source, model)
+    source = check_text_decoder(model, folder)
     prefix = prefix_of(source, "embed_tokens.weight")
     plan = Plan(model, source, ("text.",))
     for name in plan.ours:
@@ -52,8 +50,13 @@ def _plan_rows(plan: Plan, name: str, value_VD: Tensor) -> None:
     plan.put(name, value_VD[:pieces], f"first {pieces} of {rows} rows" if rows > pieces else "")
 
 
-def _check_text(source: SafetensorsFolder, model: Mirasol) -> None:
-    text = model.config.text
+def check_text_decoder(model: Mirasol, folder: Path) -> SafetensorsFolder:
+    """The folder, if by its config.json and the heads of its files it fits the model, which may be without memory.
+
+    Raises CheckpointError as `load_text_decoder`.
+    """
+    source, text = SafetensorsFolder(folder), model.config.text
+    check_type(source, "a text model", TEXT_FAMILIES)
     problems = text_problems(source.config, text.max_context + text.max_question + text.max_answer + PROMPT_MARKS)
     if problems:
         raise CheckpointError(f"'{source.folder}' has what the text decoder has no option for: {'; '.join(problems)}", "use another model")
@@ -65,3 +68,4 @@ def _check_text(source: SafetensorsFolder, model: Mirasol) -> None:
     pieces, rows = model.vocab_size, source.config.get("vocab_size")
     pairs = {f"model.text.{key}": (ours[key], value) for key, value in theirs.items()}
     check_equal(source, pairs | {"the vocabulary": (pieces, pieces if isinstance(rows, int) and rows >= pieces else rows)})
+    return source

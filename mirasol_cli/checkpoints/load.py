@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mirasol_cli.files import read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mirasol_cli.checkpoints.tensor_files import StoredTensors
     from mirasol_cli.config.schema import Recipe
     from mirasol_cli.geometry import ClipGeometry
     from mirasol_cli.model.config import ModelConfig
@@ -23,38 +23,31 @@ if TYPE_CHECKING:
     from mirasol_cli.text.tokenizer import Vocabulary
 
 
-def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor] | None:
-    """All tensors of `<stem>.safetensors` (or of its numbered files); None if the checkpoint has none of that stem.
+def read_tensors(checkpoint: Path, *stems: str) -> dict[str, Tensor] | None:
+    """All tensors of these stems (`model`: `model.safetensors` or its numbered files), whole; None if there is none.
 
     Raises:
         CheckpointError: a file is not readable as safetensors.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from mirasol_cli.checkpoints.tensor_files import StoredTensors
 
-    index = checkpoint / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map", {})
-        names = sorted({os.path.basename(str(name)) for name in weight_map.values()})
-    elif (checkpoint / f"{stem}.safetensors").is_file():
-        names = [f"{stem}.safetensors"]
-    else:
-        return None
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        try:
-            tensors.update(load_file(checkpoint / name))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{checkpoint / name}' cannot be read: {error}", "use another checkpoint") from None
-    return tensors
+    stored = StoredTensors(checkpoint, *stems)
+    return dict(stored) if stored.stems else None
+
+
+def stored_model(checkpoint: Path) -> StoredTensors:
+    """The checkpoint's model, trained and frozen, to be read. Raises CheckpointError if there is none, or it is damaged."""
+    from mirasol_cli.checkpoints.tensor_files import StoredTensors
+
+    stored = StoredTensors(checkpoint, FROZEN, "model")
+    if "model" not in stored.stems:
+        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
+    return stored
 
 
 def read_model(checkpoint: Path) -> dict[str, Tensor]:
-    """All tensors of the checkpoint's model, trained and frozen. Raises CheckpointError if there are none, or they are damaged."""
-    tensors = read_tensors(checkpoint, "model")
-    if tensors is None:
-        raise CheckpointError(f"'{checkpoint / 'model.safetensors'}' is missing", "use another checkpoint")
-    return {**(read_tensors(checkpoint, FROZEN) or {}), **tensors}
+    """All tensors of the checkpoint's model, whole. Raises as `stored_model`."""
+    return dict(stored_model(checkpoint))
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     config = checked_config(checkpoint)
     try:
         geometry = ClipGeometry.from_plain(config["clip"])
-        model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
+        model = empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
         step = int(read_json(checkpoint / "state.json")["step"])
         path = checkpoint / "recipe.yaml"
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path))
@@ -109,7 +102,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None, usual_clip_s)
 
 
-def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Sequence[str]) -> Mirasol:
+def empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Sequence[str]) -> Mirasol:
     """The model without memory for its parameters: random numbers that a checkpoint replaces would cost a large model its time."""
     import torch
 
@@ -143,29 +136,39 @@ def checked_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_weights(model: Any, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy `tensors` into the model, whatever its sharding.
+    """Copy `tensors` into the model; of a sharded one each process reads the rows that it holds.
 
     Raises:
         CheckpointError: names or shapes differ; the message lists them.
     """
-    import torch
-
-    from mirasol_cli.runtime.distributed import shard_like
-
     own = model_tensors(model)
     _check_fit(own, tensors, source)
+    for name, tensor in own.items():
+        copy_stored(tensor, tensors, name)
+
+
+def copy_stored(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Copy a tensor, or the rows of it that this process holds, into `target`."""
+    import torch
+
+    from mirasol_cli.checkpoints.tensor_files import rows_of
+    from mirasol_cli.runtime.distributed import local_rows
+
+    local, first = local_rows(target.detach())
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(shard_like(tensors[name], tensor.detach()))
+        local.copy_(tensors[name] if local.shape == target.shape else rows_of(tensors, name, first, len(local)))
 
 
 def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
-    problems = [f"{name} is missing" for name in own.keys() - tensors.keys()]
-    problems += [f"{name} is unknown to the model" for name in tensors.keys() - own.keys()]
+    from mirasol_cli.checkpoints.tensor_files import shapes_of
+
+    shapes = shapes_of(tensors)
+    problems = [f"{name} is missing" for name in own.keys() - shapes.keys()]
+    problems += [f"{name} is unknown to the model" for name in shapes.keys() - own.keys()]
     problems += [
-        f"{name} has shape {list(tensors[name].shape)}, the model {list(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
+        f"{name} has shape {list(shapes[name])}, the model {list(own[name].shape)}"
+        for name in own.keys() & shapes.keys()
+        if tuple(own[name].shape) != shapes[name]
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")

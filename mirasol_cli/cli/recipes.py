@@ -28,7 +28,7 @@ def recipes_ls(json: Json = False) -> None:
       mirasol recipes ls
       mirasol recipes ls --json
     """
-    from mirasol_cli.config.paths import ablation_recipes, recipe_header, shipped_recipes
+    from mirasol_cli.config.paths import recipe_header, shipped_recipes
 
     titles = {name: recipe_header(path).partition("\n")[0] for name, path in shipped_recipes().items()}
     if json:
@@ -36,8 +36,7 @@ def recipes_ls(json: Json = False) -> None:
     else:
         width = max(map(len, titles))
         console.print_result("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
-        names = ", ".join(Path(name).name for name in ablation_recipes())
-        console.say(f"\nablations/NAME, each with one part of the demo's model changed: {names}")
+        console.say("\n`mirasol recipes show NAME` explains the keys of one")
 
 
 @recipes_app.command("show")
@@ -93,18 +92,28 @@ def recipes_cp(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Build the model as training does, but without memory. Raises RecipeError or UsageError for what training would refuse."""
-    from mirasol_cli.training.setup import build_model, check_init, freeze_parts
+    """Build the model as training does, but without memory, and look into the model folders that `init` names.
+
+    Raises RecipeError, UsageError, CheckpointError or DataError for what training would refuse. A checkpoint to start from may be made
+    later, and with it the vocabulary.
+    """
+    from mirasol_cli.text.tokenizer import Vocabulary
+    from mirasol_cli.training.setup import build_model, check_folders, check_init, freeze_parts, given_tokenizer
 
     check_init(recipe)
-    freeze_parts(build_model(recipe, recipe.init.vocab_size, "meta"), recipe)
+    given = given_tokenizer(recipe) if recipe.init.checkpoint is None else None
+    model = build_model(recipe, Vocabulary.from_file(given).size if given else recipe.init.vocab_size, "meta")
+    freeze_parts(model, recipe)
+    if recipe.init.checkpoint is None:
+        check_folders(model, recipe)
 
 
 @recipes_app.command("validate")
 def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe, without any data.
 
-    Every fault is listed at once, with its line and the fix; what training would refuse is refused here.
+    Every fault is listed at once, with its line and the fix; what training would refuse is refused here, model folders that do not fit
+    included (only their config.json and the heads of their files are read).
 
     \b
     Examples:

@@ -107,6 +107,8 @@ VIDEO_FAMILIES: dict[str, EncoderFamily] = {
     "clip": _CLIP,
     "siglip_vision_model": _SIGLIP,
     "siglip": _SIGLIP,  # SigLIP 2 of a fixed resolution, too
+    "siglip2_vision_model": replace(_SIGLIP, name="SigLIP 2"),  # of any resolution
+    "siglip2": replace(_SIGLIP, name="SigLIP 2"),
     "dinov2": _DINOV2,
     "dinov2_with_registers": replace(_DINOV2, dropped="its class token, registers and table of positions have no place here"),
     "videomae": EncoderFamily(
@@ -142,7 +144,7 @@ AUDIO_FAMILIES: dict[str, EncoderFamily] = {
 
 def encoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config.json that describes the encoder: a model of pictures and texts has it in a section of its own."""
-    inner = config.get("vision_config") if config.get("model_type") in ("clip", "siglip") else None
+    inner = config.get("vision_config") if config.get("model_type") in ("clip", "siglip", "siglip2") else None
     return dict(inner) if isinstance(inner, dict) else dict(config)
 
 

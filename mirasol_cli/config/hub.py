@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mirasol_cli.errors import DataError, EnvironmentProblem, UsageError
+from mirasol_cli.errors import DataError, EnvironmentProblem, MirasolError, UsageError
+from mirasol_cli.files import read_json
 
 HUB = "hf:"
 FILES = (
@@ -77,6 +78,11 @@ def download(name: str) -> Path:
             f"'{name}' holds no {FILES[7]}: its other files may be pickles, which are never downloaded",
             "choose a revision or model that has safetensors",
         )
+    if not _is_here(folder, weights=True):
+        raise EnvironmentProblem(
+            f"'{name}' is here in part only, and the rest cannot be downloaded now",
+            f"run `hf download {repository}` where there is a network",
+        )
     return folder
 
 
@@ -104,8 +110,20 @@ def named_folders(init: Any) -> dict[str, str]:
 
 
 def not_downloaded(init: Any) -> dict[str, str]:
-    """Those of `named_folders` that are on the hub only."""
-    return {key: name for key, name in named_folders(init).items() if name.startswith(HUB) and not folder_of(name).is_dir()}
+    """Those of `named_folders` that are on the hub, and not all here."""
+    on_hub = {key: name for key, name in named_folders(init).items() if name.startswith(HUB)}
+    return {key: name for key, name in on_hub.items() if not _is_here(folder_of(name), weights=key != "tokenizer")}
+
+
+def _is_here(folder: Path, *, weights: bool) -> bool:
+    """Whether a download came to its end: an interrupted one leaves some of the files."""
+    if not weights or not folder.is_dir() or (folder / "model.safetensors").is_file():
+        return folder.is_dir()
+    try:
+        named = read_json(folder / "model.safetensors.index.json")["weight_map"].values()
+        return all((folder / name).is_file() for name in named)
+    except (MirasolError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def download_all(init: Any) -> bool:

@@ -23,20 +23,13 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"), key=lambda path: path.stem)}
 
 
-def ablation_recipes() -> dict[str, Path]:
-    """`ablations/<name>` -> file of every recipe that takes one part of the model away, sorted by name."""
-    return {f"ablations/{path.stem}": path for path in sorted(recipes_folder().glob("ablations/*.yaml"), key=lambda path: path.stem)}
-
-
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a shipped recipe's name (`demo`, `ablations/full`) or of a path.
+    """The file of a shipped recipe's name (`demo`) or of a path.
 
     Raises:
         RecipeError: no such name or file; it lists near names.
     """
-    shipped, ablations = shipped_recipes(), ablation_recipes()
-    if name_or_path in ablations and not Path(name_or_path).is_file():
-        return ablations[name_or_path]
+    shipped = shipped_recipes()
     looks_like_path = name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or os.sep in name_or_path
     if not looks_like_path and name_or_path in shipped:
         return shipped[name_or_path]
@@ -45,8 +38,7 @@ def find_recipe(name_or_path: str) -> Path:
         return path
     if path.is_dir():
         raise RecipeError([f"'{name_or_path}' is a folder, not a recipe"], "give a YAML file or a name from: mirasol recipes ls")
-    near = difflib.get_close_matches(name_or_path, ablations, n=3, cutoff=0.8)
-    near = near or difflib.get_close_matches(path.stem, shipped, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(path.stem, shipped, n=3, cutoff=0.5)
     what = f"there is no recipe file '{name_or_path}'" if looks_like_path else f"there is no recipe '{name_or_path}'"
     raise RecipeError([what + (f"; did you mean {' or '.join(near)}?" if near else "")], "see them all: mirasol recipes ls")
 

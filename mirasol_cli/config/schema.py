@@ -40,6 +40,11 @@ class DataRecipe:
     questions_per_clip: int = checked_field(8, "most questions of a clip in one unit (its media are encoded once)", minimum=1)
     video: bool = checked_field(True, "false leaves the video out: nothing of it is computed")
     audio: bool = checked_field(True, "false leaves the audio out, as the paper's VideoQA results do")
+    length_window: int = checked_field(
+        1, "global batches whose clips are exchanged so that texts of like length come together; 1 = none. It saves padding where "
+        "lengths differ much, as with contexts", minimum=1,
+    )  # fmt: skip
+    readers: int = checked_field(4, "threads of a process that read clips ahead; more of them hide the delay of a shared store", minimum=1)
     limit: int | None = checked_field(None, "only the first N clips", minimum=1)
     seed: int = checked_field(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
     clips: int = checked_field(
@@ -190,6 +195,9 @@ class TrainRecipe:
     compile: bool = checked_field(False, "torch.compile per block")
     activation_checkpointing: bool = checked_field(False, "recompute each block in the backward pass")
     parallel: str = checked_field("ddp", "with several processes", choices=("ddp", "fsdp"))
+    shard_size: int | None = checked_field(
+        None, "fsdp: processes that hold the model together (the GPUs of a machine); each such group has a copy; null: all", minimum=1
+    )
     checkpoint_every: int = checked_field(1000, "steps between checkpoints", minimum=1)
     keep_checkpoints: int = checked_field(2, "newest checkpoints kept (the best is kept besides)", minimum=1)
     eval_every: int = checked_field(0, "steps between validations; 0 = none", minimum=0)
@@ -206,6 +214,8 @@ class TrainRecipe:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise FieldError("betas", f"{beta} is not in [0, 1); AdamW's usual ones are [0.9, 0.999]")
+        if self.shard_size is not None and self.parallel != "fsdp":
+            raise FieldError("shard_size", f"{self.shard_size} has no meaning with parallel: {self.parallel}; it goes with parallel: fsdp")
         if self.warmup_steps >= self.steps:
             raise FieldError("warmup_steps", f"{self.warmup_steps} is not below steps {self.steps}")
 
@@ -232,7 +242,11 @@ class RunRecipe:
     dir: str | None = checked_field(None, "run folder; null: runs/<name>")
     tensorboard: bool = checked_field(False, "also write TensorBoard events (extra `tensorboard`)")
     wandb: bool = checked_field(False, "also log to Weights & Biases (extra `wandb`)")
-    process_group_timeout_s: float = checked_field(600.0, "how long a process waits for the others", above=0)
+    process_group_timeout_s: float = checked_field(600.0, "how long a process waits for the others in a step", above=0)
+    stop_within_s: float = checked_field(
+        120.0, "what the scheduler leaves a run from SIGTERM to the kill (SLURM: --signal=TERM@120); a save that does not fit is not begun",
+        above=0,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_fields(self)

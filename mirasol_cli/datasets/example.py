@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 CAPTION_PROMPT = "describe the clip"
@@ -76,7 +77,7 @@ class Split:
 
     name: str
     task: str
-    clips: tuple[ClipSpan, ...]
-    texts: tuple[Text, ...]
+    clips: Sequence[ClipSpan]
+    texts: Sequence[Text]
     labels: tuple[str, ...] = ()  # the closed answer set, in the official order, where there is one
     notes: tuple[str, ...] = field(default=())  # what the reader repaired or dropped, for the summary

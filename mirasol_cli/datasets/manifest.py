@@ -11,17 +11,28 @@ number is its id. Other keys are ignored. All faults are reported at once.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
+from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mirasol_cli.datasets.example import CAPTION_PROMPT, Candidate, ClipSpan, Split, Text
 from mirasol_cli.datasets.resolver import AUDIO_SUFFIXES, VIDEO_SUFFIXES, is_hostile
-from mirasol_cli.datasets.splits import SPLIT_WORDS, build_split
-from mirasol_cli.datasets.tables import LONGEST_CELL, as_text, csv_fault, read_text, seconds
+from mirasol_cli.datasets.row_tables import ClipTable, TextTable
+from mirasol_cli.datasets.splits import SPLIT_WORDS
+from mirasol_cli.datasets.tables import (
+    LONGEST_CELL,
+    as_text,
+    csv_fault,
+    first_character,
+    json_items,
+    open_text,
+    read_text,
+    seconds,
+)
 from mirasol_cli.errors import DataError
 
 NAME, TITLE = "manifest", "a manifest"
@@ -53,54 +64,78 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Split]:
         DataError: the file is missing, empty, of another kind, or has faulty lines (at most 20 of them are shown).
     """
     faults: list[str] = []
-    texts: dict[str, list[Text]] = {}
-    line_of: dict[str, int] = {}
+    found: dict[str, _Found] = defaultdict(_Found)
     renamed: dict[str, str] = {}
     for number, row in _rows(path, faults):
         try:
-            word, found = _texts(row, number, root)
+            word, texts = _texts(row, number, root)
             split = SPLIT_WORDS.get(word.lower(), word)
             if split != word:
                 renamed[word] = split
-            for text in found:
-                if text.id in line_of:
-                    raise Fault(f"id '{text.id}' is that of line {line_of[text.id]} already")
-                line_of[text.id] = number
-            texts.setdefault(split, []).extend(found)
+            for text in texts:
+                line = next((line for its in found.values() if (line := its.line_of(text.id))), None)
+                if line is not None:
+                    raise Fault(f"id '{text.id}' is that of line {line} already")
+                found[split].add(text, number)
         except Fault as fault:
             faults.append(f"line {number}: {fault}")
     if faults:
         shown = faults[:FAULTS_SHOWN] + ([f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else [])
         many = f"{len(faults)} faulty lines" if len(faults) > 1 else "a faulty line"
         raise DataError(f"'{path}' has {many}:\n  " + "\n  ".join(shown), "mend them and run the command again")
-    if not texts:
+    if not found:
         raise DataError(f"'{path}' holds no lines", 'a line is, for example, {"video": "a.mp4", "caption": "a dog barks"}')
-    notes = {split: [f"split '{word}' is read as '{split}'" for word, its in renamed.items() if its == split] for split in texts}
-    return [build_split(split, "qa", rows, notes=notes[split]) for split, rows in texts.items()]
+    notes = {split: [f"split '{word}' is read as '{split}'" for word, its in renamed.items() if its == split] for split in found}
+    return [Split(name=split, task="qa", clips=its.clips, texts=its.texts, notes=tuple(notes[split])) for split, its in found.items()]
+
+
+class _Found:
+    """The texts of one split, their clips, and the line of each text."""
+
+    def __init__(self) -> None:
+        self.texts, self.clips, self._lines = TextTable(), ClipTable(), array("q")
+
+    def add(self, text: Text, line: int) -> None:
+        self.texts.add(text)
+        self.clips.add(text.clip)
+        self._lines.append(line)
+
+    def line_of(self, name: str) -> int | None:
+        """Of the text of this id."""
+        number = self.texts.number_of(name)
+        return None if number is None else self._lines[number]
 
 
 def _rows(path: Path, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line number, row); lines that cannot be read become faults."""
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"'{path}' is no manifest: its name ends with none of {', '.join(SUFFIXES)}")
-    text = read_text(path)
     if path.suffix.lower() == ".csv":
-        yield from _csv_rows(path, text, faults)
-    elif text.lstrip().startswith("["):
-        yield from _json_list(path, text, faults)
+        yield from _csv_rows(path, faults)
+    elif first_character(path) == "[":
+        yield from _json_list(path, faults)
     else:
-        _check_one_a_line(path, text)
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield from _json_row(number, line, faults)
+        _check_one_a_line(path)
+        with open_text(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield from _json_row(number, line, faults)
 
 
-def _check_one_a_line(path: Path, text: str) -> None:
+def _check_one_a_line(path: Path) -> None:
     """Raises DataError if the whole file is one object around a list of lines."""
+    with open_text(path) as lines:
+        first = next((line for line in lines if line.strip()), "")
+        several = next((True for line in lines if line.strip()), False)
     try:
-        whole = json.loads(text)
+        whole = json.loads(first)
+        if several:
+            return
     except (ValueError, RecursionError):
-        return
+        try:
+            whole = json.loads(read_text(path))
+        except (ValueError, RecursionError):
+            return
     lists = [key for key, value in whole.items() if isinstance(value, list)] if isinstance(whole, dict) and "video" not in whole else []
     if lists:
         raise DataError(
@@ -130,23 +165,21 @@ def _json_row(number: int, line: str, faults: list[str]) -> Iterator[tuple[int, 
         faults.append(f"line {number}: not a JSON object")
 
 
-def _json_list(path: Path, text: str, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"'{path}' line {error.lineno} is not valid JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"'{path}' is not valid JSON: {error}") from None
-    for number, row in enumerate(rows, 1):  # in a list, the number of the entry
+def _json_list(path: Path, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, row in enumerate(json_items(path), 1):  # in a list, the number of the entry
         if isinstance(row, dict):
             yield number, row
         else:
             faults.append(f"line {number}: not a JSON object")
 
 
-def _csv_rows(path: Path, text: str, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with open_text(path, newline="") as lines:
+        yield from _csv_cells(path, csv.reader(lines, strict=True), faults)
+
+
+def _csv_cells(path: Path, reader: Any, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     begins, ends = 1, 0
     try:

@@ -66,8 +66,11 @@ def finish(splits: Sequence[Split], task: str | None, title: str, notes: Sequenc
     Raises:
         DataError: the annotations at hand hold no such task.
     """
-    if len({split.task for split in splits}) > 1:
-        splits = share_clips(splits)
+    return of_task(share_clips(splits) if len({split.task for split in splits}) > 1 else splits, task, title, notes)
+
+
+def of_task(splits: Sequence[Split], task: str | None, title: str, notes: Sequence[str] = ()) -> list[Split]:
+    """The splits of one task (None: of all), with the reader's notes. Raises DataError if there are none."""
     wanted = [split for split in splits if task in (None, split.task)]
     if not wanted:
         raise DataError(f"the annotations of {title} at hand have no task '{task}', only {', '.join(sorted({s.task for s in splits}))}")

@@ -10,8 +10,9 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from mirasol_cli.errors import DataError
 
@@ -19,6 +20,8 @@ LONGEST_CELL = 1 << 27
 """Panda-70M keeps all captions of a video in one cell; the csv module's own limit is 128 KiB."""
 
 
+PIECE = 1 << 20
+"""Characters of a file that are read at a time."""
 CLOCK = re.compile(r"\d+(?::\d+){0,2}(?:\.\d*)?|\.\d+|\d+(?:\.\d*)?[eE][+-]?\d+", re.ASCII)
 """Seconds, MM:SS or HH:MM:SS, with a fraction or without."""
 
@@ -33,6 +36,26 @@ def read_text(path: Path) -> str:
         raise DataError(f"'{path}' is missing") from None
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 text (byte {error.start})", "save it again as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def open_text(path: Path, newline: str = "\n") -> Iterator[TextIO]:
+    """A file as text without BOM, to be read in pieces or line by line.
+
+    Raises DataError if it is missing, cannot be read, or, as soon as that is met, is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file:
+            check_utf8(path, file.read(100))
+        with open(path, encoding="utf-8-sig", newline=newline) as text:
+            yield text
+    except FileNotFoundError:
+        raise DataError(f"'{path}' is missing") from None
+    except UnicodeDecodeError:
+        read_text(path)  # says at which byte
+        raise
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from None
 
@@ -139,23 +162,81 @@ def json_value(path: Path) -> Any:
 
 
 def json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, object) for each object of a JSON list (number: 1-based entry) or of JSON lines (number: line)."""
-    text = read_text(path)
-    if not text.strip():
+    """(number, object) for each object of a JSON list (number: 1-based entry) or of JSON lines (number: line), read one by one."""
+    first = first_character(path)
+    if not first:
         raise DataError(f"'{path}' is empty", "fetch it again")
-    if text.lstrip().startswith("["):
-        yield from _checked(path, "entry", enumerate(json_value(path), 1))
+    if first == "[":
+        yield from _checked(path, "entry", enumerate(json_items(path), 1))
     else:
-        yield from _checked(path, "line", _json_lines(path, text))
+        yield from _checked(path, "line", _json_lines(path))
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"'{path}' line {number} is not valid JSON: {error}") from None
+def first_character(path: Path) -> str:
+    """The first character that is no white space; empty if there is none."""
+    with open_text(path) as file:
+        while piece := file.read(PIECE):
+            if piece := piece.lstrip():
+                return piece[0]
+    return ""
+
+
+def json_items(path: Path) -> Iterator[Any]:
+    """The entries of a JSON list, read one by one. Raises DataError naming file and line if it is not valid JSON."""
+    decoder, space = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+    with open_text(path) as file:
+        text, at, open_ended = file.read(PIECE), 0, True
+
+        def refill() -> bool:
+            nonlocal text, at, open_ended
+            piece = file.read(max(PIECE, len(text) - at))
+            text, at, open_ended = text[at:] + piece, 0, bool(piece)
+            return open_ended
+
+        def next_character() -> str:
+            nonlocal at
+            while True:
+                found = space.match(text, at)
+                at = found.end() if found else at
+                if at < len(text) or not refill():
+                    return text[at : at + 1]
+
+        mark = next_character()  # "[", which the caller has seen
+        while mark in ("[", ","):
+            at += 1
+            if next_character() == "]" and mark == "[":
+                break
+            while True:
+                try:
+                    item, end = decoder.raw_decode(text, at)
+                    if end < len(text) or not open_ended or not refill():  # a number may go on in the next piece
+                        break
+                except (ValueError, RecursionError):
+                    if not open_ended or not refill():
+                        _not_a_list(path)
+            at = end
+            yield item
+            mark = next_character()
+        if next_character() != "]":
+            _not_a_list(path)
+        at += 1
+        if next_character():
+            _not_a_list(path)
+
+
+def _not_a_list(path: Path) -> NoReturn:
+    json_value(path)  # says where
+    raise DataError(f"'{path}' is not valid JSON")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"'{path}' line {number} is not valid JSON: {error}") from None
 
 
 def _checked(path: Path, word: str, values: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -71,7 +71,7 @@ class Scene:
 class Question:
     scene: Scene
     form: str  # the wording's family; answers are balanced within one
-    type: str  # what is needed: picture, sound, both, order, count, long, context
+    type: str  # what is needed: picture, sound, both, order, count, long, context, next (what comes after the clip)
     question: str
     answer: str
     context: str = ""
@@ -198,6 +198,7 @@ FORMS = {  # form: (what its answer needs, wording)
     "heard-last": ("order", "what plays last?"),
     "heard-after": ("order", "what plays after the {}?"),
     "heard-before": ("order", "does the {} play before the {}?"),
+    "heard-next": ("next", "what will play next?"),
     "ends": ("long", "does the same instrument play first and last?"),
     "long-first": ("long", "what plays at the very start?"),
     "long-last": ("long", "what plays at the very end?"),
@@ -288,14 +289,16 @@ EVENT_S = (1.5, 4.0)
 GAP_S = 0.5
 """At least this much between two sights, and between two sounds."""
 
-LONG_FAMILIES = ("solo", "many")
-"""solo: one instrument plays, now and then. many: two or three take turns."""
+LONG_FAMILIES = ("solo", "many", "round")
+"""solo: one instrument plays, now and then. many: two or three take turns. round: two or three play one after the other, again and
+again and at equal distances, so that what comes next follows from what came before, within the clip and after its end."""
+ROUND_TURNS = (7, 8, 9, 10, 11)
 
 
 def long_scenes(seed: int, split: str, count: int) -> list[Scene]:
     """`count` scenes of a split; scene i does not depend on `count`."""
     return [
-        _long_scene(random.Random(f"long/{seed}/{split}/{i}"), f"demo-long{seed}-{split}-{i:05d}", i, held_out=split == "test")
+        _long_scene(random.Random(f"long/{seed}/{split}/{i}"), f"minute{seed}-{split}-{i:05d}", i, held_out=split == "test")
         for i in range(count)
     ]
 
@@ -309,11 +312,12 @@ def long_questions(seed: int, split: str, world: list[Scene]) -> list[Question]:
 def _long_scene(rng: random.Random, name: str, number: int, *, held_out: bool) -> Scene:
     family = LONG_FAMILIES[number % len(LONG_FAMILIES)]
     seen = looks_of(rng, rng.choice((1, 2, 3)), held_out=held_out)
-    order = (
-        _solo(rng, [instrument for instrument, _ in seen])
-        if family == "solo"
-        else turns_with_ends(rng, (3, 4, 5), (2, 3), held_out=held_out)
-    )
+    if family == "solo":
+        order = _solo(rng, [instrument for instrument, _ in seen])
+    elif family == "many":
+        order = turns_with_ends(rng, (3, 4, 5), (2, 3), held_out=held_out)
+    else:
+        order = _round(rng, held_out=held_out)
     slots = rng.sample(range(3), len(seen))
     sights = tuple(
         Sight(instrument, colour, slot, enter, leave)
@@ -321,7 +325,7 @@ def _long_scene(rng: random.Random, name: str, number: int, *, held_out: bool) -
     )
     sounds = tuple(
         Sound(instrument, start, end, rng.uniform(0.88, 1.14))
-        for instrument, (start, end) in zip(order, _moments(rng, len(order)), strict=True)
+        for instrument, (start, end) in zip(order, (_beats if family == "round" else _moments)(rng, len(order)), strict=True)
     )
     return Scene(
         name=name,
@@ -344,6 +348,21 @@ def _solo(rng: random.Random, seen: list[str]) -> list[str]:
     return [played] * rng.choice((1, 2, 3))
 
 
+def _round(rng: random.Random, *, held_out: bool) -> list[str]:
+    """Two or three instruments in an order that is repeated to the end, which may come in the middle of it."""
+    while True:
+        motif = rng.sample(INSTRUMENTS, rng.choice((2, 3)))
+        if held_out or not HELD_OUT_ORDERS & set(pairwise([*motif, motif[0]])):
+            return [motif[turn % len(motif)] for turn in range(rng.choice(ROUND_TURNS))]
+
+
+def _beats(rng: random.Random, count: int) -> list[tuple[float, float]]:
+    """(start, end) of `count` events at equal distances, as fractions of the clip; all are equally long."""
+    length = rng.uniform(EVENT_S[0], min(EVENT_S[1], LONG_SECONDS / count - 2 * GAP_S)) / LONG_SECONDS
+    first = rng.uniform(GAP_S / LONG_SECONDS, 1 / count - length - GAP_S / LONG_SECONDS)
+    return [(first + turn / count, first + turn / count + length) for turn in range(count)]
+
+
 def _moments(rng: random.Random, count: int) -> list[tuple[float, float]]:
     """(start, end) of `count` events, one after the other, anywhere in the clip and as fractions of it."""
     lengths = [rng.uniform(*EVENT_S) for _ in range(count)]
@@ -362,6 +381,10 @@ def _ask_long(scene: Scene, rng: random.Random) -> Iterator[Question]:
         yield from about_both(scene)
         return
     order = [sound.instrument for sound in scene.sounds]
+    if scene.family == "round":
+        motif = len(scene.heard)
+        yield ask(scene, "heard-next", order[len(order) - motif])
+        return
     yield ask(scene, "heard-first", order[0])
     yield ask(scene, "heard-last", order[-1])
     yield ask(scene, "ends", yes(order[0] == order[-1]))

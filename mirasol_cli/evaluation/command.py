@@ -244,7 +244,7 @@ def _rescore(job: EvaluationJob, options: Options, say: Say) -> dict[str, Any]:
     else:
         labels = plan.labels
         given = read_predictions(options.predictions, plan.questions(), known)
-        rows = align_to_questions(given, plan.questions(), frozenset(split.kept), job.protocol)
+        rows = align_to_questions(given, plan.questions(), frozenset(split.kept.tolist()), job.protocol)
     job = replace(job, folder=evaluation_folder(job, options, None, None))
     with folder_lock(job.folder, say):
         announce_other_predictions(job.folder, options.predictions, say)

@@ -17,9 +17,8 @@ from mirasol_cli.errors import DataError
 from mirasol_cli.evaluation.controls import MODEL_CONTROLS, apply_control, derangement
 from mirasol_cli.evaluation.protocols import Protocol, score_row
 from mirasol_cli.evaluation.subsets import choose
-from mirasol_cli.files import disk_problem, read_json, read_jsonl, sha256_of, write_atomic, write_json
+from mirasol_cli.files import disk_problem, json_line, read_json, read_jsonl, sha256_of, write_atomic, write_json
 from mirasol_cli.inference.answerer import Answerer, Question
-from mirasol_cli.shards.index import json_line
 
 if TYPE_CHECKING:
     from mirasol_cli.shards.reader import ShardSplit
@@ -76,8 +75,7 @@ class Plan:
 
     def media_of(self) -> dict[int, int]:
         """Clip -> the clip whose media is shown with it; clips without media are left out."""
-        kept = set(self.split.kept)
-        present = [clip for clip, _ in self.clips if clip in kept]
+        present = [clip for clip, _ in self.clips if self.split.has(clip)]
         return derangement(present, self.seed) if self.control == "swap-media" else {clip: clip for clip in present}
 
 

@@ -17,6 +17,19 @@ class _Moves:
     def to(self, device: torch.device | str) -> Self:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pinned(self) -> Self:
+        """The same in pinned memory, from which copies to a GPU run beside the host's work."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def used_on(self, stream: torch.Stream) -> None:
+        """Keep the memory of all tensors until what is queued on `stream` is done."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._with_each(keep)
+
     def clips(self, rows: Sequence[int]) -> Self:
         """The batch of these clips, in this order."""
         return self._with_each(lambda tensor: tensor[list(rows)])

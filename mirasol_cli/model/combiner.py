@@ -69,7 +69,7 @@ class TransformerCombiner(Combiner):
 
     def __init__(self, config: CombinerConfig, input_width: int, tokens: Sequence[int]):
         super().__init__(config, input_width, tokens)
-        self.output = OutputTokens(config)
+        self.output = OutputTokens(config, tokens)
         self.blocks = init_sharp_attention(
             nn.ModuleList(Block(config.width, config.heads, config.mlp_dim, dropout=config.dropout) for _ in range(config.layers))
         )
@@ -103,7 +103,7 @@ class CausalTransformerCombiner(Combiner):
                 "combiner.heads",
                 f"model.combiner.heads: width {config.width} / {config.heads} heads is odd, but context: history has rotary positions",
             )
-        self.output = OutputTokens(config)
+        self.output = OutputTokens(config, tokens)
         self.transformer = ChunkTransformer(config.width, config.heads, config.mlp_dim, config.layers, dropout=config.dropout)
         init_sharp_attention(self.transformer.blocks)
 
@@ -121,13 +121,14 @@ class OutputTokens(nn.Module):
     """Which M tokens of a chunk are the Combiner's outputs: the last ones of its sequence (Mirasol3B section 3.3).
 
     OURS, `output_tokens: learned`: M learned tokens stand at the end of the sequence, so that output j is the same thing in every
-    chunk, whatever the chunk lacks. `last` is the literal reading: the last M valid input tokens, whichever these are; a chunk
-    with fewer is filled up with the learned tokens. So is one without any, either way.
+    chunk, whatever the chunk lacks. To each the mean of its group of tokens is added (`group_means`): what it will carry of them is
+    then on the residual path from the start, and attention need not find it first. `last` is the literal reading: the last M valid
+    input tokens, whichever these are; a chunk with fewer is filled up with the learned tokens. So is one without any, either way.
     """
 
-    def __init__(self, config: CombinerConfig):
+    def __init__(self, config: CombinerConfig, modality_tokens: Sequence[int]):
         super().__init__()
-        self.appended = config.output_tokens == "learned"
+        self.appended, self.modality_tokens = config.output_tokens == "learned", tuple(modality_tokens)
         self.tokens = learned_parameter(config.num_outputs, config.width)
 
     def append(self, x_BTND: Tensor, valid_BTN: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -138,7 +139,8 @@ class OutputTokens(nn.Module):
                 return x_BTND, valid_BTN
             valid_BTN = x_BTND.new_ones(x_BTND.shape[:3], dtype=torch.bool) if valid_BTN is None else valid_BTN
             return F.pad(x_BTND, (0, 0, missing, 0)), F.pad(valid_BTN, (missing, 0), value=False)
-        x = torch.cat([x_BTND, self.tokens.to(x_BTND.dtype).expand(*x_BTND.shape[:2], -1, -1)], dim=2)
+        means, _ = group_means(x_BTND, valid_BTN, len(self.tokens), self.modality_tokens)
+        x = torch.cat([x_BTND, means + self.tokens.to(x_BTND.dtype)], dim=2)
         return x, with_output_tokens(valid_BTN, len(self.tokens))
 
     def last(self, valid: Tensor | None) -> LastValid:
@@ -219,9 +221,7 @@ class PerceiverCombiner(Combiner):
 
 
 class MeanPoolCombiner(Combiner):
-    """OURS: the means of M groups of neighbouring tokens. Each modality has its own groups, as even as they can be. Output j joins the
-    j-th group of either, each weighted by the root of its modality's share of the tokens, so that a change of one modality changes the
-    outputs (in squares) by about that share. A group without a valid token is left out; where none is left, a learned token stands."""
+    """OURS: the means of M groups of neighbouring tokens (`group_means`). A group without a valid token is filled up."""
 
     kind = "mean"
 
@@ -233,19 +233,9 @@ class MeanPoolCombiner(Combiner):
     def forward(
         self, x_BTND: Tensor, valid_BTN: Tensor | None = None, state: CombinerState = None, *, whole_chunks: bool = False
     ) -> tuple[Tensor, CombinerState]:
-        x = self.input(x_BTND)
-        valid = x.new_ones(x.shape[:3], dtype=torch.bool) if valid_BTN is None else valid_BTN
-        sizes = self.modality_tokens if x.shape[2] == sum(self.modality_tokens) else (x.shape[2],)  # one modality may be left out
-        joined, found = x.new_zeros(1), valid.new_zeros(1)
-        for tokens, there in zip(x.split(sizes, dim=2), valid.split(sizes, dim=2), strict=True):
-            size = tokens.shape[2]
-            group_N = torch.arange(size, device=x.device) * self.outputs // size
-            member_MN = (group_N == torch.arange(self.outputs, device=x.device)[:, None]) & there[:, :, None]
-            count = member_MN.sum(-1, keepdim=True)
-            joined = joined + sqrt(size / x.shape[2]) * (member_MN.to(x.dtype) / count.clamp(min=1)) @ tokens
-            found = found | (count > 0)
-        mean = self.norm(joined)
-        return torch.where(found, mean, self.filler.to(mean.dtype)), None
+        means, found = group_means(self.input(x_BTND), valid_BTN, self.outputs, self.modality_tokens)
+        x = self.norm(means)
+        return torch.where(found, x, self.filler.to(x.dtype)), None
 
 
 class IdentityCombiner(Combiner):
@@ -264,6 +254,27 @@ class IdentityCombiner(Combiner):
         if valid_BTN is None:
             return keep_in_graph(x, self.filler), None
         return torch.where(valid_BTN[..., None], x, self.filler.to(x.dtype)), None
+
+
+def group_means(x_BTND: Tensor, valid_BTN: Tensor | None, groups: int, modality_tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """OURS: the means of M groups of neighbouring tokens [B, T, M, D], and which groups hold a valid token, bool [B, T, M, 1].
+
+    Each modality has M groups of its own, as even as they can be. Mean j joins the j-th group of either, as far as it holds a valid
+    token, weighted by the root of its modality's share of the tokens, so that a change of one modality changes the means (in squares)
+    by about that share.
+    """
+    tokens = x_BTND.shape[2]
+    sizes = modality_tokens if tokens == sum(modality_tokens) else (tokens,)  # one modality may be left out
+    valid_BTN = x_BTND.new_ones(x_BTND.shape[:3], dtype=torch.bool) if valid_BTN is None else valid_BTN
+    joined, shares = x_BTND.new_zeros(1), x_BTND.new_zeros(1)
+    for x, valid in zip(x_BTND.split(sizes, dim=2), valid_BTN.split(sizes, dim=2), strict=True):
+        size = x.shape[2]
+        group_N = torch.arange(size, device=x.device) * groups // size
+        member_MN = (group_N == torch.arange(groups, device=x.device)[:, None]) & valid[:, :, None]
+        count = member_MN.sum(-1, keepdim=True)
+        joined = joined + sqrt(size / tokens) * (member_MN.to(x.dtype) / count.clamp(min=1)) @ x
+        shares = shares + (size / tokens) * (count > 0)
+    return joined / shares.clamp(min=1 / tokens).sqrt(), shares > 0
 
 
 @torch.no_grad()

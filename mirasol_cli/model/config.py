@@ -179,6 +179,10 @@ class LoraConfig:
             if part not in ("encoder", "video_encoder", "audio_encoder", "text"):
                 raise FieldError("parts", f"{part!r} is not one of encoder, video_encoder, audio_encoder, text")
 
+    @staticmethod
+    def from_plain(plain: dict) -> LoraConfig:
+        return LoraConfig(**plain | {"parts": tuple(plain.get("parts", ()))})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -224,16 +228,12 @@ class ModelConfig:
             latent=LatentConfig(**plain["latent"]),
             reconstruction=ReconstructionConfig(**plain["reconstruction"]),
             text=TextConfig.from_plain(plain["text"]),
-            lora=_lora(plain.get("lora", {})),
+            lora=LoraConfig.from_plain(plain.get("lora", {})),
         )
 
 
 def _trunk(plain: dict | None) -> TrunkConfig | None:
     return None if plain is None else TrunkConfig(**plain)
-
-
-def _lora(plain: dict) -> LoraConfig:
-    return LoraConfig(**plain | {"parts": tuple(plain.get("parts", ()))})
 
 
 def _divides(width: int, heads: int) -> None:

@@ -28,6 +28,10 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
+    def like(self, config: LoraConfig) -> bool:
+        """Whether it is adapted by the same rank and scale."""
+        return (len(self.lora_a), self.scale) == (config.rank, config.alpha / config.rank)
+
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain map that computes the same."""
@@ -51,6 +55,20 @@ def merge_lora(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):
             _put(model, name, module.merged())
+
+
+def merge_foreign(tensors: dict[str, Tensor], config: LoraConfig, model: nn.Module) -> int:
+    """Merge those products of other weights (`tensors`, adapted as `config` says) that `model` has no place for; returns how many.
+
+    It has a place where it adapts the same map by the same rank and scale.
+    """
+    scale = config.alpha / config.rank
+    places = {name for name, module in model.named_modules() if isinstance(module, LoraLinear) and module.like(config)}
+    foreign = [name for name in (n.removesuffix(".lora_a") for n in tensors if n.endswith(".lora_a")) if name not in places]
+    for name in foreign:
+        product = tensors.pop(f"{name}.lora_b").float() @ tensors.pop(f"{name}.lora_a").float()
+        tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + scale * product
+    return len(foreign)
 
 
 def layers_of(model: nn.Module, part: str) -> tuple[str, ...]:

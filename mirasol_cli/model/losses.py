@@ -143,8 +143,10 @@ def degrees_of_freedom(present_BT: Tensor) -> Tensor:
 def effective_rank(x_BTMD: Tensor, present_BT: Tensor) -> Tensor:
     """exp(entropy of the normalised singular values) of the centred rows (Roy & Vetterli 2007); 1 .. D."""
     rows = centre_slots(x_BTMD.float(), present_BT)[present_BT].flatten(0, 1)
-    step = max(1, rows.shape[0] // DIAGNOSED_ROWS)
-    values = torch.linalg.svdvals(rows[::step])
+    rows = rows[:: max(1, rows.shape[0] // DIAGNOSED_ROWS)]
+    rows = (rows.cpu() if rows.device.type == "mps" else rows).double()  # squares of float32 would hide a collapse in their rounding
+    product = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    values = torch.linalg.eigvalsh(product).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=1e-12)
     return torch.special.entr(share).sum().exp()
 

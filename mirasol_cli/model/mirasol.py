@@ -25,6 +25,7 @@ from mirasol_cli.model.lora import add_lora
 from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.model.text_decoder import CrossAttention, DecoderLayer, TextDecoder, TextKV
+from mirasol_cli.model.token_turing import TokenTuringMachine
 from mirasol_cli.model.tokens import Encoder, TubeTokens, build_audio_tokens
 
 CUTS = ("own-chunk", "no-memory", "last-chunk")
@@ -131,13 +132,9 @@ class Mirasol(nn.Module):
         """
         hidden, encoded = media.hidden, []
         if media.tubes is not None:
-            encoder = self.encoder if self.config.encoder.share else self.video_encoder
-            x = encoder(self.video_tokens(media.tubes, media.flip_B), media.video_valid_BTN if hidden.part_of_video else None)
-            encoded.append((x, media.video_valid_BTN, hidden.all_video))
+            encoded.append((self.encode_video(media), media.video_valid_BTN, hidden.all_video))
         if media.mel_BTZS is not None:
-            encoder = self.encoder if self.config.encoder.share else self.audio_encoder
-            x = encoder(self.audio_tokens(media.mel_BTZS), media.audio_valid_BTN if hidden.part_of_audio else None)
-            encoded.append((x, media.audio_valid_BTN, hidden.all_audio))
+            encoded.append((self.encode_audio(media), media.audio_valid_BTN, hidden.all_audio))
         if not encoded:
             raise FieldError("data.video", "neither video nor audio: with data.video and data.audio false there is nothing to encode")
         leave_out = self.config.combiner.kind != "none" and not all(absent for *_, absent in encoded)  # `none` keeps a token's place
@@ -150,6 +147,18 @@ class Mirasol(nn.Module):
         if media.chunk_valid_BT is not None:
             valid_BTN = valid_BTN & media.chunk_valid_BT[..., None]
         return tokens, valid_BTN, not hidden.part_of_chunks
+
+    def encode_video(self, media: MediaBatch) -> Tensor:
+        """The encoder's video tokens [B, T, N_video, D]."""
+        assert media.tubes is not None
+        encoder = self.encoder if self.config.encoder.share else self.video_encoder
+        return encoder(self.video_tokens(media.tubes, media.flip_B), media.video_valid_BTN if media.hidden.part_of_video else None)
+
+    def encode_audio(self, media: MediaBatch) -> Tensor:
+        """The encoder's audio tokens [B, T, N_audio, D]."""
+        assert media.mel_BTZS is not None
+        encoder = self.encoder if self.config.encoder.share else self.audio_encoder
+        return encoder(self.audio_tokens(media.mel_BTZS), media.audio_valid_BTN if media.hidden.part_of_audio else None)
 
     # Text -------------------------------------------------------------------------------------------------------
 
@@ -202,8 +211,15 @@ class Mirasol(nn.Module):
         }  # fmt: skip
 
     def blocks(self) -> list[nn.Module]:
-        """The Transformer layers: what is compiled, recomputed and sharded one by one."""
+        """The Transformer layers: what is compiled and recomputed one by one."""
         return [module for module in self.modules() if isinstance(module, (Block, DecoderLayer, CrossAttention))]
+
+    def sharded_units(self) -> list[nn.Module]:
+        """What a sharded run gathers at once: the Transformer layers one by one, but a Token Turing Machine whole, because its
+        recurrence comes back to every layer with every chunk."""
+        machines = [module for module in self.modules() if isinstance(module, TokenTuringMachine)]
+        inside = {id(module) for machine in machines for module in machine.modules()}
+        return [*machines, *(block for block in self.blocks() if id(block) not in inside)]
 
 
 def _ttm_memory(state: CombinerState) -> Tensor | None:

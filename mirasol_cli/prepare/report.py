@@ -12,10 +12,14 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from mirasol_cli.prepare.plan import Origin, SplitPlan, text_rows
 from mirasol_cli.runtime.console import ProgressLine
 from mirasol_cli.sample import AudioState
+from mirasol_cli.shards.columns import ClipColumns, write_texts
 from mirasol_cli.shards.index import (
+    CLIP_COLUMNS,
     CLIPS,
     FAILURES,
     INCOMPLETE,
@@ -25,9 +29,10 @@ from mirasol_cli.shards.index import (
     SplitIndex,
     TaskEntry,
     clips_per_shard,
+    text_columns_name,
     texts_name,
-    write_lines,
 )
+from mirasol_cli.shards.lines import write_lines
 
 Say = Callable[[str], None]
 SAID = 8
@@ -40,13 +45,15 @@ SAID = 8
 def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
     """Everything of a split but its media; the index last. Needs a record of every shard. Files whose content stays are left alone."""
     records = [plan.records[number] for number in range(plan.shards)]
-    numbers = {clip.key: number for number, clip in enumerate(plan.clips)}
     rows = ({"key": clip.key, "video": clip.video, "start_s": clip.start_s, "end_s": clip.end_s} for clip in plan.clips)
-    files = {CLIPS: write_lines(plan.folder / CLIPS, rows)}
+    lines = write_lines(plan.folder / CLIPS, rows)
+    columns = ClipColumns.of(records, len(plan.clips), plan.views, lines)
+    files = {CLIPS: lines.sha256, CLIP_COLUMNS: columns.write(plan.folder / CLIP_COLUMNS)}
     tasks = dict(plan.index.tasks) if plan.index else {}
     for split in plan.splits:
-        sha256 = write_lines(plan.folder / texts_name(split.task), text_rows(split, numbers))
+        sha256, text_columns = write_texts(plan.folder / texts_name(split.task), text_rows(split, plan.clips))
         tasks[split.task] = TaskEntry(
+            columns=text_columns.write(plan.folder / text_columns_name(split.task)),
             dataset=dataset.NAME,
             licence=dataset.LICENCE,
             texts=len(split.texts),
@@ -56,20 +63,25 @@ def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
             manifest=origin.manifest,
             place=origin.place or (tasks[split.task].place if split.task in tasks else ""),
         )
-    failures = ({"video": f.video, "stage": f.stage, "reason": f.reason, "hint": f.hint, "clip": f.clip} for r in records for f in r.failed)
-    files[FAILURES] = write_lines(plan.folder / FAILURES, failures)
+    failures = (
+        {"video": f.video, "stage": f.stage, "reason": f.reason, "hint": f.hint, "clip": f.clip, "key": f.key}
+        for r in records
+        for f in r.failed
+    )
+    files[FAILURES] = write_lines(plan.folder / FAILURES, failures).sha256
     incomplete = (
         {"video": plan.clips[clip].video, "missing": share, "clip": clip, "key": plan.clips[clip].key}
         for r in records
         for clip, share in r.incomplete
         if share < 1  # a clip of sound alone lacks none; `problems` has those
     )
-    files[INCOMPLETE] = write_lines(plan.folder / INCOMPLETE, incomplete)
-    files[PROBLEMS] = write_lines(plan.folder / PROBLEMS, [problems(plan, records)])
+    files[INCOMPLETE] = write_lines(plan.folder / INCOMPLETE, incomplete).sha256
+    files[PROBLEMS] = write_lines(plan.folder / PROBLEMS, [problems(plan, records)]).sha256
     made_by = plan.index.versions if plan.index and not plan.written else versions()
     index = SplitIndex(
         split=plan.name, geometry=plan.geometry, views=plan.views, clips_per_shard=clips_per_shard(plan.geometry), versions=made_by,
-        counts=counts(records, None), tasks={task: tasks[task] for task in sorted(tasks)}, files=files, shards=records,
+        counts=counts(records, None), tasks={task: tasks[task] for task in sorted(tasks)}, files=files,
+        shards=[record.entry for record in records],
     )  # fmt: skip
     if index != plan.index:
         index.write(plan.folder / INDEX)
@@ -113,11 +125,11 @@ def versions() -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ counts
 
 
-def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, Any]:
-    """Counts over the clips of the shards (None: all of them)."""
+def counts(records: Iterable[ShardRecord], only: np.ndarray | None) -> dict[str, Any]:
+    """Counts over the clips of the shards that `only` (bool, by clip) picks; None: all of them."""
 
     def wanted(clip: int) -> bool:
-        return only is None or clip in only
+        return only is None or bool(only[clip])
 
     kept = missing = failed = expected = size = short = incomplete = without_video = 0
     seconds, audio = 0.0, Counter({state.word: 0 for state in AudioState})

@@ -24,5 +24,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def computes_in_bf16(precision: str, device: torch.device) -> bool:
-    """What `train.precision` ("auto", "float32" or "bf16") means on `device`: auto is bf16 on NVIDIA GPUs, float32 elsewhere."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    """What `train.precision` ("auto", "float32" or "bf16") means on `device`: auto is bf16 on GPUs that compute in it, float32 elsewhere
+    (V100, T4 and older merely emulate it, slowly)."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"

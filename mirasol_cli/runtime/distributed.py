@@ -23,7 +23,8 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
-from mirasol_cli.errors import EnvironmentProblem, MirasolError, UsageError
+from mirasol_cli.errors import EnvironmentProblem, UsageError
+from mirasol_cli.runtime.peers import ALONE, Peers
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -32,17 +33,12 @@ if TYPE_CHECKING:
 
 
 Result = TypeVar("Result")
-
-
-class AbortedByRank0(MirasolError):
-    """On the other processes, when the first one has failed; the first one's message tells why."""
-
-    kind = "stopped"
-
-    def __init__(self, exit_code: int):
-        super().__init__("the first process of the run failed; see its message")
-        self.exit_code = exit_code
-
+COMPILED_FORMS = 128
+"""All blocks share the code that torch compiles, `Module._call_impl`; each kind of block, size, mask or none, with gradients or
+without is a form of its own. Beyond torch's limit of 8, a block would run uncompiled, with no more than a warning."""
+LONGEST_WAIT_S = 7200.0
+"""How long a process waits for others that do something slow (verify a checkpoint, write one, validate): far longer than for a
+collective of training, where whoever does not come in time has stopped."""
 
 _TOO_LONG = ("timed out", "timeout")
 _GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "connection was likely closed")
@@ -56,6 +52,8 @@ class World:
     size: int
     device: torch.device
     timeout_s: float = 0.0
+    waiting: Peers = ALONE  # of the main thread
+    background: Peers = ALONE  # of the thread that writes checkpoints
 
     @property
     def is_main(self) -> bool:
@@ -90,28 +88,12 @@ class World:
         return total.tolist()
 
     def run_on_rank0(self, work: Callable[[], Result]) -> Result | None:
-        """Run `work` on the first process while the others wait; returns its result there, None elsewhere.
-
-        If it raises, every process raises, so that none is left waiting for the others.
-        """
-        if self.size == 1:
-            return work()
-        result, error, code = None, None, 0
-        if self.is_main:
-            try:
-                result = work()
-            except Exception as caught:
-                error, code = caught, caught.exit_code if isinstance(caught, MirasolError) else 1
-        code = int(self.sum([code])[0])
-        if error is not None:
-            raise error
-        if code:
-            raise AbortedByRank0(code)
-        return result
+        """`Peers.on_first`: run `work` on the first process while the others wait, for as long as it takes."""
+        return self.waiting.on_first(work)
 
     def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+        """Wait for the others, for as long as it takes."""
+        self.waiting.barrier()
 
     def broadcast_bytes(self, content: bytes | None) -> bytes:
         """The first process's `content`, on every process."""
@@ -136,6 +118,14 @@ class World:
         each = batch // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
+    def check_shard_size(self, size: int | None) -> None:
+        """Raises UsageError where the processes do not form groups of `size`. One process alone is not sharded at all."""
+        if size is not None and self.size > 1 and self.size % size:
+            raise UsageError(
+                f"train.shard_size: {self.size} processes do not form groups of {size}",
+                "use the number of GPUs of a machine, or leave it out to shard over all processes",
+            )
+
 
 @contextmanager
 def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
@@ -159,9 +149,11 @@ def joined_world(device: torch.device, timeout_s: float) -> Iterator[World]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     already = dist.is_initialized()
-    world = World(rank, size, device, timeout_s)
     if not already:
         _join(rank, size, device, timeout_s)
+    patience = timedelta(seconds=max(LONGEST_WAIT_S, timeout_s))
+    waiting, background = (Peers(rank, size, dist.new_group(backend="gloo", timeout=patience)) for _ in range(2))
+    world = World(rank, size, device, timeout_s, waiting, background)
     try:
         yield world
     except RuntimeError as error:
@@ -191,6 +183,10 @@ def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
 
 def prepare_blocks(model: Mirasol, *, activation_checkpointing: bool, compile: bool) -> None:
     """Recompute and compile block by block, in place and without renaming a parameter."""
+    if compile:
+        from torch._dynamo import config
+
+        config.recompile_limit = max(config.recompile_limit, COMPILED_FORMS)
     for block in model.blocks():
         if activation_checkpointing:
             block.forward = _recomputed(block.forward)
@@ -208,10 +204,14 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool) -> nn.Module:
-    """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its blocks sharded in place.
+def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool, shard_size: int | None = None) -> nn.Module:
+    """What the loop calls instead of `model`: the model itself, DDP around it, or the model with its parts sharded in place.
 
-    Gradients come out as the mean over the processes in both forms.
+    Gradients come out as the mean over the processes in all forms.
+
+    Args:
+        shard_size: processes that hold the model together, each a part, where that is not all of them: its copies then are
+            replicas (HSDP). With the GPUs of one machine, weights are gathered inside of it, and only gradients cross the network.
     """
     if world.size == 1:
         return model
@@ -221,12 +221,15 @@ def parallelise(model: Mirasol, world: World, kind: str, *, bf16: bool) -> nn.Mo
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    if shard_size is None or shard_size == world.size:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        mesh = init_device_mesh(world.device.type, (world.size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
     # Weights travel in bf16, gradients are summed in float32: autocast computes in bf16 anyhow.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False) if bf16 else None
     settings = {"mesh": mesh} if policy is None else {"mesh": mesh, "mp_policy": policy}
-    for block in model.blocks():
-        fully_shard(block, **settings)
+    for unit in model.sharded_units():
+        fully_shard(unit, **settings)
     fully_shard(model, **settings)
     return model
 
@@ -255,24 +258,33 @@ def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
     return sharded is not None and isinstance(tensor, sharded.DTensor)
 
 
-def gather_full(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The tensors unsharded, as copies on the CPU, on the first process; nothing elsewhere. All processes call this together.
+def whole_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors unsharded, on every process, floating-point ones as `dtype`. All processes call this together.
 
-    One tensor at a time, so that no device ever has to hold all of a sharded model.
+    One tensor at a time, so that no more than one is whole in two types.
     """
     found = {}
     for name, tensor in tensors.items():
-        full = tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
-        if world.is_main:
-            found[name] = full.detach().to("cpu", copy=True)
+        full = tensor.detach().full_tensor() if is_sharded_tensor(tensor) else tensor.detach()  # type: ignore[attr-defined]
+        found[name] = full.to(dtype) if dtype is not None and full.is_floating_point() else full
     return found
 
 
-def shard_like(full: Tensor, reference: Tensor) -> Tensor:
-    """`full` (the same on every process) on the device, in the type and sharding of `reference`, without communication."""
-    if is_sharded_tensor(reference):
-        from torch.distributed.tensor import distribute_tensor
+def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """This process's part of a tensor, and the row of the whole that it begins with. What is not sharded is all here."""
+    if not is_sharded_tensor(tensor):
+        return tensor, 0
+    mesh, rows, first = tensor.device_mesh, tensor.shape[0] if tensor.dim() else 1, 0
+    for dimension, placement in enumerate(tensor.placements):
+        if placement.is_shard():  # `fully_shard` cuts the first axis, as torch.chunk does
+            first = min(rows, mesh.get_local_rank(dimension) * -(-rows // mesh.size(dimension)))
+    return tensor.to_local(), first
 
-        moved = full.to(reference.to_local().device, reference.dtype)
-        return distribute_tensor(moved, reference.device_mesh, reference.placements, src_data_rank=None)
-    return full.to(reference.device, reference.dtype)
+
+def holders(tensor: Tensor, world: World) -> tuple[int, int]:
+    """(this process's place, how many) among the processes that hold the same part of a tensor."""
+    if not is_sharded_tensor(tensor):
+        return world.rank, world.size
+    mesh = tensor.device_mesh
+    copies = [dimension for dimension, placement in enumerate(tensor.placements) if placement.is_replicate()]
+    return (mesh.get_local_rank(copies[0]), mesh.size(copies[0])) if copies else (0, 1)

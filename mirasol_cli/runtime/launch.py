@@ -23,6 +23,16 @@ GRACE_S = 30.0
 POLL_S = 0.05
 
 
+def torchrun_kill_delay_s() -> float | None:
+    """Under torchrun, the seconds from SIGTERM to SIGKILL; None elsewhere. Some versions of torch know no other than the 30 of old."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    from torch.distributed.launcher.api import LaunchConfig
+
+    settable = hasattr(LaunchConfig, "shutdown_timeout")
+    return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")) if settable else 30.0
+
+
 def usable_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,8 @@ FORWARDED_WITHIN_S = 1.0
 """A launcher passes the terminal's Ctrl-C on, so a second SIGINT this soon is the same key press."""
 
 
-STOPS = {130: "Ctrl-C", 143: "SIGTERM", 129: "SIGHUP (the terminal was closed)"}
+SIGTERM = 143
+STOPS = {130: "Ctrl-C", SIGTERM: "SIGTERM", 129: "SIGHUP (the terminal was closed)"}
 """Exit code (128 + the signal's number) -> what stopped the run."""
 
 
@@ -34,6 +35,7 @@ class SignalFlags:
         self.stop = 0
         self.save = False
         self._interrupted_at: float | None = None
+        self._stopped_at: float | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalFlags:
@@ -47,6 +49,11 @@ class SignalFlags:
             signal.signal(number, handler)
         self._previous.clear()
 
+    @property
+    def since_stop_s(self) -> float:
+        """Seconds since the first signal that asks this process to stop; 0 where none has."""
+        return 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             now = time.monotonic()
@@ -59,3 +66,5 @@ class SignalFlags:
             self.stop = 128 + number
         else:
             self.save = True
+        if self.stop and self._stopped_at is None:
+            self._stopped_at = time.monotonic()

@@ -1,8 +1,10 @@
 """Shards, schema version 2: what lies in which file. The fields of a clip are in `mirasol_cli.sample`.
 
     <out>/<split>/clips.jsonl               the expected clips, one a line; the line number is the clip's number; only ever appended to
+                  clips.columns             arrays with an entry per clip: status, audio, seconds, checksums (see `columns`)
                   shard-00000.safetensors   media: one tensor per field, the kept clips of the shard stacked along dim 0
                   <task>.jsonl              texts that point to clips by number
+                  <task>.columns            arrays with an entry per text: clip, lengths, where its line lies, checksum
                   failures.jsonl            clips that could not be used: video, stage, reason, hint
                   incomplete.jsonl          clips that were kept and lack frames: video, share of the frames that is missing
                   problems.json             what deserves a look: clips missing, failed, silent, without sound, short; names that several
@@ -12,19 +14,22 @@
 Shard k holds the expected clips [k n, (k + 1) n) minus failures and missing files, where n is a function of the geometry alone.
 With V views a clip fills V consecutive rows: row = position * V + view. A shard's metadata repeat the keys and checksums of
 its rows, so that its content can be taken over even where the index is lost. Nothing in any file depends on time, paths or order of work.
+
+Columns are files in the safetensors format, and mapped: what a process holds of a split does not grow with it, and ten million clips
+open in seconds. An index that holds all of this itself, as indexes did before there were columns, is read too; `prepare` replaces it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.errors import ShardError
-from mirasol_cli.files import crc32_of, is_encodable, sha256_of, write_atomic
+from mirasol_cli.files import crc32_of, json_line, write_atomic
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.media import READER_VERSION
 from mirasol_cli.sample import bytes_per_clip
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 INDEX, CLIPS, FAILURES, INCOMPLETE, PROBLEMS = "index.json", "clips.jsonl", "failures.jsonl", "incomplete.jsonl", "problems.json"
+CLIP_COLUMNS = "clips.columns"
 SHARD_BYTES = 256_000_000
 """About what a shard holds."""
 LARGEST_SHARD = 1024
@@ -53,6 +59,10 @@ def record_name(number: int) -> str:
 
 def texts_name(task: str) -> str:
     return f"{task}.jsonl"
+
+
+def text_columns_name(task: str) -> str:
+    return f"{task}.columns"
 
 
 def clips_per_shard(geometry: ClipGeometry) -> int:
@@ -84,7 +94,7 @@ class ClipFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """One shard's entry of the index. Clip numbers ascend; `crc32` has one entry per row, `audio` and `seconds` one per kept clip."""
+    """All that is known of one shard. Clip numbers ascend; `crc32` has one entry per row, `audio` and `seconds` one per kept clip."""
 
     number: int
     clips: int  # expected clips of this shard
@@ -104,6 +114,10 @@ class ShardRecord:
     def name(self) -> str:
         return shard_name(self.number)
 
+    @property
+    def entry(self) -> ShardEntry:
+        return ShardEntry(number=self.number, clips=self.clips, clips_digest=self.clips_digest, bytes=self.bytes, sha256=self.sha256)
+
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -111,6 +125,21 @@ class ShardRecord:
     def from_plain(plain: Mapping[str, Any]) -> ShardRecord:
         values = dict(plain)
         return ShardRecord(**{**values, "failed": [ClipFailure(**failure) for failure in values["failed"]]})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """What the index says about one shard; what there is per clip lies in columns."""
+
+    number: int
+    clips: int
+    clips_digest: str
+    bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +154,7 @@ class TaskEntry:
     notes: list[str] = field(default_factory=list)  # what the reader repaired or dropped
     manifest: str = ""  # the manifest's file name; empty for a data set
     place: str = ""  # digest of where that manifest lies, seen from the shards; empty if --out named the folder
+    columns: str = ""  # sha256 of <task>.columns; empty: there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,17 +168,23 @@ class SplitIndex:
     versions: dict[str, str]
     counts: dict[str, Any]
     tasks: dict[str, TaskEntry]
-    files: dict[str, str]  # name -> sha256 of clips.jsonl, failures.jsonl, incomplete.jsonl, problems.json
-    shards: list[ShardRecord]
+    files: dict[str, str]  # name -> sha256 of clips.jsonl, clips.columns, failures.jsonl, incomplete.jsonl, problems.json
+    shards: list[ShardEntry]
     reader: int = READER_VERSION  # of the decoders that read the videos
     schema: int = SCHEMA
+    inline: list[ShardRecord] = field(default_factory=list)  # where there are no columns: the shards as the index itself tells them
+
+    @property
+    def clips(self) -> int:
+        """Expected clips."""
+        return sum(entry.clips for entry in self.shards)
 
     def write(self, path: Path) -> None:
         plain = {
             "schema": self.schema, "reader": self.reader, "split": self.split, "geometry": self.geometry.to_plain(), "views": self.views,
             "clips_per_shard": self.clips_per_shard, "versions": self.versions, "counts": self.counts,
             "tasks": {task: asdict(entry) for task, entry in self.tasks.items()}, "files": self.files,
-            "shards": [record.to_plain() for record in self.shards],
+            "shards": [asdict(entry) for entry in self.shards],
         }  # fmt: skip
         write_checksummed(path, plain)
 
@@ -160,7 +196,11 @@ class SplitIndex:
         try:
             plain["geometry"] = ClipGeometry.from_plain(plain["geometry"])
             plain["tasks"] = {task: TaskEntry(**entry) for task, entry in plain["tasks"].items()}
-            plain["shards"] = [ShardRecord.from_plain(record) for record in plain["shards"]]
+            if CLIP_COLUMNS in plain["files"]:
+                plain["shards"], plain["inline"] = [ShardEntry(**entry) for entry in plain["shards"]], []
+            else:
+                plain["inline"] = [ShardRecord.from_plain(record) for record in plain["shards"]]
+                plain["shards"] = [record.entry for record in plain["inline"]]
             return SplitIndex(**plain)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ShardError(f"'{path}' is not an index of shards: {error}", REPAIR_HINT) from None
@@ -221,37 +261,9 @@ def _seal(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def json_line(value: Any) -> str:
-    """JSON on one line, readable in any script; a lone surrogate (a hostile id) is escaped, for it has no UTF-8 form."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if text.isascii() or is_encodable(text) else json.dumps(value)
-
-
-def write_lines(path: Path, rows: Iterable[Any]) -> str:
-    """Atomic JSONL; returns the file's SHA-256. A file that holds just this is left alone."""
-    content = "".join(json_line(row) + "\n" for row in rows).encode()
-    digest = hashlib.sha256(content).hexdigest()
-    if not path.is_file() or path.stat().st_size != len(content) or sha256_of(path) != digest:
-        write_atomic(path, content)
-    return digest
-
-
 def keys_digest(keys: Sequence[str]) -> str:
     """Short digest of clip keys in their order."""
     return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def read_lines(path: Path, sha256: str) -> list[dict[str, Any]]:
-    """The rows of a JSONL file of a split, after its checksum was compared with the index's. Raises ShardError."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ShardError(f"'{path}' is missing", REPAIR_HINT) from None
-    except OSError as error:
-        raise ShardError(f"'{path}' cannot be read: {error.strerror}", REPAIR_HINT) from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ShardError(f"'{path}' is damaged: its checksum is not the one in {INDEX}", REPAIR_HINT)
-    return [json.loads(line) for line in content.split(b"\n") if line]
 
 
 def check_geometry(mine: ClipGeometry, theirs: ClipGeometry, path: Path) -> None:

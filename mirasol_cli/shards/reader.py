@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
-from bisect import bisect_left
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
+import torch
 from torch import Tensor
 
 from mirasol_cli.errors import ShardError
 from mirasol_cli.files import sha256_of
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.sample import field_shapes
+from mirasol_cli.shards.columns import ClipColumns, ClipStatus, TextColumns, Texts
 from mirasol_cli.shards.index import (
+    CLIP_COLUMNS,
     CLIPS,
     INDEX,
-    METADATA_KEY,
     REPAIR_HINT,
-    ShardRecord,
+    ShardEntry,
     SplitIndex,
-    check_reader,
-    read_lines,
     row_checksum,
+    shard_name,
+    text_columns_name,
     texts_name,
 )
+from mirasol_cli.shards.lines import Lines
+from mirasol_cli.shards.shard_file import ShardFile
 
 OPEN_SHARDS = 256
-"""Shards kept mapped per process; the least recently used one is closed first (a process may hold 65,530 maps)."""
+"""Shards kept open per split; the least recently used one is closed first (a process may often hold no more than 1,024 files)."""
 
 
 class ShardFolder:
@@ -58,7 +61,11 @@ class ShardFolder:
 
 
 class ShardSplit:
-    """One split. Random access to its kept clips.
+    """One split. Random access to its clips and texts, which threads may share.
+
+    Attributes:
+        index: index.json.
+        columns: what there is per expected clip.
 
     Raises ShardError, naming the file, wherever a file is missing, foreign, truncated or changed.
     """
@@ -68,8 +75,10 @@ class ShardSplit:
         self.index = SplitIndex.read(self.path / INDEX)
         self.geometry: ClipGeometry = self.index.geometry
         self.views = self.index.views
+        self.columns = clip_columns(self.path, self.index)
         self._fields = tuple(field_shapes(self.geometry))
-        self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._opening = threading.Lock()
         check_sizes(self.path, self.index.shards)
 
     @property
@@ -86,101 +95,113 @@ class ShardSplit:
         return next((entry.labels for entry in self.index.tasks.values() if entry.labels), [])
 
     @cached_property
-    def kept(self) -> list[int]:
-        """Numbers of the clips that have media, ascending."""
-        return [clip for record in self.index.shards for clip in record.kept]
+    def kept(self) -> np.ndarray:
+        """int64, numbers of the clips that have media, ascending."""
+        return np.flatnonzero(self.columns.status == ClipStatus.KEPT)
 
     @cached_property
-    def clips(self) -> list[dict[str, Any]]:
+    def clips(self) -> Clips:
         """Every expected clip: key, video, start_s, end_s, status (kept, failed or missing); the position is the clip's number."""
-        clips = read_lines(self.path / CLIPS, self.index.files[CLIPS])
-        status = dict.fromkeys(range(len(clips)), "failed")
-        status |= dict.fromkeys((clip for record in self.index.shards for clip in record.missing), "missing")
-        status |= dict.fromkeys(self.kept, "kept")
-        return [{**clip, "status": status[number]} for number, clip in enumerate(clips)]
+        return Clips(clip_lines(self.path, self.index, self.columns), self.columns.status)
 
     def has(self, clip: int) -> bool:
         """Whether the clip of this number has media."""
-        return self._row(clip) is not None
+        return 0 <= clip < len(self.columns.status) and bool(self.columns.status[clip] == ClipStatus.KEPT)
 
-    def texts(self, task: str) -> list[dict[str, Any]]:
+    def texts(self, task: str) -> Texts:
         """All texts of a task, of kept, failed and missing clips alike, in the annotation's order."""
-        if task not in self.index.tasks:
+        entry = self.index.tasks.get(task)
+        if entry is None:
             raise ShardError(
                 f"'{self.path}' has no texts for task '{task}'; it has {', '.join(self.tasks) or 'none'}",
                 "prepare the task: videos that are prepared already are not decoded again",
             )
-        return read_lines(self.path / texts_name(task), self.index.tasks[task].sha256)
+        path = self.path / texts_name(task)
+        if not entry.columns:
+            return Texts.measured(Lines.scanned(path, entry.sha256))
+        return Texts.of(path, TextColumns.read(self.path / text_columns_name(task), entry.columns))
 
     def media(self, clip: int, view: int = 0) -> dict[str, Tensor]:
-        """The fields of one clip (see `mirasol_cli.sample`), copied out of the shard and checked against their checksum."""
-        place = self._row(clip)
-        if place is None:
+        """The fields of one clip (see `mirasol_cli.sample`), read from its shard and checked against their checksum."""
+        if not self.has(clip):
             raise KeyError(f"clip {clip} of '{self.path}' has no media: it is missing or failed when it was prepared")
         if not 0 <= view < self.views:
             raise IndexError(f"clip {clip} of '{self.path}' has {self.views} views, not {view + 1}")
-        record, position = place
-        row = position * self.views + view
-        tensors = self._shard(record)
-        sample = {name: tensors[name][row].clone() for name in self._fields}
-        if row_checksum({name: tensor.numpy() for name, tensor in sample.items()}, self._fields) != record.crc32[row]:
-            raise ShardError(f"'{self.path / record.name}' is damaged: clip {clip} does not fit its checksum", REPAIR_HINT)
-        return sample
+        number, first = self._shard_of(clip)
+        position = int(np.count_nonzero(self.columns.status[first:clip] == ClipStatus.KEPT))
+        sample = self._shard(number).row(position * self.views + view)
+        if row_checksum(sample, self._fields) != self.columns.crc32[clip, view]:
+            path = self.path / shard_name(number)
+            raise ShardError(f"'{path}' is damaged: clip {clip} does not fit its checksum", REPAIR_HINT)
+        return {name: torch.from_numpy(array) for name, array in sample.items()}
 
-    def _row(self, clip: int) -> tuple[ShardRecord, int] | None:
+    def _shard_of(self, clip: int) -> tuple[int, int]:
+        """The clip's shard, and the shard's first clip."""
         number = clip // self.index.clips_per_shard
-        if not 0 <= number < len(self.index.shards):
-            return None
-        record = self.index.shards[number]
-        position = bisect_left(record.kept, clip)
-        return (record, position) if position < len(record.kept) and record.kept[position] == clip else None
+        return number, number * self.index.clips_per_shard
 
-    def _shard(self, record: ShardRecord) -> dict[str, Tensor]:
-        tensors = self._open.pop(record.number, None)
-        if tensors is None:
-            path = self.path / record.name
-            tensors = open_shard(path, self.geometry)[0]
-            if len(tensors[self._fields[0]]) != len(record.crc32):
-                raise ShardError(f"'{path}' does not belong to '{self.path / INDEX}': it holds other clips", REPAIR_HINT)
-        self._open[record.number] = tensors
-        if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)
-        return tensors
+    def _shard(self, number: int) -> ShardFile:
+        with self._opening:
+            shard = self._open.pop(number, None)
+            if shard is None:
+                shard = self._opened(number)
+            self._open[number] = shard
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)  # it is closed when the last reader lets go of it
+        return shard
 
-
-def open_shard(path: Path, geometry: ClipGeometry) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The mapped tensors and the metadata of a shard file, after all names, dtypes and shapes were compared with the geometry.
-
-    Raises ShardError that names the file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except FileNotFoundError:
-        raise ShardError(f"'{path}' is missing", REPAIR_HINT) from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ShardError(f"'{path}' is damaged or no safetensors file: {error}", REPAIR_HINT) from None
-    if not isinstance(metadata, dict) or metadata.get("geometry") != geometry.to_plain():
-        raise ShardError(f"'{path}' is a shard of another clip geometry than its index", REPAIR_HINT)
-    check_reader(metadata, path)
-    rows = len(metadata.get("crc32", ()))
-    for name, (dtype, shape) in field_shapes(geometry).items():
-        tensor = tensors.get(name)
-        if tensor is None or tuple(tensor.shape) != (rows, *shape) or str(tensor.dtype) != f"torch.{dtype}":
-            raise ShardError(f"'{path}' is damaged: field '{name}' is missing or has another shape or dtype", REPAIR_HINT)
-    return tensors, metadata
+    def _opened(self, number: int) -> ShardFile:
+        path, first = self.path / shard_name(number), number * self.index.clips_per_shard
+        shard = ShardFile(path, self.geometry)
+        kept = int(np.count_nonzero(self.columns.status[first : first + self.index.clips_per_shard] == ClipStatus.KEPT))
+        if shard.rows != kept * self.views:
+            raise ShardError(f"'{path}' does not belong to '{self.path / INDEX}': it holds other clips", REPAIR_HINT)
+        return shard
 
 
-def check_sizes(folder: Path, records: Sequence[ShardRecord]) -> None:
+class Clips(Sequence[dict[str, Any]]):
+    """The expected clips of a split, each read when it is asked for."""
+
+    def __init__(self, lines: Lines, status: np.ndarray):
+        if len(lines) != len(status):
+            raise ShardError(f"'{lines.path}' has {len(lines)} lines, and the index tells of {len(status)} clips", REPAIR_HINT)
+        self._lines, self._status = lines, status
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, clip: Any) -> Any:
+        if isinstance(clip, slice):
+            return [self[number] for number in range(*clip.indices(len(self)))]
+        return {**self._lines[clip], "status": ClipStatus(int(self._status[clip])).word}
+
+
+def clip_columns(folder: Path, index: SplitIndex) -> ClipColumns:
+    """What there is per clip: mapped, or from an index that tells of its clips itself."""
+    if CLIP_COLUMNS in index.files:
+        columns = ClipColumns.read(folder / CLIP_COLUMNS, index.files[CLIP_COLUMNS])
+        if len(columns.status) != index.clips:
+            raise ShardError(f"'{folder / CLIP_COLUMNS}' does not belong to '{folder / INDEX}': it holds other clips", REPAIR_HINT)
+        return columns
+    return ClipColumns.of(index.inline, index.clips, index.views, None)
+
+
+def clip_lines(folder: Path, index: SplitIndex, columns: ClipColumns) -> Lines:
+    """The lines of clips.jsonl."""
+    if CLIP_COLUMNS in index.files:
+        return Lines(folder / CLIPS, columns.offset, columns.line_crc32)
+    return Lines.scanned(folder / CLIPS, index.files[CLIPS])
+
+
+def check_sizes(folder: Path, entries: Sequence[ShardEntry]) -> None:
     """Every shard must be there with its size. One listing of the folder; content is checked when it is read."""
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith(".safetensors")}
-    for record in records:
-        if record.bytes and record.name not in sizes:
-            raise ShardError(f"'{folder / record.name}' is missing", REPAIR_HINT)
-        if record.bytes and sizes[record.name] != record.bytes:
+    for entry in entries:
+        if entry.bytes and entry.name not in sizes:
+            raise ShardError(f"'{folder / entry.name}' is missing", REPAIR_HINT)
+        if entry.bytes and sizes[entry.name] != entry.bytes:
             raise ShardError(
-                f"'{folder / record.name}' has {sizes[record.name]} bytes where its index says {record.bytes}: "
+                f"'{folder / entry.name}' has {sizes[entry.name]} bytes where its index says {entry.bytes}: "
                 "it was damaged, or a `mirasol prepare` of it was not finished",
                 f"run that `mirasol prepare` again; {REPAIR_HINT}",
             )
@@ -194,7 +215,8 @@ def verify_split(path: Path) -> list[str]:
         return [error.message]
     expected = dict(index.files)
     expected |= {texts_name(task): entry.sha256 for task, entry in index.tasks.items()}
-    expected |= {record.name: record.sha256 for record in index.shards if record.bytes}
+    expected |= {text_columns_name(task): entry.columns for task, entry in index.tasks.items() if entry.columns}
+    expected |= {shard.name: shard.sha256 for shard in index.shards if shard.bytes}
     problems = []
     for name, sha256 in expected.items():
         try:

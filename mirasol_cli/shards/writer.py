@@ -35,7 +35,7 @@ from mirasol_cli.shards.index import (
     shard_name,
     write_checksummed,
 )
-from mirasol_cli.shards.reader import open_shard
+from mirasol_cli.shards.shard_file import ShardFile
 
 SHORT_S = 0.5
 """A clip is short if it lacks more than this: cuts at keyframes are off by a little, always."""
@@ -132,20 +132,19 @@ class ShardDraft:
     def reuse_rows(self) -> None:
         """Copy the intact rows of clips of this slot from the shard file that is there already, if any: they need no decoding."""
         try:
-            tensors, metadata = open_shard(self.slot.path, self.slot.geometry)
-        except ShardError:
+            shard = ShardFile(self.slot.path, self.slot.geometry)
+            metadata = shard.metadata
+            keys, names, views = metadata.get("keys", []), tuple(self._fields), self.slot.views
+            if metadata.get("views") != views or metadata.get("digest") != keys_digest(keys):
+                return
+            positions = {clip.key: position for position, clip in enumerate(self.slot.clips)}
+            for old, key in enumerate(keys):
+                rows = [shard.row(old * views + view) for view in range(views)]
+                intact = all(row_checksum(row, names) == metadata["crc32"][old * views + view] for view, row in enumerate(rows))
+                if key in positions and intact:
+                    self.add(positions[key], rows)
+        except ShardError:  # what was read before it stays
             return
-        keys = metadata.get("keys", [])
-        if metadata.get("views") != self.slot.views or metadata.get("digest") != keys_digest(keys):
-            return
-        positions = {clip.key: position for position, clip in enumerate(self.slot.clips)}
-        names, views = tuple(self._fields), self.slot.views
-        arrays = {name: tensors[name].numpy() for name in names}
-        for old, key in enumerate(keys):
-            rows = [{name: arrays[name][old * views + view] for name in names} for view in range(views)]
-            intact = all(row_checksum(row, names) == metadata["crc32"][old * views + view] for view, row in enumerate(rows))
-            if key in positions and intact:
-                self.add(positions[key], rows)
 
     def write(self) -> ShardRecord:
         """The shard file, then its record; both atomic, so that a kill leaves the old state, or the shard without its record.

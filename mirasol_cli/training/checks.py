@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from mirasol_cli.batches.sources import OpenSource
@@ -33,30 +32,27 @@ def changed_data(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str,
 def cut_texts(data: TrainingData) -> list[str]:
     """One sentence if questions, contexts or answers are longer than the model's limits, with how many of each."""
     limits, vocabulary = data.recipe.model.text, data.vocabulary
-    count = sum(len(positions) for source in data.sources for positions in source.by_clip.values())
+    count = sum(len(source.by_clip.positions) for source in data.sources)
     every = -(-count // MOST_TEXTS)
-    texts = list(islice(_texts(data), 0, None, every))
-    cut = {"answers": 0, "questions": 0, "contexts": 0}
-    for text in texts:
-        # A token is at least a byte, so that most texts need not be encoded to know that they fit.
-        if len(text["answer"].encode("utf-8", "surrogatepass")) >= limits.max_answer:
-            cut["answers"] += encode_target(vocabulary, text["answer"], limits).cut > 0
-        question, context = (len(text[key].encode("utf-8", "surrogatepass")) for key in ("question", "context"))
-        if question >= limits.max_question or context >= limits.max_context:
+    most = (limits.max_context, limits.max_question, limits.max_answer)
+    cut, looked_at, first = {"answers": 0, "questions": 0, "contexts": 0}, 0, 0
+    for source in data.sources:
+        positions = source.by_clip.positions[first::every]
+        first, looked_at = (first - len(source.by_clip.positions)) % every, looked_at + len(positions)
+        # A token is at least a byte, so that most texts need not be read to know that they fit.
+        for position in positions[(source.texts.length[positions] >= most).any(axis=1)]:
+            text = source.texts[position]
             left_out = cut_tokens(vocabulary, text["question"], text["context"], limits)
+            cut["answers"] += encode_target(vocabulary, text["answer"], limits).cut > 0
             cut["questions"] += left_out.question > 0
             cut["contexts"] += left_out.context > 0
     if not any(cut.values()):
         return []
-    looked_at = f"{len(texts):,}" if every == 1 else f"{len(texts):,} that were looked at (of {count:,})"
+    texts = f"{looked_at:,}" if every == 1 else f"{looked_at:,} that were looked at (of {count:,})"
     parts = [
         f"{number:,} {name} (model.text.max_{name[:-1]}={getattr(limits, f'max_{name[:-1]}')})" for name, number in cut.items() if number
     ]
-    return [f"of {looked_at} texts, longer than the model takes and cut: {', '.join(parts)}"]
-
-
-def _texts(data: TrainingData) -> Any:
-    return (source.texts[position] for source in data.sources for positions in source.by_clip.values() for position in positions)
+    return [f"of {texts} texts, longer than the model takes and cut: {', '.join(parts)}"]
 
 
 def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from mirasol_cli.batches.collate import media_batch, text_batch
+from mirasol_cli.batches.length_windows import LengthWindows
 from mirasol_cli.batches.order import Unit, UnitOrder
+from mirasol_cli.batches.read_ahead import ReadAhead
 from mirasol_cli.batches.sources import OpenSource
+from mirasol_cli.batches.transfer import Parts, Sent, send
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.model.batch import MediaBatch, TextBatch, TrainingInputs
 from mirasol_cli.text.prompt import encode_prompt, encode_target
@@ -31,10 +36,23 @@ class MicroBatch:
     text: TextBatch
     extra: TrainingInputs
     units: tuple[Unit, ...]
+    sent: Sent | None = None  # the same, once it is on its way to a GPU
 
     @property
     def questions(self) -> int:
         return sum(len(unit.text_indices) for unit in self.units)
+
+    def pinned(self) -> MicroBatch:
+        """In pinned memory."""
+        return replace(self, media=self.media.pinned(), text=self.text.pinned(), extra=self.extra.pinned())
+
+    def sent_to(self, device: torch.device) -> MicroBatch:
+        """With its copy to a GPU begun."""
+        return replace(self, sent=send((self.media, self.text, self.extra), device))
+
+    def on(self, device: torch.device) -> Parts:
+        """What the model takes, there."""
+        return (self.media.to(device), self.text.to(device), self.extra.to(device)) if self.sent is None else self.sent.received()
 
 
 class TrainingData:
@@ -42,12 +60,16 @@ class TrainingData:
 
     def __init__(self, recipe: Recipe, sources: Sequence[OpenSource], vocabulary: Vocabulary):
         self.recipe, self.sources, self.vocabulary = recipe, sources, vocabulary
-        self.order = UnitOrder(
+        self.order: UnitOrder | LengthWindows = UnitOrder(
             [source.by_clip for source in sources],
             [source.recipe.ratio for source in sources],
             recipe.data.questions_per_clip,
             recipe.train.seed,
         )
+        if recipe.data.length_window > 1:
+            size = {"batch": recipe.train.global_batch_size, "window": recipe.data.length_window}
+            self.order = LengthWindows(self.order, [source.texts for source in sources], **size, seed=recipe.train.seed)
+        self._readers = ThreadPoolExecutor(recipe.data.readers, thread_name_prefix="read-clip")
 
     @property
     def fingerprint(self) -> list[dict[str, Any]]:
@@ -57,17 +79,28 @@ class TrainingData:
     @cached_property
     def usual_clip_s(self) -> float:
         """Seconds that 95 % of the training clips do not exceed: what `ask` takes for an ordinary length."""
-        seconds: list[float] = []
-        for source in self.sources:
-            records = source.split.index.shards
-            lengths = {clip: length for record in records for clip, length in zip(record.kept, record.seconds, strict=True)}
-            seconds += [lengths[clip] for clip in source.by_clip]
-        return round(sorted(seconds)[int(0.95 * (len(seconds) - 1))], 3)
+        seconds = np.concatenate([source.seconds for source in self.sources])
+        place = int(0.95 * (len(seconds) - 1))
+        return round(float(np.partition(seconds, place)[place]), 3)
 
     def step_units(self, step: int) -> list[Unit]:
         """The units of the global batch of a step (from 0)."""
         batch = self.recipe.train.global_batch_size
         return [self.order.unit(i) for i in range(step * batch, (step + 1) * batch)]
+
+    def ahead(self, steps: range, share: range, device: torch.device) -> ReadAhead[list[MicroBatch]]:
+        """The micro batches of consecutive steps, made ahead of time; on a GPU, the next ones are copied while it computes."""
+        on_gpu, readers = device.type == "cuda", self.recipe.data.readers
+
+        def make(step: int) -> list[MicroBatch]:
+            batches = self.micro_batches(step, share)
+            return [batch.pinned() for batch in batches] if on_gpu else batches
+
+        def sent(batches: list[MicroBatch]) -> list[MicroBatch]:
+            return [batch.sent_to(device) for batch in batches]
+
+        early = max(2, -(-readers // len(share)))  # clips enough to keep all readers busy
+        return ReadAhead(make, steps, ahead=early, threads=readers, send=sent if on_gpu else None)
 
     def micro_batches(self, step: int, share: range) -> list[MicroBatch]:
         """The units of `share` (positions in the global batch), at most `train.micro_batch_size` at once."""
@@ -105,12 +138,15 @@ class TrainingData:
 
     def _recorded(self, units: Sequence[Unit]) -> tuple[list[Draw], MediaBatch]:
         """The clips' draws, and their media with what is done to each clip's sound alone."""
-        recipe, samples, draws = self.recipe, [], []
-        for unit in units:
-            split = self.sources[unit.source].split
-            draws.append(Draw.of(sample_generator(recipe.train.seed, unit), recipe.train.augment, recipe.clip, split.views))
-            samples.append(split.media(unit.clip, draws[-1].view))
-        media = media_batch(samples, recipe.clip, **recipe.data.modalities)
+        recipe = self.recipe
+        splits = [self.sources[unit.source].split for unit in units]
+        draws = [
+            Draw.of(sample_generator(recipe.train.seed, unit), recipe.train.augment, recipe.clip, split.views)
+            for unit, split in zip(units, splits, strict=True)
+        ]
+        # Several readers, since on a shared store a clip takes its delay, however fast it is.
+        read = self._readers.map(lambda split, unit, draw: split.media(unit.clip, draw.view), splits, units, draws)
+        media = media_batch(list(read), recipe.clip, **recipe.data.modalities)
         return draws, retuned(media, draws, recipe.clip.audio)
 
     def _texts(self, unit: Unit) -> Encoded:

@@ -25,7 +25,7 @@ from mirasol_cli.training.display import clock
 from mirasol_cli.training.flops import forward_flops
 from mirasol_cli.training.memory import activation_bytes, clips_at_once, fixed_bytes, gib, memory_at_hand
 from mirasol_cli.training.optimizer import build_optimizer, clip_gradients
-from mirasol_cli.training.setup import build_model, freeze_parts, given_tokenizer
+from mirasol_cli.training.setup import build_model, check_folders, check_init, freeze_parts, given_tokenizer
 
 TEXT_TOKENS, TARGET_TOKENS = 64, 8
 """Length of a question with its answer, and of the answer, that FLOPs are counted for where there are no texts to look at."""
@@ -68,9 +68,11 @@ def dry_run(
     train, where = recipe.train, resolve_device(device)
     bf16, share = computes_in_bf16(train.precision, where), len(World(0, processes, where).local_slice(train.global_batch_size))
     clips, questions = clips_at_once(recipe, share), recipe.data.questions_per_clip
-    given = given_tokenizer(recipe)
+    check_init(recipe)
+    given, elsewhere = given_tokenizer(recipe), not_downloaded(recipe.init)
     vocab_size = Vocabulary.from_file(given).size if given else recipe.init.vocab_size
     model = build_model(recipe, vocab_size, "meta")
+    check_folders(model, recipe)
     notes = freeze_parts(model, recipe)
     by_part = {part: sum(p.numel() for m in modules for p in m.parameters()) for part, modules in model.parts().items()}
     total, trained = sum(by_part.values()), sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -81,14 +83,14 @@ def dry_run(
     if batch is not None:
         texts = _texts_of(batch)
     flops = forward_flops(model, **recipe.data.modalities, **texts)
-    fixed = fixed_bytes(total, trained, ema=train.ema_decay > 0) // (processes if train.parallel == "fsdp" else 1)
-    activations = activation_bytes(recipe, clips, questions, bf16=bf16)
+    fixed = fixed_bytes(total, trained, ema=train.ema_decay > 0, bf16=bf16) // (processes if train.parallel == "fsdp" else 1)
+    activations = activation_bytes(recipe, model, clips, questions, bf16=bf16)
     memory = fixed + clips * bytes_per_clip(recipe.clip) + activations
     step_s, timed = None, "no step was timed"
     if data is not None and batch is not None:
         size = min(len(batch.units), int(TIMED_FLOPS[where.type] / (3 * sum(flops.values()))))
         room = memory_at_hand(where)
-        while size and room is not None and fixed + activation_bytes(recipe, size, questions, bf16=bf16) > room // 2:
+        while size and room is not None and fixed + activation_bytes(recipe, model, size, questions, bf16=bf16) > room // 2:
             size //= 2
         if size:
             clip_s = time_step(recipe, data.vocabulary.size, data.micro_batches(0, range(size))[0], where, bf16=bf16) / size
@@ -107,9 +109,11 @@ def dry_run(
     say(f"trained: {trained:,} of {total:,} parameters")
     for note in notes:
         say(note)
-    for key, name in not_downloaded(recipe.init).items():
-        say(f"init.{key}: '{name}' is not downloaded yet; training does that, and takes its sizes where the recipe says none")
-    say(f"vocabulary: {vocab_size:,} pieces ({f'from {given}' if given else 'at most; trained on the training texts'})")
+    for key, name in elsewhere.items():
+        say(f"init.{key}: '{name}' is not downloaded yet, so that these are the recipe's sizes; training downloads it")
+    awaited = next((key for key in ("tokenizer", "text_decoder") if key in elsewhere), None)
+    trained_here = f"as init.vocab_size says, until init.{awaited} is here" if awaited else "at most; trained on the training texts"
+    say(f"vocabulary: {vocab_size:,} pieces ({f'from {given}' if given else trained_here})")
     say(
         f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' if train.ema_decay > 0 else ''} "
         f"{gib(fixed)} "
@@ -177,7 +181,7 @@ def _open(recipe: Recipe) -> tuple[TrainingData | None, dict[str, Any]]:
         problem = f"{error.message}; {error.hint}" if error.hint else error.message
         return None, {"problem": problem, "clips": 0, "texts": 0, "units_per_epoch": 0}
     clips = sum(len(source.by_clip) for source in sources)
-    texts = sum(len(positions) for source in sources for positions in source.by_clip.values())
+    texts = sum(len(source.by_clip.positions) for source in sources)
     return data, {"problem": None, "clips": clips, "texts": texts, "units_per_epoch": data.order.units_per_epoch}
 
 

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirasol_cli.batches.read_ahead import ReadAhead
 from mirasol_cli.checkpoints.folder import checkpoints_in, is_complete, score_of_validation
-from mirasol_cli.checkpoints.load import load_weights, model_tensors
+from mirasol_cli.checkpoints.load import empty_model, model_tensors
 from mirasol_cli.checkpoints.runs import status_of
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import DataError, Diverged, Interrupted, MirasolError
@@ -34,8 +33,9 @@ from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.device import resolve_device
-from mirasol_cli.runtime.distributed import World, gather_full, gradient_sync, is_sharded, joined_world
-from mirasol_cli.runtime.signals import STOPS, SignalFlags
+from mirasol_cli.runtime.distributed import World, gradient_sync, is_sharded, joined_world, whole_tensors
+from mirasol_cli.runtime.launch import torchrun_kill_delay_s
+from mirasol_cli.runtime.signals import SIGTERM, STOPS, SignalFlags
 from mirasol_cli.text.tokenizer import Vocabulary
 from mirasol_cli.training.data import MicroBatch
 from mirasol_cli.training.display import Display, ExperimentLoggers
@@ -44,9 +44,11 @@ from mirasol_cli.training.memory import out_of_memory, peak_bytes, peak_flops_pe
 from mirasol_cli.training.optimizer import clip_gradients, set_rate
 from mirasol_cli.training.setup import Run, save_run, started_run
 
-Validate = Callable[[Mirasol, Vocabulary], Mapping[str, float]]
-"""Metrics of the model on held-out clips. The best checkpoint is the one with the highest `exact_match`, of equals that with the lowest
-`loss`, of equals the latest."""
+DIAGNOSED_EVERY = 100
+"""Steps between looks at the latents (effective rank and the like), which cost as much as some steps do."""
+Validate = Callable[[Mirasol, Vocabulary, World], Mapping[str, float]]
+"""Metrics of the model on held-out clips, the same on every process; all of them call it together. The best checkpoint is the one with
+the highest `exact_match`, of equals that with the lowest `loss`, of equals the latest."""
 
 
 def train(
@@ -69,7 +71,7 @@ def train(
         limit: train on the first clips only (`data.limit`).
         device: auto, cpu, cuda or mps.
         threads: of torch on the CPU; None leaves torch's choice.
-        validate: called on the first process, with the model in evaluation mode and averaged weights where there are any.
+        validate: called on every process, with the model in evaluation mode and averaged weights where there are any.
 
     Returns:
         {"run": folder, "step": steps done, "metrics": of the last log line and validation}
@@ -93,7 +95,8 @@ def _run_to_end(
 ) -> dict[str, Any]:
     """A function of its own, so that the model and its communication are gone before the process group is."""
     with started_run(recipe, stage, world, resume=resume, accept_data=accept_data) as run, _outcome_written(run):
-        metrics = _train(run, signals, validate)
+        with run.saver:
+            metrics = _train(run, signals, validate)
         world.barrier()  # no process leaves while another still talks to it
     return {"run": str(run.folder.path), "step": run.step, "metrics": metrics}
 
@@ -137,7 +140,7 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
     with (
         extras or nullcontext(),
         Display(f"{run.stage} {run.recipe.name}", train.steps, run.step, main=world.is_main) as display,
-        ReadAhead(lambda step: run.data.micro_batches(step, share), range(run.step, train.steps)) as ahead,
+        run.data.ahead(range(run.step, train.steps), share, world.device) as ahead,
     ):
         for note in run.notes:
             display.note(note)
@@ -147,13 +150,15 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
             if run.step % train.log_every == 0 or run.step == train.steps:
                 for note in interval.empty_losses(run):
                     display.note(note)
-                line = {"step": run.step, "kind": "train", **interval.line(run, result, ahead.waited_s)}
-                interval, ahead.waited_s = MetricWindow(), 0.0
-                metrics.update(line)
-                if extras is not None:
+                if extras is not None:  # the first process has them; what a line costs, the others do not pay
+                    line = {"step": run.step, "kind": "train", **interval.line(run, result, ahead.waited_s)}
+                    metrics.update(line)
                     run.folder.append(line)
                     extras.write(line)
-                display.train(line)
+                    display.train(line)
+                    for note in slow_save(run):
+                        display.note(note)
+                interval, ahead.waited_s = MetricWindow(), 0.0
             validation, improved = None, False
             if validate is not None and train.eval_every and (run.step % train.eval_every == 0 or run.step == train.steps):
                 validation = _validate(run, validate)
@@ -167,15 +172,45 @@ def _train(run: Run, signals: SignalFlags, validate: Validate | None) -> dict[st
                     extras.write(line)
                 display.evaluation(run.step, validation, best=improved)
                 interval.restart()
-            due = run.step % train.checkpoint_every == 0 or run.step == train.steps
-            if due or improved or result.save or result.stop:
-                save_run(run, validation)
-                interval.restart()
+            if result.save_failed:
+                run.saver.wait()  # raises, on every process
             if result.stop and run.step < train.steps:
-                raise Interrupted(
-                    f"stopped by {STOPS[result.stop]} after step {run.step}; a checkpoint was saved", result.stop, "go on with --resume"
-                )
+                raise _stopped(run, result.stop, signals, validation)
+            due = run.step % train.checkpoint_every == 0 or run.step == train.steps
+            if due or improved or result.save:
+                began = time.perf_counter()
+                save_run(run, validation)
+                interval.stood_still_s += time.perf_counter() - began
+                interval.restart()
     return metrics
+
+
+def slow_save(run: Run) -> Iterator[str]:
+    """Where a save takes longer than is left after SIGTERM, one sentence that says so; once."""
+    seconds, limit, setting = run.saver.seconds, run.recipe.run.stop_within_s, "run.stop_within_s (and the scheduler's warning)"
+    if (delay := torchrun_kill_delay_s()) is not None and delay < limit:
+        limit, setting = delay, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT, after which torchrun kills its processes"
+    if seconds is not None and seconds > limit and not run.told_slow_save:
+        run.told_slow_save = True
+        yield f"a save takes {seconds:.0f} s, more than the {limit:g} s that are left after SIGTERM: raise {setting}"
+
+
+def _stopped(run: Run, code: int, signals: SignalFlags, validation: Mapping[str, float] | None) -> Interrupted:
+    """Save the step just done, if that is done before the scheduler kills; a save under way is waited for in any case."""
+    run.saver.wait()
+    asked, needed = signals.since_stop_s, run.saver.seconds or 0.0
+    late = code == SIGTERM and run.saver.step is not None and asked + needed > run.recipe.run.stop_within_s
+    if run.world.sum([float(late)])[0]:
+        return Interrupted(
+            f"stopped by {STOPS[code]} after step {run.step}; the newest checkpoint is of step {run.saver.step}: another one, which takes "
+            f"about {needed:.0f} s, was not to be done within the {run.recipe.run.stop_within_s:g} s of run.stop_within_s",
+            code,
+            "go on with --resume; let the scheduler warn earlier (SLURM: --signal=TERM@SECONDS) and say so in run.stop_within_s",
+        )
+    if run.saver.step != run.step:
+        save_run(run, validation)
+        run.saver.wait()
+    return Interrupted(f"stopped by {STOPS[code]} after step {run.step}; a checkpoint was saved", code, "go on with --resume")
 
 
 # ------------------------------------------------------------------------------------------------------------- one step
@@ -193,6 +228,7 @@ class StepResult:
     questions: int
     skipped: bool
     save: bool
+    save_failed: bool  # on some process, the save under way
     stop: int  # exit code asked for by a signal, or 0
     losses: Losses  # of this process's last micro batch, for diagnostics
     text_shape: tuple[int, ...]  # B Q L of the same
@@ -221,7 +257,8 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
     for number, batch in enumerate(batches):
         with gradient_sync(run.runner, last=number == len(batches) - 1):
             with torch.autocast(device.type, torch.bfloat16) if run.bf16 else nullcontext():
-                losses = run.runner(batch.media.to(device), batch.text.to(device), run.weights, batch.extra.to(device))
+                media, text, extra = batch.on(device)
+                losses = run.runner(media, text, run.weights, extra)
                 # DDP and FSDP take the mean over processes; the loss is a sum over them.
                 loss = losses.total(run.weights, counts) * world.size
             if balance_due and number == len(batches) - 1:
@@ -231,7 +268,7 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
         for name, part in losses.parts.items():
             sums[number, names.index(name)] = part.sum.detach()
 
-    agreed = Agreement.reach(world, sums, signals)
+    agreed = Agreement.reach(world, sums, signals, save_failed=run.saver.failed)
     means = {name: total / counts[name] for name, total, count in zip(names, agreed.sums, totals, strict=True) if count}
     norm = clip_gradients(run.model.parameters(), train.max_grad_norm)
     rate = set_rate(run.optimizer, run.step, train)
@@ -255,6 +292,7 @@ def train_step(run: Run, batches: list[MicroBatch], signals: SignalFlags) -> Ste
         questions=int(questions),
         skipped=skipped,
         save=agreed.save,
+        save_failed=agreed.save_failed,
         stop=agreed.stop,
         losses=losses,
         text_shape=batches[-1].text.tokens_BQL.shape,
@@ -270,23 +308,25 @@ class Agreement:
     sums: list[float]  # of every loss over the global batch; what is not finite is left out
     bad: list[bool]  # for every micro batch of every process, in rank order: a loss was not finite
     save: bool  # a signal asked some process for a checkpoint
+    save_failed: bool  # the save under way has met an error on some process
     stop: int  # exit code that a signal asked some process for, or 0
 
     @staticmethod
-    def reach(world: World, sums: Tensor, signals: SignalFlags) -> Agreement:
+    def reach(world: World, sums: Tensor, signals: SignalFlags, *, save_failed: bool = False) -> Agreement:
         """`sums`: of this process's [micro batches, losses]. All processes call this together."""
         micro_batches = len(sums)
         bad = [0.0] * (world.size * micro_batches)
         bad[world.rank * micro_batches : (world.rank + 1) * micro_batches] = (~torch.isfinite(sums).all(dim=1)).double().tolist()
-        flags = [float(signals.save), *(float(signals.stop == code) for code in STOPS)]
+        flags = [float(signals.save), float(save_failed), *(float(signals.stop == code) for code in STOPS)]
         signals.save = False
         own = [value if math.isfinite(value) else 0.0 for value in sums.sum(dim=0).double().tolist()]
-        save, *rest = world.sum([*flags, *bad, *own])
+        save, failed, *rest = world.sum([*flags, *bad, *own])
         stops, rest = rest[: len(STOPS)], rest[len(STOPS) :]
         return Agreement(
             sums=rest[len(bad) :],
             bad=[value > 0 for value in rest[: len(bad)]],
             save=save > 0,
+            save_failed=failed > 0,
             stop=next((code for code, asked in zip(STOPS, stops, strict=True) if asked), 0),
         )
 
@@ -330,32 +370,23 @@ def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
 
 
 def _validate(run: Run, validate: Validate) -> dict[str, float]:
-    """The metrics on every process; computed on the first one, on the averaged weights where there are any."""
+    """The metrics, of which every process computes its share, on the averaged weights where there are any."""
     with _validated_model(run) as model, torch.no_grad():
-        found = run.world.run_on_rank0(lambda: {key: float(value) for key, value in validate(model, run.vocabulary).items()})
-    # The others need the score only: it decides whether all save.
-    given = [0.0, 0.0] if found is None else [found.get("exact_match", math.nan), found.get("loss", math.nan)]
-    exact, loss = run.world.sum(given)
-    return found if found is not None else {"exact_match": exact, "loss": loss}
+        return {key: float(value) for key, value in validate(model, run.vocabulary, run.world).items()}
 
 
 @contextmanager
 def _validated_model(run: Run) -> Iterator[Mirasol]:
     """The model in evaluation mode with the weights that `eval` would use. All processes enter together.
 
-    A sharded model is copied whole to the first process: a forward pass of that process alone would leave its shards' order of
-    communication different from the others', and the next backward pass would hang.
+    Of a sharded model every process gets a whole copy meanwhile, in the type that products are computed in: each answers other
+    questions, and what one of them gathered by itself would leave its order of collectives different from the others'.
     """
     if is_sharded(run.model):
-        weights = gather_full(model_tensors(run.model), run.world)
-        weights |= gather_full(run.ema.values, run.world) if run.ema is not None else {}
-        model = run.model
-        if run.world.is_main:
-            with torch.device(run.world.device), torch.random.fork_rng():
-                model = Mirasol(run.recipe.model, run.recipe.clip, run.vocabulary.size, run.model.losses)
-            load_weights(model, weights, "the run itself")
-        yield model.eval()
-        run.model.train()
+        weights = {**model_tensors(run.model), **(run.ema.values if run.ema is not None else {})}
+        model = empty_model(run.recipe.model, run.recipe.clip, run.vocabulary.size, run.model.losses)
+        model.load_state_dict(whole_tensors(weights, torch.bfloat16 if run.bf16 else None), assign=True)
+        yield model.to(run.world.device).eval()
         return
     run.model.eval()
     if run.ema is not None:
@@ -374,6 +405,7 @@ class MetricWindow:
 
     began: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
+    stood_still_s: float = 0.0  # for saves
     steps: int = 0
     skipped: int = 0
     clipped: int = 0
@@ -429,10 +461,12 @@ class MetricWindow:
             "lr": result.rate, "gradient_norm": result.norm, "skipped_steps": self.skipped,
             "clipped_steps": self.clipped / steps, **{f"share_{name}": share for name, share in (self.shares or {}).items()},
             "clips_per_s": self.clips / seconds, "questions_per_s": self.questions / seconds,
-            "data_wait": min(1.0, waited_s / seconds), "peak_bytes": peak_bytes(run.world.device),
+            "data_wait": min(1.0, waited_s / seconds), "save_wait_s": self.stood_still_s, "peak_bytes": peak_bytes(run.world.device),
         }  # fmt: skip
-        if not result.skipped:
+        last = run.step == run.recipe.train.steps
+        if not result.skipped and (run.diagnosed is None or last or run.step >= run.diagnosed + DIAGNOSED_EVERY):
             line.update(result.losses.diagnostics)
+            run.diagnosed = run.step
         if (peak := peak_flops_per_s(run.world.device, run.bf16)) is not None:
             if run.clip_flops is None:
                 questions, length = max(1, round(result.questions / result.clips)), result.text_shape[2]

@@ -11,6 +11,7 @@ import torch
 
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import EnvironmentProblem
+from mirasol_cli.model.mirasol import Mirasol
 
 if TYPE_CHECKING:
     from mirasol_cli.training.setup import Run
@@ -44,9 +45,9 @@ def peak_bytes(device: torch.device) -> int:
     return usage if sys.platform == "darwin" else usage * 1024
 
 
-def fixed_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
-    """Weights, gradients, two moments of AdamW and averages, all float32."""
-    return 4 * (parameters + 3 * trainable + (trainable if ema else 0))
+def fixed_bytes(parameters: int, trainable: int, *, ema: bool, bf16: bool) -> int:
+    """Weights, gradients, two moments of AdamW and averages, all float32, and the weights' copies that bf16 computes with."""
+    return 4 * (parameters + 3 * trainable + (trainable if ema else 0)) + (2 * parameters if bf16 else 0)
 
 
 def clips_at_once(recipe: Recipe, share: int) -> int:
@@ -54,23 +55,30 @@ def clips_at_once(recipe: Recipe, share: int) -> int:
     return min(recipe.train.micro_batch_size or share, share)
 
 
-def activation_bytes(recipe: Recipe, clips: int, questions: int, *, bf16: bool) -> int:
+def activation_bytes(recipe: Recipe, model: Mirasol, clips: int, questions: int, *, bf16: bool) -> int:
     """What the forward pass of one micro batch keeps for the backward pass, texts at their longest. An estimate.
 
     Per token and block about 10 vectors of the width and 2 of the feed-forward width are kept (attention matrices are not, in
-    fused attention); with activation checkpointing one vector per block, and one block at a time in full.
+    fused attention); with activation checkpointing one vector per block, and one block at a time in full. An encoder that is left
+    out, or in which nothing is trained, keeps none.
     """
     config, geometry = recipe.model, recipe.clip
+    learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad and ".output_proj." not in name}
+    trunks = [
+        (geometry.chunks * tokens, trunk.width, trunk.mlp_dim, trunk.layers)
+        for modality, tokens, trunk in (
+            ("video", geometry.video_tokens, config.video_trunk), ("audio", geometry.audio_tokens, config.audio_trunk)
+        )
+        if recipe.data.modalities[modality] and learning & {f"{modality}_tokens", f"{modality}_encoder", "encoder"}
+    ]  # fmt: skip
     slots = config.latents_per_chunk(geometry)
-    chunks, all_tokens = geometry.chunks, geometry.tokens_per_chunk
+    chunks = geometry.chunks
+    all_tokens = recipe.data.video * geometry.video_tokens + recipe.data.audio * geometry.audio_tokens
     text = config.text
     turns = chunks * recipe.train.augment.max_chunk_repeats  # of a Token Turing Machine
     text_tokens = questions * (text.max_question + text.max_answer)
     parts = [  # (tokens of a clip, width, feed-forward width, blocks)
-        *(
-            (chunks * tokens, trunk.width, trunk.mlp_dim, trunk.layers)
-            for tokens, trunk in ((geometry.video_tokens, config.video_trunk), (geometry.audio_tokens, config.audio_trunk))
-        ),
+        *trunks,
         (
             chunks * all_tokens,
             config.combiner.width,
@@ -119,10 +127,11 @@ def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
     parameters = sum(p.numel() for p in run.model.parameters())
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     clips = clips_at_once(recipe, len(run.world.local_slice(recipe.train.global_batch_size)))
-    activations = activation_bytes(recipe, clips, recipe.data.questions_per_clip, bf16=run.bf16)
+    fixed = fixed_bytes(parameters, trainable, ema=run.ema is not None, bf16=run.bf16)
+    activations = activation_bytes(recipe, run.model, clips, recipe.data.questions_per_clip, bf16=run.bf16)
     return EnvironmentProblem(
         f"out of memory in step {run.step + 1} on {run.world.device}, with {gib(peak_bytes(run.world.device))} used at most: "
-        f"{parameters:,} parameters with gradients and optimizer {gib(fixed_bytes(parameters, trainable, ema=run.ema is not None))}, "
+        f"{parameters:,} parameters with gradients and optimizer {gib(fixed)}, "
         f"activations of {clips} clips x {recipe.clip.chunks} chunks x {recipe.clip.tokens_per_chunk} tokens "
         f"and up to {recipe.data.questions_per_clip} questions each about {gib(activations)}",
         f"lower train.micro_batch_size (now {clips}), set train.activation_checkpointing=true, or lower data.questions_per_clip; "

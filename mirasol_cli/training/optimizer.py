@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mirasol_cli.checkpoints.load import copy_stored
+from mirasol_cli.checkpoints.tensor_files import shapes_of
 from mirasol_cli.config.schema import RatesRecipe, TrainRecipe
 from mirasol_cli.errors import CheckpointError
-from mirasol_cli.runtime.distributed import is_sharded_tensor, shard_like
+from mirasol_cli.runtime.distributed import is_sharded_tensor
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 _ENCODER_PARTS = ("video_tokens", "audio_tokens", "encoder", "video_encoder", "audio_encoder")
@@ -134,7 +136,7 @@ class AveragedWeights:
             different = ", ".join(sorted(tensors.keys() ^ self.values.keys())[:5])
             raise CheckpointError(f"the averaged weights of '{source}' do not belong to this model: {different}", "use another checkpoint")
         for name, value in self.values.items():
-            value.copy_(shard_like(tensors[name], value))
+            copy_stored(value, tensors, name)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
@@ -162,21 +164,23 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     Raises:
         CheckpointError: a tensor of `source` has another shape than its parameter, or belongs to none.
     """
-    left = set(tensors)
+    shapes = shapes_of(tensors)
+    left = set(shapes)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             state: dict[str, Tensor] = {}
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors.get(f"{key}/{name}")
-                if value is None:
+                stored = f"{key}/{name}"
+                if stored not in shapes:
                     continue
-                left.discard(f"{key}/{name}")
+                left.discard(stored)
                 if key == "step":  # AdamW keeps its count on the CPU unless it is fused
-                    state[key] = value.to(parameter.device) if group.get("fused") else value.clone()
-                elif value.shape != parameter.shape:
-                    raise CheckpointError(f"'{source}': {key}/{name} has shape {list(value.shape)}, the model {list(parameter.shape)}")
+                    state[key] = tensors[stored].to(parameter.device if group.get("fused") else "cpu", copy=True)
+                elif shapes[stored] != tuple(parameter.shape):
+                    raise CheckpointError(f"'{source}': {stored} has shape {list(shapes[stored])}, the model {list(parameter.shape)}")
                 else:
-                    state[key] = shard_like(value, parameter.detach()).clone()
+                    state[key] = torch.empty_like(parameter.detach())
+                    copy_stored(state[key], tensors, stored)
             if state:
                 optimizer.state[parameter] = state
     if left:

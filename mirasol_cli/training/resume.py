@@ -10,11 +10,11 @@ from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import RecipeError
 
 CHANGEABLE = (
-    "eval.*", "run.*", "data.shards", "data.sources.*.shards",
+    "eval.*", "run.*", "data.shards", "data.sources.*.shards", "data.readers",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.eval_every", "train.val_clips", "train.max_skipped_steps",
-    "train.micro_batch_size", "train.parallel", "train.compile", "train.activation_checkpointing",
+    "train.micro_batch_size", "train.parallel", "train.shard_size", "train.compile", "train.activation_checkpointing",
 )  # fmt: skip
-"""Keys that may differ on resume. The last three change how the same step is computed (equal to rounding, no longer to the bit).
+"""Keys that may differ on resume. The last four change how the same step is computed (equal to rounding, no longer to the bit).
 `train.micro_batch_size` changes the step itself, but for text and reconstruction: the latent loss takes variance and spread from
 the clips that are in memory at once."""
 

@@ -6,54 +6,55 @@ Weights, in this order: a checkpoint of the run itself (`--resume`), else `init.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from mirasol_cli.batches.sources import OpenSource, open_sources, training_lines
 from mirasol_cli.checkpoints.folder import (
     CHECKPOINT_SCHEMA,
     FROZEN,
-    Contents,
     Score,
     best_of,
     checkpoints_in,
-    frozen_files,
     is_complete,
     newest_valid,
     remove_unfinished,
-    rotate,
     score_of,
     step_name,
     verify,
-    write_checkpoint,
 )
-from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors
+from mirasol_cli.checkpoints.import_plan import LoadReport
+from mirasol_cli.checkpoints.load import checked_config, load_weights, model_tensors, read_model, read_tensors, stored_model
 from mirasol_cli.checkpoints.parameter_names import first_names
 from mirasol_cli.checkpoints.runs import RunFolder, resolve_checkpoint
-from mirasol_cli.config.hub import download, download_all, folder_of, not_downloaded
+from mirasol_cli.checkpoints.safetensors_folder import SafetensorsFolder
+from mirasol_cli.checkpoints.saver import BackgroundSaver
+from mirasol_cli.checkpoints.tensor_files import StoredTensors
+from mirasol_cli.config.hub import download, download_all, folder_of, named_folders, not_downloaded
 from mirasol_cli.config.reader import RUN_RECIPE, dump_recipe, parse_recipe
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from mirasol_cli.fields import FieldError
 from mirasol_cli.files import finite, read_json
-from mirasol_cli.model.lora import kept_by_lora
+from mirasol_cli.model.config import LoraConfig
+from mirasol_cli.model.lora import kept_by_lora, merge_foreign
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.console import tell
 from mirasol_cli.runtime.device import computes_in_bf16
-from mirasol_cli.runtime.distributed import World, gather_full, parallelise, prepare_blocks
+from mirasol_cli.runtime.distributed import World, parallelise, prepare_blocks
 from mirasol_cli.runtime.folder_lock import HeldLock, folder_lock
 from mirasol_cli.text.tokenizer import TOKENIZER_FILES, Vocabulary, tokenizer_in, train_vocabulary
 from mirasol_cli.training.checks import changed_data, cut_texts, empty_losses
 from mirasol_cli.training.data import TrainingData
 from mirasol_cli.training.display import check_loggers
+from mirasol_cli.training.freezing import freeze
 from mirasol_cli.training.optimizer import AveragedWeights, build_optimizer, load_optimizer_tensors, optimizer_tensors, rate_at
 from mirasol_cli.training.resume import check_resumable
 
@@ -82,9 +83,20 @@ class Run:
     clip_flops: int | None = None  # of a forward pass of one clip with the texts that it had when they were counted
     taught: set[str] = field(default_factory=set)  # losses that have met something to learn from
     told_empty: set[str] = field(default_factory=set)  # losses of which it was said that they have not
+    diagnosed: int | None = None  # step after which the latents were looked at last
+    told_slow_save: bool = False
     frozen_of: Path | None = None  # a checkpoint of the run that holds what it does not train
     lock: HeldLock | None = None  # of the run folder; the first process has it
     notes: list[str] = field(default_factory=list)
+    saver: BackgroundSaver = field(init=False)
+
+    def __post_init__(self) -> None:
+        keep, patience_s = self.recipe.train.keep_checkpoints, self.recipe.run.stop_within_s
+        self.saver = BackgroundSaver(self.folder.checkpoints, self.world, keep=keep, check=self._check_lock, patience_s=patience_s)
+
+    def _check_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
 
 
 @contextmanager
@@ -115,10 +127,11 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
         ShardError, CheckpointError, DataError: what is needed is missing or damaged.
     """
     world.local_slice(recipe.train.global_batch_size)
+    world.check_shard_size(recipe.train.shard_size)
     if resume:
         recipe = with_sizes_of_run(recipe)
     else:
-        world.run_on_rank0(lambda: download_all(recipe.init))
+        world.run_on_rank0(lambda: find_folders(recipe))
     folder = RunFolder(Path(recipe.run_dir), recipe, stage, world.size)
     check_loggers(recipe)
     notes: list[str] = []
@@ -132,20 +145,21 @@ def start_run(recipe: Recipe, stage: str, world: World, *, resume: bool, accept_
 
     torch.manual_seed(recipe.train.seed)  # the same first weights on every process
     model = build_model(recipe, vocabulary.size, world.device)
-    if resumed is not None:
-        _load(model, resumed)
-    else:
-        notes += initialise(model, recipe, vocabulary)
-    notes += freeze_parts(model, recipe)
+    reports = initialise(model, recipe, vocabulary) if resumed is None else []
+    notes += [*map(str, reports), *freeze_parts(model, recipe)]
+    if resumed is None:
+        notes += frozen_at_random(model, recipe, reports)
     bf16 = computes_in_bf16(recipe.train.precision, world.device)
     prepare_blocks(model, activation_checkpointing=recipe.train.activation_checkpointing, compile=recipe.train.compile)
-    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16)
+    runner = parallelise(model, world, recipe.train.parallel, bf16=bf16, shard_size=recipe.train.shard_size)
+    if resumed is not None:  # sharded by now: each process reads its own rows
+        load_weights(model, stored_model(resumed), str(resumed))
     optimizer = build_optimizer(model, recipe.train)
     ema = AveragedWeights(model, recipe.train.ema_decay) if recipe.train.ema_decay > 0 else None
     if resumed is not None:
-        load_optimizer_tensors(optimizer, read_tensors(resumed, "optimizer") or {}, str(resumed / "optimizer.safetensors"))
+        load_optimizer_tensors(optimizer, StoredTensors(resumed, "optimizer"), str(resumed / "optimizer.safetensors"))
         if ema is not None:
-            ema.load(read_tensors(resumed, "ema") or {}, str(resumed / "ema.safetensors"))
+            ema.load(StoredTensors(resumed, "ema"), str(resumed / "ema.safetensors"))
     run = Run(
         recipe, stage, world, folder, data, vocabulary, recipe.loss.weights, model, runner, optimizer, ema, bf16,
         step=state["step"], bad_steps=state["bad_steps"], notes=notes, frozen_of=resumed,
@@ -239,10 +253,6 @@ def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, no
     return changes
 
 
-def _load(model: Mirasol, checkpoint: Path) -> None:
-    load_weights(model, read_model(checkpoint), str(checkpoint))
-
-
 # --------------------------------------------------------------------------------------------------------- a fresh start
 
 
@@ -264,7 +274,7 @@ def _vocabulary(recipe: Recipe, sources: list[OpenSource], resumed: Path | None,
 def given_tokenizer(recipe: Recipe) -> Path | None:
     """The tokenizer file that the recipe's `init` leads to, or None: there is none, or it is not downloaded yet (`not_downloaded`).
 
-    Raises DataError if it is named but missing.
+    Raises DataError if it is named but missing, CheckpointError if so is the text decoder.
     """
     init = recipe.init
     if init.tokenizer is not None:
@@ -275,9 +285,11 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
         named, key = folder_of(init.text_decoder), "init.text_decoder"
     else:
         return None
-    path = named if named.is_file() else tokenizer_in(named)
+    path = named if key == "init.tokenizer" and named.is_file() else tokenizer_in(named)
     if path is None and key.removeprefix("init.") in not_downloaded(init):
         return None
+    if path is None and key == "init.text_decoder":
+        SafetensorsFolder(named)  # where it is no model folder at all, this says so
     if path is None:
         expected = named if key == "init.tokenizer" and not named.is_dir() else f"{named}/{' or '.join(TOKENIZER_FILES)}"
         raise DataError(f"{key}: there is no tokenizer '{expected}'", "give a SentencePiece model or a tokenizer.json with init.tokenizer")
@@ -302,30 +314,54 @@ def check_init(recipe: Recipe) -> None:
         )
 
 
-def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[str]:
-    """Fill the parts of the model that `init` names, later ones over earlier ones; returns one line per source."""
-    check_init(recipe)
-    init, notes = recipe.init, []
-    if init.checkpoint is not None:
-        notes.append(load_fitting(model, resolve_checkpoint(init.checkpoint), vocabulary))
-    if init.video_encoder or init.audio_encoder or init.text_decoder:
-        from mirasol_cli.checkpoints.import_encoders import load_audio_encoder, load_video_encoder
-        from mirasol_cli.checkpoints.import_text import load_text_decoder
+def find_folders(recipe: Recipe) -> None:
+    """Download what `init` names of the hub, and open every model folder, before anything else is done.
 
-        if init.video_encoder is not None:
-            notes.append(str(load_video_encoder(model, download(init.video_encoder))))
-        if init.audio_encoder is not None:
-            notes.append(str(load_audio_encoder(model, download(init.audio_encoder))))
-        if init.text_decoder is not None:
-            notes.append(str(load_text_decoder(model, download(init.text_decoder))))
-    return notes
+    Raises CheckpointError where one is missing or damaged, and as `download`.
+    """
+    download_all(recipe.init)
+    for key, name in named_folders(recipe.init).items():
+        if key != "tokenizer":
+            SafetensorsFolder(folder_of(name))
+
+
+def check_folders(model: Mirasol, recipe: Recipe) -> None:
+    """Whether the model folders that `init` names fit, as far as they are here, without reading weights; `model` may have no memory.
+
+    Raises CheckpointError: one is missing, incomplete, of another family or of other sizes.
+    """
+    from mirasol_cli.checkpoints.import_encoders import check_audio_encoder, check_video_encoder
+    from mirasol_cli.checkpoints.import_text import check_text_decoder
+
+    checks = {"video_encoder": check_video_encoder, "audio_encoder": check_audio_encoder, "text_decoder": check_text_decoder}
+    named, elsewhere = named_folders(recipe.init), not_downloaded(recipe.init)
+    for key in checks.keys() & named.keys() - elsewhere.keys():
+        checks[key](model, folder_of(named[key]))
+
+
+def initialise(model: Mirasol, recipe: Recipe, vocabulary: Vocabulary) -> list[LoadReport]:
+    """Fill the parts of the model that `init` names, later ones over earlier ones; returns a report of each source."""
+    from mirasol_cli.checkpoints.import_encoders import load_audio_encoder, load_video_encoder
+    from mirasol_cli.checkpoints.import_text import load_text_decoder
+
+    check_init(recipe)
+    init, reports = recipe.init, list[LoadReport]()
+    if init.checkpoint is not None:
+        reports.append(load_fitting(model, resolve_checkpoint(init.checkpoint), vocabulary))
+    if init.video_encoder is not None:
+        reports.append(load_video_encoder(model, download(init.video_encoder)))
+    if init.audio_encoder is not None:
+        reports.append(load_audio_encoder(model, download(init.audio_encoder)))
+    if init.text_decoder is not None:
+        reports.append(load_text_decoder(model, download(init.text_decoder)))
+    return reports
 
 
 PER_PIECE = ("text.embed_tokens.", "text.lm_head.")
 """Tensors with a row for every piece of the vocabulary."""
 
 
-def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> str:
+def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> LoadReport:
     """Copy every tensor of the same name and shape (averaged weights where there are any); says what stayed random.
 
     What has a row per piece is left out if the checkpoint's vocabulary is not `vocabulary`: equal shapes mean nothing there.
@@ -334,9 +370,9 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
         CheckpointError: it is damaged, or nothing of it fits.
     """
     verify(checkpoint, ("model", FROZEN, "ema"))
-    if (checkpoint / "config.json").is_file():
-        checked_config(checkpoint)
+    config = checked_config(checkpoint) if (checkpoint / "config.json").is_file() else {}
     tensors = {**read_model(checkpoint), **(read_tensors(checkpoint, "ema") or {})}
+    merged = merge_foreign(tensors, LoraConfig.from_plain(config.get("model", {}).get("lora", {})), model)
     own = model_tensors(model)
     theirs = tokenizer_in(checkpoint)
     foreign = PER_PIECE if theirs is not None and theirs.read_bytes() != vocabulary.model_bytes else ()
@@ -348,12 +384,9 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> st
         for name in fitting:
             own[name].copy_(tensors[name])
     fresh, unused = sorted(own.keys() - fitting), sorted(tensors.keys() - fitting)
-    return (
-        f"{len(fitting)} tensors from '{checkpoint}'"
-        + (f"; new here: {first_names(fresh)}" if fresh else "")
-        + (f"; not used: {first_names(unused)}" if unused else "")
-        + ("; its embeddings are not used, since it has another vocabulary than this run" if foreign else "")
-    )
+    said = ["its embeddings are not used, since it has another vocabulary than this run"] if foreign else []
+    said += [f"LoRA's products of {merged} maps are merged into their weights"] if merged else []
+    return LoadReport(str(checkpoint), tuple(sorted(fitting)), (), tuple(fresh), tuple(unused), "; ".join(said))
 
 
 def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
@@ -370,8 +403,6 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
             f"of {', '.join(recipe.model.lora.parts)}, which stay as they are"
         )
     if recipe.freeze:
-        from mirasol_cli.training.freezing import freeze
-
         notes.append(str(freeze(model, recipe.freeze)))
     for name, there in recipe.data.modalities.items():
         if not there:
@@ -386,31 +417,34 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
     return notes
 
 
+def frozen_at_random(model: Mirasol, recipe: Recipe, reports: Iterable[LoadReport]) -> list[str]:
+    """A sentence if the recipe freezes what no source has filled: it would stay random."""
+    filled = {name.partition(" (")[0] for report in reports for name in (*report.loaded, *report.resized)}
+    unread = tuple(f"{modality}_" for modality, there in recipe.data.modalities.items() if not there)
+    chosen = kept_by_lora(model, recipe.model.lora) | set(freeze(model, recipe.freeze).names)
+    random = [name for name, _ in model.named_parameters() if name in chosen - filled and not name.startswith(unread)]
+    if not random:
+        return []
+    return [f"frozen at random values, since nothing of `init` has them: {first_names(random)}"]
+
+
 # --------------------------------------------------------------------------------------------------------------- saving
 
 
 def save_run(run: Run, validation: Mapping[str, float] | None = None) -> None:
-    """A checkpoint of the step just done, then rotation. All processes call this together."""
+    """Begin to save the step just done, and rotate when that is done (`BackgroundSaver`). All processes call this together."""
+    run.saver.wait()
     frozen = _frozen_once(run)
-    frozen_of = run.frozen_of if frozen and run.world.sum([float(run.world.is_main and _shares(run.frozen_of, frozen))])[0] else None
+    shared = run.world.run_on_rank0(lambda: _shares(run.frozen_of, frozen)) if frozen else False
+    frozen_of = run.frozen_of if frozen and run.world.sum([float(bool(shared))])[0] else None
     everything = model_tensors(run.model)
-    model_state = gather_full({name: tensor for name, tensor in everything.items() if name not in frozen}, run.world)
-    frozen_state = gather_full({name: everything[name] for name in frozen} if frozen_of is None else {}, run.world)
-    optimizer_state = gather_full(optimizer_tensors(run.optimizer), run.world)
-    ema = gather_full(run.ema.values, run.world) if run.ema is not None else None
-
-    def write() -> None:
-        if run.lock is not None:
-            run.lock.check()
-        tensors: dict[str, dict[str, Tensor]] = {"model": model_state, "optimizer": optimizer_state}
-        if ema is not None:
-            tensors["ema"] = ema
-        if frozen_state:
-            tensors[FROZEN] = frozen_state
-        write_checkpoint(run.folder.checkpoints, run.step, Contents(small_files(run, validation), tensors, frozen_of))
-        rotate(run.folder.checkpoints, run.recipe.train.keep_checkpoints)
-
-    run.world.run_on_rank0(write)
+    tensors = {"model": {name: tensor for name, tensor in everything.items() if name not in frozen}}
+    tensors["optimizer"] = optimizer_tensors(run.optimizer)
+    if run.ema is not None:
+        tensors["ema"] = run.ema.values
+    if frozen and frozen_of is None:
+        tensors[FROZEN] = {name: everything[name] for name in frozen}
+    run.saver.start(run.step, small_files(run, validation), tensors, frozen_of)
     run.frozen_of = run.folder.checkpoints / step_name(run.step)
 
 
@@ -423,14 +457,7 @@ def _frozen_once(run: Run) -> list[str]:
 
 def _shares(checkpoint: Path | None, frozen: list[str]) -> bool:
     """Whether the checkpoint holds just these tensors as its frozen ones."""
-    if checkpoint is None or not is_complete(checkpoint):
-        return False
-    held: set[str] = set()
-    for name in frozen_files(checkpoint):
-        if name.endswith(".safetensors"):
-            with safe_open(checkpoint / name, framework="pt") as file:
-                held |= set(file.keys())
-    return held == set(frozen)
+    return checkpoint is not None and is_complete(checkpoint) and set(StoredTensors(checkpoint, FROZEN)) == set(frozen)
 
 
 def small_files(run: Run, validation: Mapping[str, float] | None) -> dict[str, bytes]:

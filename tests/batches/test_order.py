@@ -3,13 +3,15 @@
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirasol_cli.batches.order import LARGEST_BLOCK, UnitOrder, interleave, permutation, texts_by_clip
+from mirasol_cli.batches.order import LARGEST_BLOCK, ClipTexts, UnitOrder, interleave, permutation, texts_by_clip
+from mirasol_cli.shards.columns import Texts
 from mirasol_cli.shards.reader import ShardFolder
 from tests.shards.samples import write_split
 
@@ -18,10 +20,14 @@ sources = st.dictionaries(st.integers(0, 500), st.lists(st.integers(0, 10_000), 
 )
 
 
+def ordered(sources: list[dict[int, list[int]]], *args: Any, **options: Any) -> UnitOrder:
+    return UnitOrder([ClipTexts.of(source) for source in sources], *args, **options)
+
+
 @settings(max_examples=100, deadline=None)
 @given(source=sources, q=st.integers(1, 9), seed=st.integers(0, 2**63))
 def test_an_epoch_sees_each_text_exactly_once(source: dict[int, list[int]], q: int, seed: int) -> None:
-    order = UnitOrder([source], questions_per_clip=q, seed=seed)
+    order = ordered([source], questions_per_clip=q, seed=seed)
     for epoch in range(3):
         units = [order.unit(epoch * order.units_per_epoch + i) for i in range(order.units_per_epoch)]
         assert {unit.epoch for unit in units} == {epoch}
@@ -34,7 +40,7 @@ def test_an_epoch_sees_each_text_exactly_once(source: dict[int, list[int]], q: i
 @given(mixture=st.lists(sources, min_size=1, max_size=4), seed=st.integers(0, 1000), data=st.data())
 def test_a_unit_is_a_function_of_its_number(mixture: list[dict[int, list[int]]], seed: int, data: st.DataObject) -> None:
     ratios = data.draw(st.lists(st.floats(0.01, 10), min_size=len(mixture), max_size=len(mixture)))
-    first, second = UnitOrder(mixture, ratios, 4, seed), UnitOrder(mixture, ratios, 4, seed)
+    first, second = (ordered(mixture, ratios, 4, seed) for _ in range(2))
     numbers = [*range(100), 10**9]
     expected = [first.unit(i) for i in numbers]
     shuffled = random.Random(seed).sample(numbers, len(numbers))
@@ -56,7 +62,7 @@ def test_sources_are_spread_evenly(ratios: list[float]) -> None:
 def test_simple_ratios_are_exact() -> None:
     assert interleave([3, 1]).tolist() == [0, 0, 1, 0]
     assert interleave([0.5, 0.5]).tolist() == [0, 1]
-    order = UnitOrder([{0: [0], 1: [1]}, {5: [0, 1, 2]}], [2, 1], questions_per_clip=1)
+    order = ordered([{0: [0], 1: [1]}, {5: [0, 1, 2]}], [2, 1], questions_per_clip=1)
     units = [order.unit(i) for i in range(order.units_per_epoch)]
     assert Counter(unit.source for unit in units) == {0: 6, 1: 3}
     assert [unit.epoch for unit in units if unit.source == 0] == [0, 0, 1, 1, 2, 2]  # each source has epochs of its own
@@ -81,14 +87,14 @@ def test_patterns_of_common_mixtures_stay_as_they_are() -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     source = {clip: [0, 1, 2] for clip in range(50)}
-    orders = [[UnitOrder([source], seed=seed).unit(i).clip for i in range(100)] for seed in (0, 1)]
+    orders = [[ordered([source], seed=seed).unit(i).clip for i in range(100)] for seed in (0, 1)]
     assert orders[0][:50] != orders[0][50:] != orders[1][50:]
     assert sorted(orders[0][:50]) == list(range(50))
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
     """Changing it would silently change what a resumed run sees."""
-    order = UnitOrder([{clip: [2 * clip, 2 * clip + 1] for clip in range(6)}, {9: [0]}], [2, 1], questions_per_clip=1, seed=3)
+    order = ordered([{clip: [2 * clip, 2 * clip + 1] for clip in range(6)}, {9: [0]}], [2, 1], questions_per_clip=1, seed=3)
     assert [(unit.source, unit.clip, unit.text_indices) for unit in map(order.unit, range(6))] == PINNED
 
 
@@ -102,7 +108,7 @@ def test_permutation_is_one(n: int, key: list[int]) -> None:
 
 
 def test_large_groups_are_split_evenly() -> None:
-    order = UnitOrder([{0: list(range(9))}], questions_per_clip=8)
+    order = ordered([{0: list(range(9))}], questions_per_clip=8)
     assert sorted(len(order.unit(i).text_indices) for i in range(2)) == [4, 5]
 
 
@@ -114,13 +120,20 @@ def test_permutations_are_near_uniform() -> None:
 @pytest.mark.parametrize(("sources", "ratios"), [([], None), ([{0: []}], None), ([{0: [1]}], [0.0]), ([{0: [1]}], [1, 1])])
 def test_what_cannot_be_ordered_is_refused(sources: list, ratios: list[float] | None) -> None:
     with pytest.raises(ValueError, match="source"):
-        UnitOrder(sources, ratios)
+        ordered(sources, ratios)
 
 
 def test_only_kept_clips_with_answers_are_trained_on(tmp_path: Path) -> None:
     write_split(tmp_path / "train", 5, failed=(1,), missing=(2,))
     split = ShardFolder(tmp_path).split("train")
-    texts = split.texts("qa")
+    texts = list(split.texts("qa"))
     texts[0]["answer"] = None
-    assert texts_by_clip(split, texts) == {0: [1], 3: [6, 7], 4: [8, 9]}
-    assert texts_by_clip(split, texts, limit=2) == {0: [1], 3: [6, 7]}
+    of_clips = texts_by_clip(split, Texts.measured(texts))
+    assert as_dict(of_clips) == {0: [1], 3: [6, 7], 4: [8, 9]}
+    assert as_dict(texts_by_clip(split, Texts.measured(texts), limit=2)) == {0: [1], 3: [6, 7]}
+    mixed_up = [texts[position] for position in (9, 0, 7, 8, 1, 6)]
+    assert as_dict(texts_by_clip(split, Texts.measured(mixed_up))) == {0: [4], 3: [2, 5], 4: [0, 3]}
+
+
+def as_dict(texts: ClipTexts) -> dict[int, list[int]]:
+    return {int(clip): texts.texts(i).tolist() for i, clip in enumerate(texts.clips)}

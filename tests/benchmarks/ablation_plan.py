@@ -1,48 +1,78 @@
-"""Which runs the ablations consist of, and in which order: pure functions, no process and no file."""
+"""The rows of the ablations, one change each, and the runs that they consist of: pure functions, no process and no file."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+STEPS = 2500
+"""Of finetuning, from nothing but the encoder."""
+FULL = (
+    "model.combiner.kind=transformer", "model.combiner.num_outputs=4", "data.clips=1600", "train.warmup_steps=50",
+    "train.augment.memory_only=0", "train.augment.max_chunk_repeats=1",
+)  # fmt: skip
+"""What the model that is compared has, over recipe `demo-long`: 16 chunks, 31 tokens a chunk, of which the Combiner makes 4."""
+CAPTIONS = ("data.task=caption", "data.questions_per_clip=1")
+
 
 @dataclass(frozen=True)
 class Condition:
-    """One recipe of recipes/ablations."""
+    """One row: what is changed in FULL."""
 
     name: str
-    stage: str = "finetune"
-    after: str | None = None  # this condition's run of the same seed comes first
-    takes: str | None = None  # what of it: `checkpoint` (its weights) or `tokenizer` (only its vocabulary)
-    reference: str | None = "full"  # what differences are taken to; None: it is a reference itself, or has no score
-    series: str = "parts"  # parts, or long: clips of a minute
+    what: str  # in the table
+    words: tuple[str, ...] = ()
+    reference: str | None = "full"  # what it is compared with
+    after: str | None = None  # starts from this condition's run of the same seed
+    length: float = 1.0  # of STEPS
+    chunks: int = 16
+    scored: bool = True  # False: it only pretrains
 
     @property
-    def recipe(self) -> str:
-        return f"recipes/ablations/{self.name}.yaml"
+    def overrides(self) -> tuple[str, ...]:
+        return (*FULL, f"clip.frames={8 * self.chunks}", f"clip.chunks={self.chunks}", *self.words)
 
-    @property
-    def scored(self) -> bool:
-        """Whether it answers questions; what was only pretrained does not."""
-        return self.stage == "finetune"
+    def steps(self, steps_of_a_row: int = STEPS) -> int:
+        return round(steps_of_a_row * self.length)
 
 
-def long(chunks: int, kind: str, start: str) -> Condition:
-    """A run on clips of a minute, from the weights of `start`; compared with 4 chunks of its kind, `history` with the TTM."""
-    reference = None if chunks == 4 else "long-64-ttm" if kind == "history" else f"long-4-{kind}"
-    return Condition(f"long-{chunks}-{kind}", after=start, takes="checkpoint", reference=reference, series="long")
-
-
-CONDITIONS = (
-    Condition("full", reference=None),
-    *(Condition(name) for name in ("baseline", "no-combiner", "no-autoregression", "no-reconstruction", "no-latent-loss", "no-audio")),
-    *(Condition(name) for name in ("history", "ttm", "perceiver", "mean")),
-    # Of `full` it takes the vocabulary alone: one made of captions would spell the questions in bytes.
-    Condition("pretrain", stage="pretrain", after="full", takes="tokenizer", reference=None),
-    Condition("pretrained", after="pretrain", takes="checkpoint"),
-    *(long(chunks, kind, start) for chunks in (4, 16, 64) for kind, start in (("transformer", "full"), ("ttm", "ttm"))),
-    long(64, "history", "history"),
+TTM = ("model.combiner.kind=ttm", "model.combiner.write=gated")
+PARTS = (
+    Condition("full", "the whole model", reference=None),
+    Condition("none", "no Combiner: all tokens go on", ("model.combiner.kind=none",)),
+    Condition("mean", "Combiner: means of groups of tokens", ("model.combiner.kind=mean",)),
+    Condition("ttm", "Combiner: Token Turing Machine", TTM),
+    Condition("history", "Combiner: Transformer over all chunks so far", ("model.combiner.context=history",)),
+    Condition("no-autoregression", "no latent layers, same losses", ("model.latent.layers=0",)),
+    Condition("no-latent-loss", "no prediction of the next chunk", ("loss.latent=0",)),
+    Condition("no-reconstruction", "no reconstruction of the picture", ("loss.video=0",)),
+    Condition("no-audio", "no audio", ("data.audio=false",)),
+    Condition("last", "the text sees the last chunk's latents alone", ("model.text.sees=last",)),
+    Condition("last-alone", "the same without latent layers", ("model.text.sees=last", "model.latent.layers=0"), reference="last"),
+    Condition("memory", "the text sees the machine's memory alone", (*TTM, "model.text.sees=memory"), reference="ttm"),
+    Condition("twice", "the whole model, twice the steps", length=2),
+    Condition("captions", "pretraining on captions, all losses", CAPTIONS, scored=False),
+    Condition("pretrained", "after as many steps of pretraining", after="captions", reference="twice"),
+    Condition("captions-text", "pretraining on captions, text loss alone", (*CAPTIONS, "loss.latent=0", "loss.video=0"), scored=False),
+    Condition("pretrained-text", "after pretraining with the text loss alone", after="captions-text", reference="twice"),
+    Condition("captions-latent", "pretraining on captions, text and latent loss", (*CAPTIONS, "loss.video=0"), scored=False),
+    Condition("pretrained-latent", "after pretraining with text and latent loss", after="captions-latent", reference="twice"),
 )
+TRANSFORMER_M = {2: ("model.combiner.num_outputs=2",), 4: (), 8: ("model.combiner.num_outputs=8",)}
+FRONTIER = tuple(
+    Condition(f"{name}-{chunks}", what, words, chunks=chunks, reference=None)
+    for chunks in (4, 16)
+    for name, what, words in (
+        ("frontier-none", "no Combiner", ("model.combiner.kind=none",)),
+        ("frontier-mean", "means of groups, M = 4", ("model.combiner.kind=mean",)),
+        *((f"frontier-M{m}", f"Transformer, M = {m}", words) for m, words in TRANSFORMER_M.items()),
+        ("frontier-ttm", "Token Turing Machine, M = 4", TTM),
+    )
+    if (name, chunks) not in {("frontier-none", 16), ("frontier-mean", 16), ("frontier-M4", 16), ("frontier-ttm", 16)}  # rows of PARTS
+)
+SAME_AS = {"frontier-none-16": "none", "frontier-mean-16": "mean", "frontier-M4-16": "full", "frontier-ttm-16": "ttm"}
+"""Points of the frontier that are rows of the parts."""
+CONDITIONS = (*PARTS, *FRONTIER)
 BY_NAME = {condition.name: condition for condition in CONDITIONS}
 
 
@@ -84,7 +114,7 @@ def next_job(waiting: Sequence[Job], done: Collection[tuple[str, int]]) -> Job |
 
 
 def without_dependents(waiting: Iterable[Job], failed: tuple[str, int]) -> list[Job]:
-    """What can still be run when `failed` has no checkpoint: all but what starts from it, directly or by another run."""
+    """What can still be run when `failed` has no weights: all but what starts from it, directly or by another run."""
     lost, kept = {failed}, []
     for job in waiting:  # in plan order a predecessor stands before what starts from it
         if job.before in lost:

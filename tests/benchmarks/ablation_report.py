@@ -1,7 +1,7 @@
 """Tables and verdicts from the results of the ablations: pure functions of rows, so that no verdict is written by hand.
 
-A row is one run: condition, seed, steps, exact_match, by_type {type: {n, exact_match}}, n, gflop, combiner_gflop, parameters,
-seconds. Only runs of one length are compared; each length has tables of its own.
+A row is one run: condition, seed, steps, exact_match, by_type {type: {n, exact_match}}, n, cuts {cut: the same}, curve [[step, validation
+loss]], gflop, gflop_behind_encoder, combiner_gflop, parameters.
 Intervals are Student's t over seeds. They cover what the seed of training changes, not which clips were drawn for the test.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ablation_plan import BY_NAME, CONDITIONS
+from ablation_plan import FRONTIER, PARTS, SAME_AS, Condition
 
 Row = Mapping[str, Any]
 Value = Callable[[Row], float | None]
@@ -24,6 +24,8 @@ T_QUANTILES = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+# 80 % quantiles of the same, for 1 to 9 degrees of freedom, then of the normal distribution.
+POWER_QUANTILES = (1.376, 1.061, 0.978, 0.941, 0.920, 0.906, 0.896, 0.889, 0.883, 0.842)
 
 
 # ------------------------------------------------------------------------------------------------------------ statistics
@@ -44,6 +46,16 @@ class Estimate:
     @property
     def high(self) -> float | None:
         return None if self.half is None else self.mean + self.half
+
+
+def smallest_effect(found: Estimate) -> float | None:
+    """The smallest true difference that a paired comparison with this spread would have told from 0 in four of five tries (at 5 %,
+    two-sided)."""
+    if found.half is None:
+        return None
+    freedom = found.seeds - 1
+    power = POWER_QUANTILES[min(freedom, len(POWER_QUANTILES)) - 1]
+    return found.half * (1 + power / t_quantile(freedom))
 
 
 def t_quantile(freedom: int) -> float:
@@ -109,49 +121,38 @@ class Claim:
     worse: str
     margin: float = 0.0  # by so much `better` may be worse
     cheaper: bool = False  # and `better` takes less compute
-    same_size: bool = False  # and has no parameter more
 
 
 CLAIMS = (
-    Claim("the Combiner helps", "full", "no-combiner"),
-    Claim("autoregression helps", "full", "no-autoregression"),
-    Claim("Combiner and autoregression help together", "full", "baseline"),
-    Claim("pretraining helps", "pretrained", "full"),
+    Claim("the Combiner helps: against all tokens", "full", "none"),
+    Claim("the Combiner is at least equal to all tokens, with less compute", "full", "none", EQUAL, cheaper=True),
+    Claim("a learned Combiner helps: against means", "full", "mean"),
+    Claim("autoregression helps, the text seeing all latents", "full", "no-autoregression"),
+    Claim("autoregression carries history: the text seeing the last latents", "last", "last-alone"),
+    Claim("prediction of the next chunk helps", "full", "no-latent-loss"),
+    Claim("pretraining helps, at equal totals of steps", "pretrained", "twice"),
     Claim("TTM is at least equal to the Transformer that sees the chunk, with less compute", "ttm", "full", EQUAL, cheaper=True),
     Claim("TTM is at least equal to the Transformer that sees all chunks so far, with less compute", "ttm", "history", EQUAL, cheaper=True),
-    Claim("the same at 64 chunks", "long-64-ttm", "long-64-history", EQUAL, cheaper=True),
-    *(
-        Claim(f"longer input helps without more parameters: {chunks} chunks against 4, {kind}", f"long-{chunks}-{kind}", f"long-4-{kind}",
-              same_size=True)
-        for kind in ("transformer", "ttm")
-        for chunks in (16, 64)
-    ),
-)  # fmt: skip
+)
 
 
 def judge(claim: Claim, rows: Sequence[Row]) -> tuple[str, str]:
-    """(verdict, the figures it rests on), from the longest runs that decide it: two seeds of both sides. Accuracy by the rule of
-    `verdict`; a claim about compute or size that does not hold makes the whole `not seen`."""
-    compared = [(members, paired(members, claim.better, claim.worse, exact_match)) for _, members in by_length(rows)]
-    rows, difference = max(compared, key=lambda found: min(found[1].seeds, 2) if found[1] else 0, default=([], None))
+    """(verdict, the figures it rests on). Accuracy by the rule of `verdict`; more compute makes a claim of less `not seen`."""
+    difference = paired(rows, claim.better, claim.worse, exact_match)
     if difference is None:
         return NOT_RUN, ""
-    found = verdict(difference, claim.margin)
-    reasons = [f"{points(difference)} after {rows[0]['steps']:,} steps"]
-    for wanted, key, unit, factor, holds in (
-        (claim.cheaper, "gflop", "GFLOP", 1.0, lambda a, b: a < b),
-        (claim.same_size, "parameters", "M parameters", 1e-6, lambda a, b: a == b),
-    ):
-        a, b = (next((row[key] for row in rows if row["condition"] == name), None) for name in (claim.better, claim.worse))
-        if not wanted or a is None or b is None:
-            continue
-        reasons.append(f"{a * factor:.4g} against {b * factor:.4g} {unit}")
-        if found != ONE_SEED and not holds(a, b):
+    found, reasons = verdict(difference, claim.margin), [points(difference)]
+    if claim.cheaper:
+        a, b = (next(row["gflop_behind_encoder"] for row in rows if row["condition"] == name) for name in (claim.better, claim.worse))
+        reasons.append(f"{a:.3g} against {b:.3g} GFLOP behind the encoder")
+        if found != ONE_SEED and a >= b:
             found = NOT_SEEN
     return found, "; ".join(reasons)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
+
+PLATEAU = 0.01
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -159,46 +160,92 @@ def report(rows: Sequence[Row]) -> str:
     scored = [row for row in rows if row.get("exact_match") is not None]
     if not scored:
         return "Nothing has been run yet.\n"
-    parts = []
-    for series, title in (("parts", "Parts of the model: 32 frames, 4 chunks"), ("long", "Longer input: clips of a minute")):
-        for steps, members in by_length([row for row in scored if BY_NAME[row["condition"]].series == series]):
-            parts += [f"### {title}, {steps:,} steps", how(members), *tables(members)]
+    parts = ["### Parts of the model: clips of a minute, 128 frames, 16 chunks", how(scored), *tables(scored), cuts_table(scored)]
+    if any(row["condition"] in {point.name for point in FRONTIER} for row in scored):
+        parts += ["### Quality against compute", frontier_table(scored)]
     parts += ["### What the authors say, and what is seen here", claims_table(scored), rule()]
     return "\n\n".join(parts) + "\n"
 
 
-def by_length(rows: Iterable[Row]) -> list[tuple[int, list[Row]]]:
-    """(steps, their rows), the longest first."""
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["steps"], []).append(row)
-    return sorted(found.items(), reverse=True)
-
-
 def how(rows: Sequence[Row]) -> str:
-    """What the rows have in common, and a warning where they differ in what they must not."""
+    """What the rows have in common."""
     questions = sorted({row["n"] for row in rows})
-    text = f"{questions[0]:,} questions of the test split, exact match in percent. Mean over seeds ± half of its 95 % interval."
-    return text if len(questions) == 1 else f"{text} **These runs cannot be compared**: questions {questions}."
+    return (
+        f"{', '.join(f'{n:,}' for n in questions)} questions of the test split, exact match in percent. Mean over seeds ± half of its "
+        "95 % interval. GFLOP are those of a forward pass for one clip with six questions, without the encoder. Plateau: how much the "
+        f"validation loss fell over the last tenth of the steps at a constant rate, on average; a run counts as done below {PLATEAU:.0%}."
+    )
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
-    """Accuracy of every condition with its costs, then the differences to its reference, paired by seed."""
+    """Accuracy of every row with its costs, then the differences to its reference, paired by seed."""
     types = sorted({name for row in rows for name in row["by_type"]})
     values: list[Value] = [exact_match, *(of_type(name) for name in types)]
     accuracy, differences = [], []
-    for condition in (c for c in CONDITIONS if any(row["condition"] == c.name for row in rows)):
+    for condition in (c for c in PARTS if any(row["condition"] == c.name for row in rows)):
         own = [row for row in rows if row["condition"] == condition.name]
-        cells = [percent(estimate([v for row in own if (v := value(row)) is not None])) for value in values]
-        costs = [f"{own[0]['gflop']:.3f}", f"{own[0]['combiner_gflop']:.3f}", f"{own[0]['parameters'] / 1e6:.3f}"]
-        accuracy.append([condition.name, str(len(own)), *cells, *costs])
+        cells = [percent(over_seeds(own, value)) for value in values]
+        costs = [f"{own[0]['gflop_behind_encoder']:.3f}", f"{own[0]['combiner_gflop']:.3f}", f"{own[0]['parameters'] / 1e6:.2f}"]
+        fell = statistics.fmean(plateau(row) for row in own)
+        accuracy.append([condition.name, condition.what, str(len(own)), *cells, *costs, f"{100 * fell:.1f} %"])
         if condition.reference:
             found = [paired(rows, condition.name, condition.reference, value) for value in values]
-            differences.append([condition.name, condition.reference, *map(points, found)])
-    parts = [table(["", "seeds", "all", *types, "GFLOP a clip", "of it Combiner", "M parameters"], accuracy)]
+            least = None if found[0] is None else smallest_effect(found[0])
+            differences.append(
+                [
+                    condition.name,
+                    condition.reference,
+                    *map(points, found[:1]),
+                    "" if least is None else f"{100 * least:.1f}",
+                    *map(points, found[1:]),
+                ]
+            )
+    parts = [table(["", "", "seeds", "all", *types, "GFLOP", "of it Combiner", "M parameters", "plateau"], accuracy)]
     if differences:
-        parts += ["Differences in points, paired by seed [95 % interval]:", table(["", "minus", "all", *types], differences)]
+        parts += [
+            "Differences in points, paired by seed [95 % interval]; `least`: the smallest difference that would have been seen in four of "
+            "five tries:",
+            table(["", "minus", "all", "least", *types], differences),
+        ]
     return parts
+
+
+def plateau(row: Row) -> float:
+    """By which share the validation loss fell over the last tenth of the steps before the rate falls."""
+    before, after = (min(row["curve"], key=lambda point: abs(point[0] - share * row["steps"]))[1] for share in (0.7, 0.8))
+    return 1 - after / before
+
+
+def over_seeds(rows: Iterable[Row], value: Value) -> Estimate | None:
+    return estimate([found for row in rows if (found := value(row)) is not None])
+
+
+def cuts_table(rows: Sequence[Row]) -> str:
+    """What trained models lose when a part is taken from them at evaluation."""
+    lines = []
+    for condition in PARTS:
+        own = [row for row in rows if row["condition"] == condition.name]
+        for cut in own[0].get("cuts", {}) if own else {}:
+            lost = estimate([row["cuts"][cut]["exact_match"] - row["exact_match"] for row in own])
+            order = estimate([row["cuts"][cut]["by_type"]["order"]["exact_match"] - row["by_type"]["order"]["exact_match"] for row in own])
+            lines.append([condition.name, cut, points(lost), points(order)])
+    return "Taken away at evaluation, in points:\n\n" + table(["", "control", "all", "order"], lines)
+
+
+def frontier_table(rows: Sequence[Row]) -> str:
+    found = []
+    for point in FRONTIER:
+        found.append((point, [row for row in rows if row["condition"] == point.name]))
+    for name, same in SAME_AS.items():
+        point = Condition(name, next(c.what for c in PARTS if c.name == same), reference=None)
+        found.append((point, [row for row in rows if row["condition"] == same]))
+    found = sorted((pair for pair in found if pair[1]), key=lambda pair: (pair[0].chunks, pair[1][0]["gflop_behind_encoder"]))
+    lines = [
+        [str(point.chunks), point.what, str(len(own)), percent(over_seeds(own, exact_match)), f"{own[0]['gflop_behind_encoder']:.3f}",
+         f"{own[0]['gflop']:.3f}"]
+        for point, own in found
+    ]  # fmt: skip
+    return table(["chunks", "Combiner", "seeds", "all", "GFLOP behind the encoder", "GFLOP in all"], lines)
 
 
 def claims_table(rows: Sequence[Row]) -> str:
@@ -211,9 +258,10 @@ def claims_table(rows: Sequence[Row]) -> str:
 def rule() -> str:
     return (
         "By rule: `seen` where the 95 % interval of the paired difference lies above 0 (`at least equal`: above "
-        f"-{100 * EQUAL:.0f} points); `not seen` where it lies below, or where compute or parameters speak against the claim; else "
+        f"-{100 * EQUAL:.0f} points); `not seen` where it lies below, or where compute speaks against the claim; else "
         "`within noise`: neither shown nor refuted. Intervals are Student's t over "
-        "seeds and cover the seed of training only: clips and questions are the same for all. The number of claims is not corrected for."
+        "seeds and cover the seed of training only: clips and questions are the same for all. The number of claims is not corrected for. "
+        "All rows train behind one encoder, which was trained with a Token Turing Machine as Combiner on short clips."
     )
 
 

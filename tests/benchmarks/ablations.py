@@ -1,19 +1,19 @@
-"""The ablations of recipes/ablations: two single-threaded runs at a time, resumable, and their tables.
+"""The ablations: what the parts of the model are worth on clips of a minute, two single-threaded runs at a time, resumable.
 
-    mirasol prepare demo
-    python tests/benchmarks/ablations.py [--only NAME ...] [--seeds 5] [--steps N] [--out DIR]
+    mirasol prepare demo-long data.clips=1600
+    python tests/benchmarks/ablations.py [--only NAME ...] [--seeds 5] [--out DIR]
     python tests/benchmarks/ablations.py --report [RESULTS.jsonl ...]
 
-Every run is trained and evaluated by the same commands that a user types; DIR/results.jsonl gets a line when it is done. Called
-again, it goes on: what has a line is skipped, a run that was cut goes on from its checkpoint. `--long` runs the series on clips
-of a minute (data set demo-long), after the runs that it starts from.
+Rows and runs: ablation_plan.py. One run: ablation_training.py. DIR/results.jsonl gets a line when a run is done. Called again, it goes
+on: what has a line is skipped, a run that was cut goes on from its last save. The frontier (`--frontier`) also needs
+
+    mirasol prepare demo-long data.clips=1600 clip.frames=32 clip.chunks=4
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import json
 import signal
 import subprocess
@@ -27,24 +27,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablation_plan import BY_NAME, CONDITIONS, Job, next_job, plan, without_dependents
+from ablation_plan import BY_NAME, FRONTIER, PARTS, STEPS, Job, next_job, plan, without_dependents
 from ablation_report import report
-from common import ROOT, environment
-from mirasol_cli.errors import MirasolError
+from common import environment
 
 RESULTS = "results.jsonl"
 
 
 class RunFailed(Exception):
-    """A command of a run ended with an error."""
+    """A run ended with an error."""
 
 
 @dataclass
 class Runner:
-    """One call: where results go, how long each run is, and the processes at work."""
+    """One call: where results go, and the processes at work."""
 
     out: Path
-    steps: dict[str, int | None]  # series -> steps, None for the recipe's own
+    checkpoint: Path | None = None  # that has the encoder; None: the one that ships
+    steps: int = STEPS  # of a row
     lock: int = -1  # file descriptor of the lock, which every child holds, too
     children: set[subprocess.Popen] = field(default_factory=set)
     stopping: bool = False
@@ -52,73 +52,46 @@ class Runner:
     def run_dir(self, name: str, seed: int) -> Path:
         return self.out / "runs" / name / f"seed-{seed}"
 
-    def settings(self, job: Job) -> list[str]:
-        """What is this run's own in its recipe, but for paths."""
-        from mirasol_cli.config.reader import load_recipe
+    def here(self, job: Job) -> dict[str, Any]:
+        """The run in this process; the line of results.jsonl."""
+        import torch
 
-        words = [f"train.seed={job.seed}", "train.keep_checkpoints=1"]
-        steps = self.steps[job.condition.series]
-        if steps is not None:
-            warmup = load_recipe(str(ROOT / job.condition.recipe)).train.warmup_steps
-            words += [f"train.steps={steps}", f"train.warmup_steps={min(warmup, steps // 4)}"]
-        return words
+        from ablation_training import perform
+        from mirasol_cli.checkpoints.runs import demo_checkpoint
 
-    def paths(self, job: Job) -> list[str]:
-        """Its folder, and what it starts from."""
-        from mirasol_cli.checkpoints.runs import resolve_checkpoint
-
-        words = [f"run.dir={self.run_dir(job.condition.name, job.seed)}"]
-        if job.condition.after:
-            before = self.run_dir(job.condition.after, job.seed)
-            if job.condition.takes == "tokenizer":
-                words.append(f"init.tokenizer={resolve_checkpoint(before) / 'tokenizer.model'}")
-            else:
-                words.append(f"init.checkpoint={before}")
-        return words
-
-    def fingerprint(self, job: Job) -> str:
-        """Of the recipe as it is run, so that results of another one are not taken for its own."""
-        from mirasol_cli.config.reader import load_recipe
-
-        recipe = load_recipe(str(ROOT / job.condition.recipe), self.settings(job))
-        return hashlib.sha256(json.dumps(recipe.to_plain(), sort_keys=True).encode()).hexdigest()[:16]
+        torch.set_num_threads(1)
+        condition = job.condition
+        overrides = [*condition.overrides, f"train.seed={job.seed}", f"train.steps={condition.steps(self.steps)}"]
+        start = self.run_dir(*job.before) / "state.pt" if job.before else None
+        figures = perform(
+            overrides,
+            self.run_dir(*job.key),
+            self.checkpoint or demo_checkpoint(),
+            self.out / "tokens",
+            scored=condition.scored,
+            start=start,
+        )
+        return {"condition": condition.name, "seed": job.seed, "overrides": list(condition.overrides), **figures}
 
     def perform(self, job: Job) -> dict[str, Any]:
-        """Train and evaluate; the line of results.jsonl. Raises RunFailed."""
-        try:
-            return self.trained_and_evaluated(job)
-        except (MirasolError, OSError, KeyError) as problem:
-            raise RunFailed(f"{type(problem).__name__}: {problem}") from problem
-
-    def trained_and_evaluated(self, job: Job) -> dict[str, Any]:
-        folder = self.run_dir(*job.key)
-        resumed = (folder / "checkpoints").is_dir()
-        words = [*self.settings(job), *self.paths(job)]
-        start = time.perf_counter()
-        self.mirasol(job, job.condition.stage, str(ROOT / job.condition.recipe), "--resume", words)
-        seconds = None if resumed else round(time.perf_counter() - start, 1)
-        row = {"condition": job.condition.name, "seed": job.seed, "recipe": self.fingerprint(job), "seconds": seconds}
-        if job.condition.scored:
-            self.mirasol(job, "eval", str(folder), "--json", [])
-        return row | costs(folder) | (scores(folder) if job.condition.scored else {})
-
-    def mirasol(self, job: Job, command: str, subject: str, option: str, words: list[str]) -> None:
-        """One command on one thread; what it says goes to DIR/logs."""
+        """The run in a process of its own, on one thread; what it says goes to DIR/logs. Raises RunFailed."""
         log = self.out / "logs" / f"{job.condition.name}-seed-{job.seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        line = [sys.executable, "-m", "mirasol_cli", command, subject, option, "--threads", "1", "--device", "cpu"]
+        words = ["--run", job.condition.name, str(job.seed), "--out", str(self.out), "--steps", str(self.steps)]
+        words += ["--checkpoint", str(self.checkpoint)] if self.checkpoint else []
         with open(log, "a") as file:
             if self.stopping:
                 raise RunFailed("stopped")
             child = subprocess.Popen(
-                [*line, *words], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=(self.lock,),
-                env=environment(OMP_NUM_THREADS="1"),
+                [sys.executable, __file__, *words], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                pass_fds=(self.lock,), env=environment(OMP_NUM_THREADS="1"),
             )  # fmt: skip
             self.children.add(child)
             code = child.wait()
             self.children.discard(child)
         if code:
-            raise RunFailed(f"`mirasol {command}` ended with {code}; the end of '{log}':\n{log.read_text()[-800:]}")
+            raise RunFailed(f"it ended with {code}; the end of '{log}':\n{log.read_text()[-800:]}")
+        return json.loads(log.read_text().splitlines()[-1])
 
     def run(self, jobs: list[Job], rows: list[dict[str, Any]], processes: int) -> bool:
         """All jobs that have no row yet; each row is on the disk before the next job starts. False where any failed."""
@@ -152,45 +125,9 @@ class Runner:
             except BaseException:
                 self.stopping = True
                 for child in list(self.children):
-                    child.terminate()  # it saves a checkpoint and ends
+                    child.terminate()  # what it has saved stays
                 raise
         return good
-
-
-def scores(run: Path) -> dict[str, Any]:
-    """From results.json of the run's evaluation on the test split."""
-    from mirasol_cli.files import read_json
-
-    results = read_json(run / "eval" / "test" / "results.json")
-    by_type = {name: {key: part[key] for key in ("n", "exact_match")} for name, part in results["by_type"].items()}
-    return {"n": results["n"], "exact_match": results["metrics"]["exact_match"], "by_type": by_type}
-
-
-def costs(run: Path) -> dict[str, Any]:
-    """Steps, parameters, and FLOPs of a forward pass for one clip with the recipe's number of questions, as `--dry-run` counts."""
-    import torch
-
-    from mirasol_cli.checkpoints.runs import resolve_checkpoint
-    from mirasol_cli.config.reader import load_recipe
-    from mirasol_cli.files import read_json
-    from mirasol_cli.model.mirasol import Mirasol
-    from mirasol_cli.training.dry_run import TARGET_TOKENS, TEXT_TOKENS
-    from mirasol_cli.training.flops import forward_flops
-
-    checkpoint = resolve_checkpoint(run)
-    recipe, vocabulary = load_recipe(str(checkpoint / "recipe.yaml")), read_json(checkpoint / "config.json")["vocab_size"]
-    with torch.device("meta"):
-        model = Mirasol(recipe.model, recipe.clip, vocabulary, recipe.loss.weights)
-    flops = forward_flops(model, questions=recipe.data.questions_per_clip, tokens=TEXT_TOKENS, targets=TARGET_TOKENS)
-    return {
-        "steps": recipe.train.steps,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "gflop": sum(flops.values()) / 1e9,
-        "combiner_gflop": flops["combiner"] / 1e9,
-    }
-
-
-# --------------------------------------------------------------------------------------------------------- the command
 
 
 def say(text: str) -> None:
@@ -209,8 +146,8 @@ def gathered(files: list[Path]) -> list[dict[str, Any]]:
     if missing := [str(file) for file in files if not file.is_file()]:
         raise SystemExit(f"there are no results {', '.join(missing)}")
     rows = [row for file in files for row in recorded(file)]
-    times = Counter((row["condition"], row["seed"], row["steps"]) for row in rows)
-    if twice := [f"{name}, seed {seed}, {steps} steps" for (name, seed, steps), count in times.items() if count > 1]:
+    times = Counter((row["condition"], row["seed"]) for row in rows)
+    if twice := [f"{name}, seed {seed}" for (name, seed), count in times.items() if count > 1]:
         raise SystemExit(f"the results hold some runs twice ({'; '.join(twice[:4])}): they would count as seeds of their own")
     return rows
 
@@ -228,12 +165,16 @@ def only_one(out: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def check_rows(runner: Runner, jobs: list[Job], rows: list[dict[str, Any]]) -> None:
-    """Refuse to mix results of different recipes."""
-    recipes = {(row["condition"], row["seed"]): row["recipe"] for row in rows}
-    others = [str(job) for job in jobs if recipes.get(job.key, runner.fingerprint(job)) != runner.fingerprint(job)]
+def check_rows(out: Path, rows: list[dict[str, Any]], steps: int) -> None:
+    """Refuse to mix results of different rows or steps."""
+    others = [f"{row['condition']}, seed {row['seed']}" for row in rows if not is_of_plan(row, steps)]
     if others:
-        raise SystemExit(f"'{runner.out}' holds results of other recipes or steps ({'; '.join(others[:4])} ...): choose another --out")
+        raise SystemExit(f"'{out}' holds results of other settings ({'; '.join(others[:4])} ...): choose another --out")
+
+
+def is_of_plan(row: dict[str, Any], steps: int) -> bool:
+    condition = BY_NAME.get(row["condition"])
+    return condition is not None and row["steps"] == condition.steps(steps) and tuple(row["overrides"]) == condition.overrides
 
 
 def check_shards(jobs: list[Job]) -> None:
@@ -242,11 +183,11 @@ def check_shards(jobs: list[Job]) -> None:
     from mirasol_cli.config.reader import load_recipe
 
     missing = {}
-    for job in jobs:
-        recipe = load_recipe(str(ROOT / job.condition.recipe))
-        folder = default_shards(recipe.data.dataset, recipe.clip)
-        if not all((folder / split / "index.json").is_file() for split in ("train", "test")):
-            missing[folder] = f"'{folder}' holds no shards yet: mirasol prepare {recipe.data.dataset} --recipe {job.condition.recipe}"
+    for chunks in sorted({job.condition.chunks for job in jobs}):
+        words = [] if chunks == 16 else [f"clip.frames={8 * chunks}", f"clip.chunks={chunks}"]
+        folder = default_shards("demo-long", load_recipe("demo-long", words).clip)
+        if not all((folder / split / "index.json").is_file() for split in ("train", "val", "test")):
+            missing[folder] = f"'{folder}' holds no shards yet: mirasol prepare demo-long data.clips=1600 {' '.join(words)}"
     if missing:
         raise SystemExit("\n".join(missing.values()))
 
@@ -254,13 +195,14 @@ def check_shards(jobs: list[Job]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--only", nargs="+", metavar="NAME", choices=list(BY_NAME), help="these recipes, and those they start from")
-    which.add_argument("--long", action="store_true", help="the series on clips of a minute")
+    which.add_argument("--only", nargs="+", metavar="NAME", choices=list(BY_NAME), help="these rows, and those they start from")
+    which.add_argument("--frontier", action="store_true", help="quality against FLOPs, at 4 and 16 chunks")
+    which.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help="(used by the script itself)")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="steps of each run; default: its recipe's")
-    parser.add_argument("--long-steps", type=int, help="the same for the runs on clips of a minute")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a row")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="DIR")
+    parser.add_argument("--checkpoint", type=Path, help="of the demo world, whose encoder all runs share; default: the one that ships")
     parser.add_argument(
         "--report", nargs="*", type=Path, metavar="FILE", help="print the tables of these results (default: DIR's), and run nothing"
     )
@@ -268,16 +210,17 @@ def main() -> None:
     if args.report is not None:
         print(report(gathered(args.report) if args.report else recorded(args.out / RESULTS)), end="")
         return
+    out = args.out.resolve()
+    if args.run:
+        print(json.dumps(Runner(out, args.checkpoint, args.steps).here(Job(BY_NAME[args.run[0]], int(args.run[1])))))
+        return
 
-    series = "long" if args.long else "parts"
-    names = args.only or [condition.name for condition in CONDITIONS if condition.series == series]
-    jobs = plan(names, args.seeds)
+    jobs = plan(args.only or [condition.name for condition in (FRONTIER if args.frontier else PARTS)], args.seeds)
     check_shards(jobs)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    out = args.out.resolve()
     with only_one(out) as lock:
-        runner, rows = Runner(out, {"parts": args.steps, "long": args.long_steps}, lock), recorded(out / RESULTS)
-        check_rows(runner, jobs, rows)
+        runner, rows = Runner(out, args.checkpoint, args.steps, lock), recorded(out / RESULTS)
+        check_rows(out, rows, args.steps)
         good = runner.run(jobs, rows, args.processes)
     (out / "report.md").write_text(report(rows))
     if not good:

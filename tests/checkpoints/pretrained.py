@@ -82,6 +82,7 @@ VIDEO: dict[str, tuple[str, dict[str, Any]]] = {
     "deit": ("DeiT", TRUNK | {"image_size": 64, "patch_size": 16}),
     "clip": ("CLIPVision", TRUNK | {"image_size": 64, "patch_size": 16}),
     "siglip": ("SiglipVision", TRUNK | {"image_size": 64, "patch_size": 16}),
+    "siglip 2": ("Siglip2Vision", TRUNK | {"num_patches": 16, "patch_size": 16}),
     "dinov2": ("Dinov2", _DINO),
     "dinov2 with registers": ("Dinov2WithRegisters", _DINO),
     "videomae": ("VideoMAE", TRUNK | {"image_size": 64, "num_frames": 2, "use_mean_pooling": False}),
@@ -110,3 +111,26 @@ def whisper_positions(count: int, width: int) -> torch.Tensor:
     rate = np.exp(-np.log(10000) / (width // 2 - 1) * np.arange(width // 2))
     angle = np.arange(count)[:, None] * rate[None]
     return torch.from_numpy(np.concatenate([np.sin(angle), np.cos(angle)], axis=1)).float()
+
+
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "hf:google/siglip-base-patch16-224": ("SiglipVision", {}),  # the defaults of its class are its sizes
+    "hf:MIT/ast-finetuned-audioset-10-10-0.4593": ("AST", {}),
+    "hf:openai/whisper-base": (
+        "Whisper",
+        {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048, "decoder_layers": 6,
+         "decoder_attention_heads": 8, "decoder_ffn_dim": 2048},
+    ),
+    "hf:Qwen/Qwen2.5-0.5B": (
+        "Qwen2",
+        {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
+         "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True, "max_window_layers": 24,
+         "max_position_embeddings": 32768},
+    ),
+}  # fmt: skip
+"""What the shipped recipes start from -> transformers' class and the sizes in its config.json."""
+
+
+def published_config(hf: Any, name: str) -> Any:
+    kind, options = PUBLISHED[name]
+    return getattr(hf, f"{kind}Config")(**options)

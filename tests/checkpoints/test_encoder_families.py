@@ -22,7 +22,7 @@ from mirasol_cli.media.spectrogram import chunk_log_mel
 from mirasol_cli.media.tubes import cut_tubes
 from mirasol_cli.model.config import CombinerConfig, EncoderConfig, LatentConfig, ModelConfig, ReconstructionConfig, TextConfig, TrunkConfig
 from mirasol_cli.model.mirasol import Mirasol
-from tests.checkpoints.pretrained import AUDIO, VIDEO, imported_transformers, loud, save_encoder
+from tests.checkpoints.pretrained import AUDIO, VIDEO, WHISPER, imported_transformers, loud, save_encoder
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,12 @@ def features(encoder: Any, tokens_BND: Tensor) -> Tensor:
 
 def native(source: Any, kind: str, pixels_BFCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the source makes of its pictures: patch embeddings [B, N, D], all tokens that enter its layers, and its features."""
+    if kind == "Siglip2Vision":  # of patches, as its image processor cuts them
+        side = source.config.patch_size
+        pixels = pixels_BFCHW[:, 0].unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 4, 5, 1)
+        shape, pixels = torch.tensor([pixels.shape[1:3]]), pixels.flatten(3).flatten(1, 2)
+        patches, tokens = source.embeddings.patch_embedding(pixels), source.embeddings(pixels, shape)
+        return patches, tokens, source(pixels, torch.ones(pixels.shape[:2]), shape).last_hidden_state
     if kind == "VideoMAE":
         embeddings, pixels = source.embeddings, pixels_BFCHW
         patches, tokens = embeddings.patch_embeddings(pixels), embeddings(pixels, None)
@@ -71,7 +77,7 @@ def native(source: Any, kind: str, pixels_BFCHW: Tensor) -> tuple[Tensor, Tensor
 
 def pictures(source: Any, frames: int) -> np.ndarray:
     """One chunk [1, 8, H, W, 3] of random frames; the source sees the first `frames`."""
-    size = source.config.image_size
+    size = getattr(source.config, "image_size", 64)  # SigLIP 2 takes any
     return np.random.default_rng(0).integers(0, 256, (1, 8, size, size, 3), dtype=np.uint8)
 
 
@@ -81,7 +87,7 @@ def test_a_video_encoder_on_its_own_patches_gives_the_sources_features(hf: Any, 
     source = save_encoder(hf, tmp_path, family)
     frames, patch = (2 if kind == "VideoMAE" else 1), source.config.patch_size
     geometry = ClipGeometry(
-        frames=8, chunks=1, size=source.config.image_size, tubes=(Tube(kernel=(frames, patch, patch), stride=(8, patch, patch)),),
+        frames=8, chunks=1, size=pictures(source, 1).shape[2], tubes=(Tube(kernel=(frames, patch, patch), stride=(8, patch, patch)),),
         audio=AudioGeometry(n_mels=32, columns=48),
     )  # fmt: skip
     model = build(geometry, video_encoder=trunk(tmp_path))
@@ -109,11 +115,11 @@ def test_a_video_encoder_on_its_own_patches_gives_the_sources_features(hf: Any, 
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip", "Siglip2"])
 def test_a_model_of_pictures_and_texts_gives_its_video_part(hf: Any, tmp_path: Path, kind: str) -> None:
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
     words = sizes | {"vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    picture = sizes | {"image_size": 64, "patch_size": 16}
+    picture = sizes | ({"num_patches": 16} if kind == "Siglip2" else {"image_size": 64}) | {"patch_size": 16}
     source = loud(getattr(hf, f"{kind}Model")(getattr(hf, f"{kind}Config")(vision_config=picture, text_config=words)))
     source.save_pretrained(tmp_path)
     model = build(ClipGeometry(frames=8, chunks=1, size=64, audio=AudioGeometry(n_mels=32, columns=48)), video_encoder=trunk(tmp_path))
@@ -210,6 +216,20 @@ def test_whisper_on_a_chunk_gives_the_sources_features(hf: Any, tmp_path: Path) 
     assert not any(name.startswith("encoder.") for name in report.unexpected)
 
 
+def test_of_a_longer_whisper_the_first_positions_are_those_of_a_chunk(hf: Any, tmp_path: Path) -> None:
+    """Whisper itself takes no input but of its full length, so that the same one with a table of 24 says what is right."""
+    source = save_encoder(hf, tmp_path, "whisper", max_source_positions=1500)
+    model = build(heard(tmp_path), audio_encoder=trunk(tmp_path))
+    load_audio_encoder(model, tmp_path)
+    short = loud(hf.WhisperModel(hf.WhisperConfig(**WHISPER | {"max_source_positions": 24})))
+    short.load_state_dict({name: value[:24] if name.endswith("encoder.embed_positions.weight") else value
+                           for name, value in source.state_dict().items()})  # fmt: skip
+    mel = torch.randn(2, 32, 48)
+    with torch.no_grad():
+        found = features(model.audio_encoder, model.audio_tokens(mel[:, None])[:, 0])
+        assert (found - short.encoder(mel).last_hidden_state).abs().max() <= 1e-4
+
+
 def test_a_whisper_with_fewer_or_other_positions_is_refused(hf: Any, tmp_path: Path) -> None:
     source = save_encoder(hf, tmp_path, "whisper", max_source_positions=10)
     with pytest.raises(CheckpointError, match="positions for 10 tokens, a chunk has 24"):
@@ -246,15 +266,14 @@ def test_a_trunk_of_its_own_takes_the_rest_from_the_encoder() -> None:
     assert (recipe.model.encoder.share, recipe.model.audio_encoder) == (False, None)
 
 
-def test_a_gated_dinov2_and_an_unknown_family_are_refused(hf: Any, tmp_path: Path) -> None:
+def test_a_gated_dinov2_and_a_strange_kernel_are_refused(hf: Any, tmp_path: Path) -> None:
     geometry = ClipGeometry(frames=8, chunks=1, size=64, audio=AudioGeometry(n_mels=32, columns=48))
     save_encoder(hf, tmp_path / "giant", "dinov2", use_swiglu_ffn=True)
     with pytest.raises(CheckpointError, match="use_swiglu_ffn"):
         load_video_encoder(build(geometry, video_encoder=trunk(tmp_path / "giant")), tmp_path / "giant")
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 40, "num_patches": 16}
-    hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**sizes)).save_pretrained(tmp_path / "naflex")
-    with pytest.raises(CheckpointError, match="type 'siglip2_vision_model', but a video encoder"):
-        load_video_encoder(build(geometry), tmp_path / "naflex")
+    save_encoder(hf, tmp_path / "grey", "siglip 2", num_channels=1)
+    with pytest.raises(CheckpointError, match=r"patch kernel of shape \[24, 256\], RGB pictures need"):
+        load_video_encoder(build(geometry, video_encoder=trunk(tmp_path / "grey")), tmp_path / "grey")
 
 
 def test_a_folder_that_an_override_names_brings_its_sizes_over_the_recipes_own(hf: Any, tmp_path: Path) -> None:

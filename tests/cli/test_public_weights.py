@@ -1,4 +1,5 @@
-"""The whole way from public weights, by the commands: prepare, finetune, eval, ask, export, load; random weights of each layout."""
+"""The whole way from public weights, by the commands: prepare, finetune, eval, ask, export, load; random weights of each layout, those
+beside Whisper adapted by LoRA, which export merges."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import mirasol_cli as mirasol
+from mirasol_cli.checkpoints.load import read_model
 from mirasol_cli.cli import app
 from tests.checkpoints.pretrained import AUDIO, TEXT, VIDEO, imported_transformers, save_encoder, save_text
 from tests.paths import SHARED
@@ -65,15 +67,21 @@ def test_from_weights_to_answers(
     init = [f"init.{part}_{kind}={tmp_path / part}" for part, kind in (("video", "encoder"), ("audio", "encoder"), ("text", "decoder"))]
     geometry = [word for word in SMALL if word.startswith("clip.")]
     run("prepare", "my.jsonl", "--root", str(tmp_path / "videos"), "--out", "shards", "--workers", "1", *geometry, init[1])
-    run("finetune", "memorise", "data.shards=shards", *SMALL, *init)
+    lora = ["model.lora.parts=[encoder, text]", "train.lr=1e-2"] if audio == "whisper" else []
+    run("finetune", "memorise", "data.shards=shards", *SMALL, *init, *lora)
     for folder in ("video", "audio", "text"):  # a run is on its own from here on
         (tmp_path / folder).rename(tmp_path / f"{folder}-gone")
-    run("finetune", "memorise", "--resume", "data.shards=shards", *SMALL, *init, "train.steps=4")
+    run("finetune", "memorise", "--resume", "data.shards=shards", *SMALL, *init, *lora, "train.steps=4")
     found = json.loads(run("eval", "runs/memorise", "--json"))
     assert found["n"] == 6
-    run("export", "runs/memorise", "exported")
-    asked = json.loads(run("ask", "videos/01_dog.mp4", "what is it?", "--checkpoint", "exported", "--json"))
+    run("export", "runs/memorise", "exported", *(["--merge-lora"] if lora else []))
+    question = ("ask", "videos/01_dog.mp4", "what is it?", "--json", "--checkpoint")
+    asked = json.loads(run(*question, "exported"))
+    before = json.loads(run(*question, "runs/memorise"))
+    assert asked["answer"] == before["answer"]
+    assert asked["logprob"] == pytest.approx(before["logprob"], abs=1e-4)
     model = mirasol.load(tmp_path / "exported")
+    assert not any(".lora_" in name for name in read_model(tmp_path / "exported"))
     assert model.ask(str(tmp_path / "videos" / "01_dog.mp4"), "what is it?").answer == asked["answer"]
 
 

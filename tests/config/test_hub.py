@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mirasol_cli.config.hub import HUB, download, folder_of
+from mirasol_cli.config.hub import HUB, download, folder_of, not_downloaded
 from mirasol_cli.config.reader import parse_recipe
+from mirasol_cli.config.schema import InitRecipe
 from mirasol_cli.errors import DataError, EnvironmentProblem, UsageError
 from tests.config.hub_server import COMMIT, hub
 
@@ -54,6 +55,34 @@ def test_without_a_network_what_was_downloaded_is_still_there(tmp_path: Path, re
         download("hf:org/other")
     assert "hf download org/other" in str(caught.value.hint)
     assert folder_of("hf:org/other") == Path("hf:org/other")
+
+
+def test_a_download_that_was_cut_goes_on_and_offline_it_is_told_apart(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "model.safetensors").unlink()
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (repository / name).write_bytes(b"tensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (repository / "model.safetensors.index.json").write_text(json.dumps(index))
+    init = InitRecipe(video_encoder="hf:org/vit")
+    with hub({"org/vit": repository}, tmp_path / "cache"):
+        assert not_downloaded(init) == {"video_encoder": "hf:org/vit"}
+        folder = download("hf:org/vit")
+        assert not_downloaded(init) == {}
+        missing = folder / "model-00002-of-00002.safetensors"
+        missing.unlink()
+        assert not_downloaded(init) == {"video_encoder": "hf:org/vit"}
+        download("hf:org/vit")
+        assert missing.is_file()
+        missing.unlink()
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(EnvironmentProblem, match=r"'hf:org/vit' (is here in part only|was not downloaded)") as caught:
+        download("hf:org/vit")
+    assert "hf download org/vit" in str(caught.value.hint)
 
 
 def test_a_revision_is_taken_and_a_wrong_one_named(tmp_path: Path, repository: Path) -> None:

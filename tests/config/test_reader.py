@@ -293,9 +293,10 @@ def test_a_key_that_is_gone_says_what_to_do() -> None:
 # ---------------------------------------------------------------------------------------------- shipped recipes
 
 EXPECTED = [
-    "activitynet", "activitynet-512", "audioset", "captions", "demo", "demo-long", "demo-pretrain", "epic-sounds", "esc10", "esc50",
+    "activitynet", "activitynet-512", "activitynet-public",
+    "audioset", "captions", "demo", "demo-long", "demo-pretrain", "epic-sounds", "esc10", "esc50",
     "kinetics-sounds", "memorise", "msrvtt", "msvd", "nextqa-mc", "nextqa-oe", "paper-activitynet",
-    "paper-activitynet-ttm", "paper-pretrain", "pretrain", "vggsound",
+    "paper-activitynet-ttm", "paper-pretrain", "pretrain", "vggsound", "vggsound-public",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from mirasol_cli.datasets.demo import World
 from mirasol_cli.demo.world import HELD_OUT_LOOKS, HELD_OUT_ORDERS, Question, Scene
 
 SCENES = 3000
-TURN_FAMILIES = {"melody", "long", "many"}
+TURN_FAMILIES = {"melody", "long", "many", "round"}
 """Families of scenes whose instruments play one after the other."""
 
 

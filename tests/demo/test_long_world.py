@@ -26,9 +26,9 @@ def test_as_many_clips_as_promised_and_questions_of_every_need_about_them() -> N
         split: Counter(q.type for q in long_questions(0, split, long_scenes(0, split, count))) for split, count in WORLD.sizes().items()
     }
     for counts in asked.values():
-        assert set(counts) == {"picture", "sound", "both", "order", "count", "long"}
-    assert sum(asked["train"].values()) > 2500
-    assert min(asked["test"].values()) >= 20
+        assert set(counts) == {"picture", "sound", "both", "order", "count", "long", "next"}
+    assert sum(asked["train"].values()) > 2000
+    assert min(asked["test"].values()) >= 12
 
 
 def test_events_are_short_and_one_at_a_time() -> None:
@@ -63,6 +63,9 @@ def right_answer(question: Question) -> str | None:
             return order[order.index(words[-1]) + 1]
         case "ends":
             return "yes" if order[0] == order[-1] else "no"
+        case "heard-next":
+            place = next(place for place in range(1, len(order)) if order[place:] == order[:-place])  # the shortest period
+            return order[len(order) % place]
         case "colour-heard":
             return next(sight.colour for sight in seen if sight.instrument == order[0])
     return None
@@ -71,13 +74,23 @@ def right_answer(question: Question) -> str | None:
 def test_answers_are_true_to_the_scene() -> None:
     train = long_questions(0, "train", long_scenes(0, "train", 1200))
     checked = [question for question in train if right_answer(question) is not None]
-    assert len({question.form for question in checked}) == 9
+    assert len({question.form for question in checked}) == 10
     for question in checked:
         assert question.answer == right_answer(question), question
         if question.form in ("heard-before", "heard-after"):
             order = [sound.instrument for sound in question.scene.sounds]
             assert order.count(question.question.rstrip("?").split()[-1]) == 1, "the question has one answer"
     assert {question.form for question in train} <= set(FORMS)
+
+
+def test_a_round_goes_on_in_its_order_at_equal_distances() -> None:
+    rounds = [scene for scene in long_scenes(0, "train", 300) if scene.family == "round"]
+    assert len(rounds) == 100
+    for scene in rounds:
+        order = [sound.instrument for sound in scene.sounds]
+        assert order == [order[turn % len(set(order))] for turn in range(len(order))]
+        assert np.ptp(np.diff([sound.start for sound in scene.sounds])) < 1e-9
+    assert {len(set(scene.heard)) for scene in rounds} == {2, 3}
 
 
 def looks(chunks: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mirasol_cli.batches.collate import media_batch, text_batch
 from mirasol_cli.config.reader import load_recipe
@@ -12,9 +13,12 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.evaluation import validation
 from mirasol_cli.evaluation.job import EvaluationJob, Options
 from mirasol_cli.evaluation.predict import Plan
+from mirasol_cli.inference.answerer import Answerer
+from mirasol_cli.runtime.distributed import World
 from mirasol_cli.text.prompt import encode_prompt, encode_target
 from tests.evaluation.tiny import tiny_model, tiny_recipe, tiny_vocabulary, write_texts_split
 
+ALONE = World(0, 1, torch.device("cpu"))
 HERE = ["train.eval_every=10", "train.val_clips=3", "data.shards=here"]
 
 
@@ -37,8 +41,8 @@ def test_texts_are_read_once_and_every_validation_is_the_same(tmp_path: Path, mo
     assert validate is not None
     (tmp_path / "shards" / "val" / "qa.jsonl").unlink()
     model, vocabulary = tiny_model(), tiny_vocabulary()
-    assert validate(model, vocabulary) == validate(model, vocabulary)
-    assert validate(model, vocabulary)["n"] == 4
+    assert validate(model, vocabulary, ALONE) == validate(model, vocabulary, ALONE)
+    assert validate(model, vocabulary, ALONE)["n"] == 4
 
 
 def test_without_a_val_split_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_the_loss_is_that_of_training_on_the_same_texts(tmp_path: Path) -> None:
     for size in (1, 2):
         validate = validation.validator(replace(recipe, eval=replace(recipe.eval, batch_size=size)), print)
         assert validate is not None
-        found.append(validate(model, vocabulary)["loss"])
+        found.append(validate(model, vocabulary, ALONE)["loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
     split = EvaluationJob.of(recipe, Options(split="val")).open_split()
@@ -79,3 +83,19 @@ def test_the_loss_is_that_of_training_on_the_same_texts(tmp_path: Path) -> None:
             part = model(media, text_batch([[ids]]), {"text": 1.0}).parts["text"]
             total, tokens = total + float(part.sum.detach()), tokens + int(part.count)
     assert found[0] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_two_processes_divide_a_validation_and_find_the_figures_of_one(tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(tmp_path), train=TrainRecipe(eval_every=1, val_clips=10))
+    texts = [{"id": f"{clip}", "clip": clip, "question": "what is it", "answer": "yes" if clip % 2 else "a cat"} for clip in range(5)]
+    write_texts_split(tmp_path / "shards" / "val", texts, [f"v{clip}" for clip in range(5)])
+    recipe = replace(recipe, eval=replace(recipe.eval, batch_size=2))
+    plan = Plan.of(
+        EvaluationJob.of(recipe, Options(split="val")).open_split(), "qa", EvaluationJob.of(recipe, Options(split="val")).protocol
+    )
+    model, vocabulary = tiny_model(), tiny_vocabulary()
+    answerer = Answerer(model, vocabulary, recipe.eval, torch.device("cpu"), **recipe.data.modalities, precision="float32")
+    whole = validation._sums(plan, answerer, 0, 1)
+    parts = [validation._sums(plan, answerer, rank, 2) for rank in range(2)]
+    assert [part[0] for part in parts] == [3, 2]
+    assert [sum(both) for both in zip(*parts, strict=True)] == pytest.approx(whole)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mirasol_cli.runtime.distributed import World
 from tests import synthetic
-from tests.faults.test_training_faults import status, wait_for_step
+from tests.faults.test_training_faults import newest_step, status, wait_for_step
 from tests.training.processes import finish, forked, start
 
 WAIT_S = 3
@@ -57,19 +58,18 @@ def test_a_process_that_dies_ends_the_other_at_once(tmp_path: Path, dead: int) -
     assert "--resume" in error
 
 
-def long_validation(model: object, vocabulary: object) -> dict[str, float]:
-    time.sleep(WAIT_S + 6)
+def long_on_one_process(model: object, vocabulary: object, world: World) -> dict[str, float]:
+    world.waiting.together(lambda: time.sleep(WAIT_S + 6) if world.rank == 0 else None)
     return {"exact_match": 1.0}
 
 
 @pytest.mark.slow
-def test_a_validation_longer_than_the_patience_is_told_as_such(tmp_path: Path) -> None:
+def test_a_validation_may_take_longer_than_a_step(tmp_path: Path) -> None:
     synthetic.write_split(tmp_path / "shards" / "train", 8)
     words = ["train.steps=2", "train.eval_every=1", f"run.process_group_timeout_s={WAIT_S}"]
-    codes, logs = forked(2, tmp_path / "run", tmp_path / "shards", *words, validate=long_validation)
-    assert codes[1] == 5, logs[1]
-    assert "process 1 of 2 waited more than 3 s" in logs[1]
-    assert "train.val_clips" in logs[1]
+    codes, logs = forked(2, tmp_path / "run", tmp_path / "shards", *words, validate=long_on_one_process)
+    assert codes == [0, 0], logs
+    assert newest_step(tmp_path / "run") == 2
 
 
 @pytest.mark.slow

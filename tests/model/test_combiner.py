@@ -7,7 +7,7 @@ import torch
 
 from mirasol_cli.fields import FieldError
 from mirasol_cli.model.chunk_causal import ChunkTransformer
-from mirasol_cli.model.combiner import Combiner, LastValid, TransformerCombiner, build_combiner
+from mirasol_cli.model.combiner import Combiner, LastValid, TransformerCombiner, build_combiner, group_means
 from mirasol_cli.model.layers import join_heads, rotary_table, rotate, split_heads
 from tests.small_model import KINDS, combiner_config
 
@@ -111,7 +111,8 @@ def test_keeping_m_queries_in_the_last_block_is_exact(kind: str) -> None:
     assert isinstance(model, TransformerCombiner)
     y = model.input_proj(x).flatten(0, 1)
     if kind == "transformer":
-        y = torch.cat([y, model.output.tokens.expand(10, -1, -1)], dim=1)
+        means, _ = group_means(y.unflatten(0, (2, 5)), None, M, (VIDEO, AUDIO))
+        y = torch.cat([y, means.flatten(0, 1) + model.output.tokens], dim=1)
     for block in model.blocks:
         y = block(y)
     torch.testing.assert_close(model(x)[0], model.norm(y)[:, -M:].unflatten(0, (2, 5)))

@@ -113,6 +113,17 @@ def test_spread_is_computed_in_float32_under_autocast() -> None:
     assert torch.equal(rough, spread_loss(x, present(8, 6)))
 
 
+@pytest.mark.parametrize("shape", [(8, 5, 4, 16), (1, 2, 3, 64)])
+def test_effective_rank_is_that_of_the_singular_values(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -4, shape[-1])
+    rows = (x - x.mean((0, 1))).flatten(0, 2)
+    share = torch.linalg.svdvals(rows.double())
+    share = share / share.sum()
+    assert effective_rank(x, torch.ones(shape[:2], dtype=torch.bool)) == pytest.approx(
+        float(torch.special.entr(share).sum().exp()), rel=1e-4
+    )
+
+
 def test_effective_rank_and_cosine_tell_a_collapse() -> None:
     random = torch.Generator().manual_seed(0)
     x, there = torch.randn(32, 8, 4, 16, generator=random), present(32, 8)

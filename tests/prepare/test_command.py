@@ -14,6 +14,7 @@ from mirasol_cli.errors import ShardError
 from mirasol_cli.prepare.command import prepare, recipe_of
 from mirasol_cli.shards import index as shard_format
 from mirasol_cli.shards.reader import ShardFolder
+from mirasol_cli.shards.shard_file import ShardFile
 from tests.media.fake_decoding import FakePool, tree, write_recipe
 from tests.paths import SHARED
 from tests.prepare.small_world import World
@@ -36,8 +37,8 @@ def test_the_summary_and_the_files(world: World) -> None:
     json.dumps(summary)
 
     split = ShardFolder(world.out).split("train")
-    assert split.kept == [0, 1, 3, 4, 7, 8, 9]
-    assert [record.kept for record in split.index.shards] == [[0, 1, 3], [4, 7], [8, 9]]
+    assert split.kept.tolist() == [0, 1, 3, 4, 7, 8, 9]
+    assert [ShardFile(split.path / shard.name, split.geometry).rows for shard in split.index.shards] == [3, 2, 2]
     sample, expected = split.media(7), made_up_sample("clip007.mp4 clip007.mp4")
     assert all(torch.equal(sample[name], torch.from_numpy(value)) for name, value in expected.items() if name != "span")
     assert sample["span"].tolist() == [0.0, 12.0]
@@ -45,7 +46,14 @@ def test_the_summary_and_the_files(world: World) -> None:
     assert split.index.tasks["qa"].dataset == "manifest"
     failures = [json.loads(line) for line in (world.out / "train" / "failures.jsonl").read_text().splitlines()]
     assert failures == [
-        {"video": "clip002.mp4", "stage": "probe", "reason": "no video stream in 'clip002.mp4'", "hint": "fetch it again", "clip": 2}
+        {
+            "video": "clip002.mp4",
+            "stage": "probe",
+            "reason": "no video stream in 'clip002.mp4'",
+            "hint": "fetch it again",
+            "clip": 2,
+            "key": "clip002.mp4",
+        }
     ]
     lists = json.loads((world.out / "train" / "problems.json").read_text())
     assert (lists["missing"], lists["failed"]) == (["clip005.mp4", "clip006.mp4"], ["clip002.mp4"])

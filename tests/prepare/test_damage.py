@@ -17,7 +17,11 @@ pytestmark = pytest.mark.usefixtures("made_up_decoding")
 
 
 @pytest.mark.parametrize(
-    "name", ["index.json", "clips.jsonl", "qa.jsonl", "failures.jsonl", "incomplete.jsonl", "problems.json", "shard-00000.safetensors"]
+    "name",
+    [
+        *("index.json", "clips.jsonl", "clips.columns", "qa.jsonl", "qa.columns", "failures.jsonl", "incomplete.jsonl", "problems.json"),
+        "shard-00000.safetensors",
+    ],
 )
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "delete"])
 def test_verify_finds_damage_and_repairs_it(world: World, name: str, damage: str) -> None:

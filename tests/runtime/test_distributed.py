@@ -1,6 +1,7 @@
 """Two gloo processes against one: the same losses, the same data, checkpoints that each reads of the other."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from mirasol_cli.batches.sources import open_sources
 from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load
+from mirasol_cli.checkpoints.export import export
 from mirasol_cli.shards.reader import ShardFolder
 from mirasol_cli.training.data import TrainingData
 from tests import synthetic
@@ -74,6 +76,19 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     compare(tmp_path, 5)
 
 
+def test_lora_and_frozen_parts_in_two_processes(tmp_path: Path) -> None:
+    words = ("model.lora={parts: [text], rank: 2}", "freeze=[encoder, video_tokens]", "train.checkpoint_every=2")
+    compare(tmp_path, 3, *words)
+    frozen = [
+        load.read_tensors(tmp_path / run / "checkpoints" / checkpoints_folder.step_name(3), "frozen") for run in ("one", "ddp", "fsdp")
+    ]
+    assert frozen[0]
+    for other in frozen[1:]:
+        assert other is not None
+        assert other.keys() == frozen[0].keys()
+        assert all(torch.equal(other[name], tensor) for name, tensor in frozen[0].items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], ["train.micro_batch_size=1", "loss.latent=0"], ["model.combiner.kind=ttm", "loss.audio=1"]])
 def test_two_processes_give_the_losses_of_one_long(tmp_path: Path, overrides: list[str]) -> None:
@@ -88,10 +103,34 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
     run(1, tmp_path / "whole", data, *words)
     run(before[0], tmp_path / "cut", data, *words, f"train.parallel={before[1]}")
     newest = tmp_path / "cut" / "checkpoints" / checkpoints_folder.step_name(4)
+    assert len(list(newest.glob("optimizer-*.safetensors"))) == (2 if before[0] == 2 else 0)
+    export(newest, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors*")} == {"model.safetensors"}
+    assert checkpoints_folder.verify(tmp_path / "out")["schema"] == checkpoints_folder.CHECKPOINT_SCHEMA
     newest.rename(tmp_path / "set-aside")
     run(after[0], tmp_path / "cut", data, *words, f"train.parallel={after[1]}", resume=True)
     assert_close_runs(tmp_path / "whole", tmp_path / "cut", 4)
     assert_close_weights(tmp_path / "whole", tmp_path / "cut", 4)
+
+
+@pytest.mark.slow
+def test_frozen_parts_of_a_sharded_run_are_stored_once_and_any_number_of_processes_reads_them(tmp_path: Path) -> None:
+    data, words = shards(tmp_path), ["train.steps=4", "train.checkpoint_every=2", 'freeze=["text.*"]']
+    run(1, tmp_path / "whole", data, *words)
+    run(2, tmp_path / "cut", data, *words, "train.parallel=fsdp")
+    older, newest = (tmp_path / "cut" / "checkpoints" / checkpoints_folder.step_name(step) for step in (2, 4))
+    files = [f"frozen-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    assert checkpoints_folder.frozen_files(newest) == [*files, "frozen.safetensors.index.json"]
+    assert all((older / name).samefile(newest / name) for name in files)
+    assert checkpoints_folder.verify(newest)["schema"] == checkpoints_folder.SLICED_SCHEMA
+    shutil.rmtree(newest)
+    run(1, tmp_path / "cut", data, *words, resume=True)  # the files of two processes are shared by one's checkpoint
+    assert (older / files[0]).samefile(newest / files[0])
+    one, other = (load.read_model(folder / "checkpoints" / newest.name) for folder in (tmp_path / "whole", tmp_path / "cut"))
+    assert one.keys() == other.keys()
+    for name in one:
+        if name.startswith("text."):
+            assert torch.equal(one[name], other[name]), name
 
 
 def test_a_batch_that_does_not_divide_is_refused_on_all_processes(tmp_path: Path) -> None:

@@ -12,7 +12,22 @@ import numpy as np
 from mirasol_cli.datasets.example import ClipSpan
 from mirasol_cli.geometry import AudioGeometry, ClipGeometry, Tube
 from mirasol_cli.sample import field_shapes
-from mirasol_cli.shards.index import INDEX, SplitIndex, TaskEntry, clips_per_shard, texts_name, views_of, write_lines
+from mirasol_cli.shards.columns import ClipColumns, ClipStatus, write_texts
+from mirasol_cli.shards.index import (
+    CLIP_COLUMNS,
+    CLIPS,
+    INDEX,
+    ClipFailure,
+    SplitIndex,
+    TaskEntry,
+    clips_per_shard,
+    read_checksummed,
+    text_columns_name,
+    texts_name,
+    views_of,
+    write_checksummed,
+)
+from mirasol_cli.shards.lines import write_lines
 from mirasol_cli.shards.writer import ShardDraft, ShardSlot
 
 SMALL = ClipGeometry(
@@ -66,12 +81,15 @@ def write_finished_split(
         records.append(draft.write())
         slot.record_path.unlink()
     rows = [{"key": clip.key, "video": clip.video, "start_s": clip.start_s, "end_s": clip.end_s} for clip in clips]
-    files = {"clips.jsonl": write_lines(folder / "clips.jsonl", rows)}
-    sha256 = write_lines(folder / texts_name(task), list(texts))
-    entry = TaskEntry(dataset="made-up", licence="none", texts=len(texts), sha256=sha256, labels=list(labels))
+    lines = write_lines(folder / CLIPS, rows)
+    columns = ClipColumns.of(records, len(clips), views, lines)
+    files = {CLIPS: lines.sha256, CLIP_COLUMNS: columns.write(folder / CLIP_COLUMNS)}
+    sha256, text_columns = write_texts(folder / texts_name(task), texts)
+    written = text_columns.write(folder / text_columns_name(task))
+    entry = TaskEntry(dataset="made-up", licence="none", texts=len(texts), sha256=sha256, columns=written, labels=list(labels))
     SplitIndex(
         split=folder.name, geometry=geometry, views=views, clips_per_shard=n, versions={}, counts={}, tasks={task: entry},
-        files=files, shards=records,
+        files=files, shards=[record.entry for record in records],
     ).write(folder / INDEX)  # fmt: skip
 
 
@@ -95,3 +113,21 @@ def write_split(
         for clip in range(clips) for k in range(2)
     ]  # fmt: skip
     write_finished_split(folder, spans, fill, texts, geometry=geometry)
+
+
+def forget_columns(folder: Path) -> None:
+    """The split as it was written before there were columns: the index tells of every clip and row itself."""
+    index = SplitIndex.read(folder / INDEX)
+    columns = ClipColumns.read(folder / CLIP_COLUMNS, index.files.pop(CLIP_COLUMNS))
+    first, records = 0, []
+    for entry in index.shards:
+        failed = np.flatnonzero(columns.status[first : first + entry.clips] == ClipStatus.FAILED) + first
+        failures = {int(clip): ClipFailure(clip=int(clip), key="", video="", stage="probe", reason="", hint="") for clip in failed}
+        records.append(columns.record(entry, first, failures))
+        first += entry.clips
+    plain = read_checksummed(folder / INDEX) | {"files": index.files, "shards": [record.to_plain() for record in records]}
+    for entry in plain["tasks"].values():
+        del entry["columns"]
+    write_checksummed(folder / INDEX, plain)
+    for path in folder.glob("*.columns"):
+        path.unlink()

@@ -38,6 +38,9 @@ QWEN_SPLIT = (
 )  # fmt: skip
 
 
+KINDS = ("llama-2", "llama-3", "qwen", "smollm", "unigram")
+
+
 def thousand_texts() -> list[str]:
     """Runs of characters of every script, alone and mixed."""
     draw = random.Random(0)
@@ -54,10 +57,13 @@ def thousand_texts() -> list[str]:
 
 
 def trained(kind: str) -> Any:
-    """A small tokenizer in the layout of Llama 3's (a start token before each text), Qwen's (none), or T5's (Unigram)."""
+    """A small tokenizer in the layout of Llama 3's (a start token before each text), Qwen's and SmolLM's (none), Llama 2's and Mistral's
+    (what is rare in bytes), or T5's (Unigram)."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     specials = ["<|begin|>", "<|end|>"]
+    if kind == "llama-2":
+        return llama_2(specials)
     if kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.NFKC()
@@ -68,9 +74,10 @@ def trained(kind: str) -> Any:
         tokenizer = Tokenizer(models.BPE())
         digits = QWEN_SPLIT if kind == "qwen" else QWEN_SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|")
         tokenizer.normalizer = normalizers.NFC() if kind == "qwen" else None
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(digits), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        split = [pre_tokenizers.Split(Regex(digits), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        if kind == "smollm":
+            split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=700, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
@@ -80,6 +87,27 @@ def trained(kind: str) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
         )
+    return tokenizer
+
+
+def llama_2(specials: list[str]) -> Any:
+    """Byte-pair pieces of whole texts, whose spaces are marks, with 256 pieces for the bytes of what is in none."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", *specials], limit_alphabet=200, show_progress=False)
+    tokenizer.train_from_iterator([" ".join(line.split()[:6]) for line in WORDS.values()] * 3, trainer)
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    content["model"] |= {"byte_fallback": True, "fuse_unk": True}
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]
+    )
+    begin = ("<|begin|>", tokenizer.token_to_id("<|begin|>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=[begin])
     return tokenizer
 
 
@@ -97,7 +125,7 @@ def hf() -> Iterator[Any]:
         yield transformers
 
 
-@pytest.mark.parametrize("kind", ["llama-3", "qwen", "unigram"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_thousand_texts_of_many_scripts_are_encoded_as_by_transformers(hf: Any, tmp_path: Path, kind: str) -> None:
     vocabulary, theirs = Vocabulary.from_file(save(tmp_path, kind)), hf.AutoTokenizer.from_pretrained(tmp_path)
     texts = thousand_texts()
@@ -111,13 +139,13 @@ def test_a_thousand_texts_of_many_scripts_are_encoded_as_by_transformers(hf: Any
     assert vocabulary.eos == theirs.eos_token_id
 
 
-@pytest.mark.parametrize(("kind", "bos"), [("llama-3", "<|begin|>"), ("qwen", None), ("unigram", None)])
+@pytest.mark.parametrize(("kind", "bos"), [("llama-2", "<|begin|>"), ("llama-3", "<|begin|>"), ("qwen", None), ("unigram", None)])
 def test_a_text_begins_as_the_tokenizer_itself_begins_it(tmp_path: Path, kind: str, bos: str | None) -> None:
     vocabulary = Vocabulary.from_file(save(tmp_path, kind))
     assert vocabulary.bos == (None if bos is None else trained(kind).token_to_id(bos))
 
 
-@pytest.mark.parametrize("kind", ["llama-3", "qwen", "unigram"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_prompt_and_answer_are_words_apart(tmp_path: Path, kind: str) -> None:
     class Limits:
         max_context, max_question, max_answer = 64, 64, 16
@@ -128,7 +156,7 @@ def test_prompt_and_answer_are_words_apart(tmp_path: Path, kind: str) -> None:
     assert vocabulary.decode(prompt + answer) == "context: the red guitar question: what is playing? answer: guitar"
     assert vocabulary.decode(answer) == "guitar"
     assert answer[-1] == vocabulary.eos
-    assert (prompt[0] == vocabulary.bos) == (kind == "llama-3")
+    assert (prompt[0] == vocabulary.bos) == kind.startswith("llama")
     stream = StreamDecoder(vocabulary)
     assert "".join(stream.push(token) for token in answer) + stream.finish() == "guitar"
 

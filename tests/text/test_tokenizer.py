@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,35 @@ def test_models_of_t5_and_llama() -> None:
     for vocabulary in (t5, llama):
         assert 20 < vocabulary.size <= 60
         assert vocabulary.decode(vocabulary.encode("the red guitar")) == "the red guitar"
+
+
+def test_a_thousand_texts_of_many_scripts_are_encoded_as_by_transformers(tmp_path: Path) -> None:
+    """A model as Llama 2's and Mistral's: byte-pair pieces, bytes for what is in none."""
+    from tests.checkpoints.pretrained import imported_transformers
+    from tests.text.test_json_tokenizer import WORDS, thousand_texts
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(list(WORDS.values()) * 3), model_writer=model, model_type="bpe", vocab_size=900, hard_vocab_limit=False,
+        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, unk_id=0, bos_id=1,
+        eos_id=2, pad_id=-1, character_coverage=0.985, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    vocabulary = Vocabulary.from_file(tmp_path / "tokenizer.model")
+    with imported_transformers() as hf:
+        theirs = hf.AutoTokenizer.from_pretrained(tmp_path)
+    in_bytes = 0
+    for text in thousand_texts():
+        text = text.lstrip(" ")  # transformers joins a space at the start with the mark that SentencePiece itself puts there
+        ids = vocabulary.encode(text)
+        assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+        assert vocabulary.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+        in_bytes += any(3 <= piece < 259 for piece in ids)
+    assert in_bytes > 300
+    assert (vocabulary.size, vocabulary.bos, vocabulary.eos) == (len(theirs), theirs.bos_token_id, theirs.eos_token_id)
 
 
 def test_a_model_without_an_end_is_refused() -> None:

@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from mirasol_cli.errors import MirasolError
+from mirasol_cli.evaluation.validation import validator
 from mirasol_cli.model.mirasol import Mirasol
+from mirasol_cli.runtime.distributed import World
 from mirasol_cli.text.tokenizer import Vocabulary
 from mirasol_cli.training.loop import Validate, train
 from tests import synthetic
@@ -82,11 +85,20 @@ def run(size: int, folder: Path, shards: Path, *words: str, resume: bool = False
     assert codes == [0] * size, "\n".join(logs)
 
 
-def one_step_of_text(model: Mirasol, vocabulary: Vocabulary) -> dict[str, float]:
-    """A validation that calls a method other than forward."""
+def one_step_of_text(model: Mirasol, vocabulary: Vocabulary, world: World) -> dict[str, float]:
+    """A validation that calls a method other than forward, and not as often on one process as on another."""
     tokens = torch.ones(1, 1, 3, dtype=torch.int64)
-    logits = model.text.step(tokens, model.text.start_cache(1, 1, 4))
-    return {"exact_match": float(logits.shape[-1] == vocabulary.size), "checksum": float(logits.sum())}
+    for _ in range(1 + world.rank):
+        logits = model.text.step(tokens, model.text.start_cache(1, 1, 4))
+    checksums = world.waiting.exchange(repr(float(logits.sum())).encode())
+    return {"exact_match": float(len(set(checksums)) == 1 and logits.shape[-1] == vocabulary.size), "checksum": float(logits.sum())}
+
+
+def figures_of_val(folder: Path, shards: Path, model: Mirasol, vocabulary: Vocabulary, world: World) -> Mapping[str, float]:
+    """The validation of the commands, on the split `val` of `shards`."""
+    validate = validator(synthetic.recipe(folder, shards, "train.eval_every=1", "eval.batch_size=4"), print)
+    assert validate is not None
+    return validate(model, vocabulary, world)
 
 
 def start(size: int, run: Path, shards: Path, *words: str, stage: str = "finetune") -> list[subprocess.Popen]:

@@ -7,6 +7,7 @@ import pytest
 
 from mirasol_cli.batches.sources import OpenSource, open_sources
 from mirasol_cli.errors import DataError, ShardError
+from mirasol_cli.shards.columns import Texts
 from mirasol_cli.training import checks
 from mirasol_cli.training.checks import cut_texts, empty_losses
 from mirasol_cli.training.data import TrainingData
@@ -25,7 +26,7 @@ def with_texts(data: TrainingData, *changes: dict[str, str]) -> TrainingData:
     """The data with its first texts changed."""
     (source,) = data.sources
     texts = [{**text, **change} for text, change in zip(source.texts, changes, strict=False)] + source.texts[len(changes) :]
-    return TrainingData(data.recipe, [OpenSource(source.recipe, source.split, texts, source.by_clip)], data.vocabulary)
+    return TrainingData(data.recipe, [OpenSource(source.recipe, source.split, Texts.measured(texts), source.by_clip)], data.vocabulary)
 
 
 def test_texts_within_the_limits_are_not_spoken_of(tmp_path: Path) -> None:

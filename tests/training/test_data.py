@@ -1,5 +1,6 @@
 """Micro batches: order, randomness by sample, masks, reading ahead."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -240,8 +241,86 @@ def test_an_error_is_raised_at_its_step() -> None:
     assert got == [0, 1]
 
 
-def test_leaving_early_ends_the_thread() -> None:
-    with read_ahead.ReadAhead(lambda step: step, range(10**9)) as ahead:
+def test_leaving_early_ends_the_threads() -> None:
+    with read_ahead.ReadAhead(lambda step: step, range(10**9), threads=3) as ahead:
         assert next(iter(ahead)) == 0
-    ahead._thread.join(timeout=5)
-    assert not ahead._thread.is_alive()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_several_threads_keep_the_order_and_never_run_too_far_ahead(threads: int) -> None:
+    made: list[int] = []
+    busy, most, lock = 0, 0, threading.Lock()
+
+    def make(step: int) -> int:
+        nonlocal busy, most
+        with lock:
+            busy, made[:] = busy + 1, [*made, step]
+            most = max(most, busy)
+        time.sleep(0.01 if step % 3 else 0.03)  # later steps are done before earlier ones
+        with lock:
+            busy -= 1
+        return step
+
+    with read_ahead.ReadAhead(make, range(20), ahead=4, threads=threads) as ahead:
+        for number, item in enumerate(ahead):
+            assert item == number
+            assert max(made) <= number + 5  # the one in use, at most one that was sent, and `ahead` more
+    assert most == min(threads, 4)
+
+
+def test_the_next_batch_is_sent_before_the_present_one_is_used() -> None:
+    sent: list[int] = []
+
+    def send(item: int) -> int:
+        sent.append(item)
+        return -item
+
+    with read_ahead.ReadAhead(lambda step: step, range(1, 6), send=send) as ahead:
+        for number, item in enumerate(ahead, 1):
+            assert item == -number
+            assert number in sent
+            time.sleep(0.05)  # the next ones are made by now
+            assert sent in ([*range(1, number + 1)], [*range(1, number + 2)])
+    assert sent == [1, 2, 3, 4, 5]
+    with read_ahead.ReadAhead(lambda step: step, range(1, 6), send=send) as ahead:
+        items = iter(ahead)
+        next(items)
+        time.sleep(0.05)
+        next(items)
+        assert sent[-1] == 3
+
+
+@pytest.mark.parametrize("readers", [1, 5])
+def test_the_number_of_readers_changes_no_batch(tmp_path: Path, readers: int) -> None:
+    one, other = training_data(tmp_path, "data.readers=2"), training_data(tmp_path, f"data.readers={readers}")
+    expected = [tensors(one.micro_batches(step, range(4))[0]) for step in range(7)]  # three steps are an epoch
+    with other.ahead(range(7), range(4), torch.device("cpu")) as ahead:
+        found = [tensors(batches[0]) for batches in ahead]
+    assert len(found) == 7
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_damage_is_raised_at_its_step_whoever_reads(tmp_path: Path) -> None:
+    source = training_data(tmp_path, "data.readers=4")
+    path = tmp_path / "shards" / "train" / "shard-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3000:] = bytes(3000)
+    path.write_bytes(content)
+    with source.ahead(range(3), range(4), torch.device("cpu")) as ahead, pytest.raises(ShardError, match="does not fit its checksum"):
+        list(ahead)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_batch_on_a_gpu_is_the_batch(tmp_path: Path) -> None:
+    where = torch.device("cuda", 0)
+    source = training_data(tmp_path)
+    with source.ahead(range(4), range(4), where) as ahead:
+        for step, (batch,) in enumerate(ahead):
+            (expected,) = source.micro_batches(step, range(4))
+            assert batch.media.thumbnails.is_pinned()
+            media, text, _ = batch.on(where)
+            assert media.thumbnails.device == where
+            assert torch.equal(media.thumbnails.cpu(), expected.media.thumbnails)
+            assert torch.equal(text.tokens_BQL.cpu(), expected.text.tokens_BQL)

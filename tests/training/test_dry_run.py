@@ -10,6 +10,8 @@ from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.training import dry_run as module
 from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
+from mirasol_cli.training.memory import activation_bytes, fixed_bytes
+from mirasol_cli.training.setup import build_model, freeze_parts
 from tests import synthetic
 
 
@@ -101,6 +103,21 @@ def test_memory_falls_by_the_keys_that_the_message_names(tmp_path: Path) -> None
     assert memory("data.questions_per_clip=1") < plain
     assert memory("train.ema_decay=0.9") > plain
     assert memory("freeze=[text]") < plain
+    weights = fixed_bytes(1000, 100, ema=False, bf16=False)
+    assert (weights, fixed_bytes(1000, 100, ema=True, bf16=True) - weights) == (4 * (1000 + 3 * 100), 4 * 100 + 2 * 1000)
+
+
+def test_an_encoder_without_anything_to_learn_or_left_out_keeps_no_activations(tmp_path: Path) -> None:
+    def activations(*overrides: str) -> int:
+        recipe = synthetic.recipe(tmp_path / "run", tmp_path / "nowhere", "model.encoder.share=false", *overrides)
+        model = build_model(recipe, 300, "meta")
+        freeze_parts(model, recipe)
+        return activation_bytes(recipe, model, 4, 2, bf16=False)
+
+    plain, frozen, left_out = activations(), activations("freeze=[audio_tokens, audio_encoder]"), activations("data.audio=false")
+    assert activations("freeze=[audio_encoder]") == plain  # the gradient of its tokens goes through it
+    assert left_out < frozen < plain  # the Combiner still takes its tokens
+    assert activations("freeze=[audio_tokens, audio_encoder, video_tokens, video_encoder]") < frozen
 
 
 # ------------------------------------------------------------------------------------------------------ measured, or not

@@ -194,6 +194,35 @@ def test_resume_does_not_load_them_again(tmp_path: Path, sources: dict[str, Path
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_with_lora_a_run_starts_from_the_same_weights(tmp_path: Path, sources: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    plain = finetuned(tmp_path, sources)
+    still = ("train.steps=1", "train.lr=1e-12", "train.weight_decay=0", "model.lora.parts=[encoder, text]")
+    train(recipe(tmp_path, sources, *still, f"run.dir={tmp_path / 'adapted'}"), stage="finetune", device="cpu")
+    adapted = checkpoints_load.read_model(runs.resolve_checkpoint("latest", tmp_path / "adapted"))
+    for name in plain:
+        same(adapted[name], plain[name])
+    assert "random values" not in capsys.readouterr().err
+
+
+def test_what_is_frozen_at_random_values_is_said(tmp_path: Path, sources: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    del sources["audio_encoder"]
+    words = [word for word in MODEL if "ast" not in word]
+    for name, freeze, said in (
+        ("whole", "freeze=[text]", "at random values, since nothing of `init` has them: text.cross_layers.0."),
+        ("layers", "freeze=[text.layers, text.norm, text.embed_tokens, video_encoder]", ""),
+        ("lora", "model.lora.parts=[encoder, text]", "of `init` has them: audio_encoder.blocks.0"),
+        ("silent", "model.lora.parts=[encoder, text]", ""),
+    ):
+        more = ["data.audio=false"] if name == "silent" else []
+        made = synthetic.recipe(tmp_path / name, tmp_path / "shards", *words, *(f"init.{k}={v}" for k, v in sources.items()), freeze, *more)
+        if name == "whole":
+            synthetic.write_split(tmp_path / "shards" / "train", 8, geometry=made.clip)
+        train(made, stage="finetune", device="cpu", limit=4)
+        told = capsys.readouterr().err
+        assert said in told
+        assert ("random values" in told) == bool(said), name
+
+
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, sources: dict[str, Path]) -> None:
     wide = recipe(tmp_path, {"video_encoder": sources["video_encoder"]}, "model.video_encoder.width=48")
     with pytest.raises(CheckpointError, match=r"model\.video_encoder\.width is 48, the source has 24"):

@@ -1,6 +1,7 @@
 """The loop from outside: it learns, logs, validates, keeps the best, and its checkpoints load."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from mirasol_cli.checkpoints import folder, load, runs
 from mirasol_cli.errors import CheckpointError, UsageError
 from mirasol_cli.runtime.distributed import prepare_blocks
 from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
+from mirasol_cli.training import loop
 from mirasol_cli.training.loop import train
 from tests import synthetic
-from tests.training.processes import forked, one_step_of_text
+from tests.training.processes import figures_of_val, forked, one_step_of_text
 
 
 @pytest.fixture
@@ -33,6 +35,12 @@ def test_it_learns(tmp_path: Path, shards: Path) -> None:
     assert last["loss_text"] < 0.5 * first["loss_text"]
     assert result["step"] == 60
     assert result["metrics"]["loss"] == last["loss"]
+
+
+def test_the_latents_are_looked_at_now_and_then(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "DIAGNOSED_EVERY", 2)
+    train(synthetic.recipe(tmp_path / "run", shards, "train.steps=6"), stage="finetune", device="cpu")
+    assert ["rank" in row for row in lines(tmp_path / "run")] == [True, False, True, False, True, True]
 
 
 def test_what_a_log_line_holds(tmp_path: Path, shards: Path) -> None:
@@ -108,7 +116,7 @@ def test_the_best_by_exact_match_is_kept_through_rotation(tmp_path: Path, shards
     scores = iter([0.2, 0.9, 0.4, 0.3, 0.1])
     seen = []
 
-    def validate(model, vocabulary):  # type: ignore[no-untyped-def]
+    def validate(model, vocabulary, world):  # type: ignore[no-untyped-def]
         seen.append((model.training, torch.is_grad_enabled()))
         return {"exact_match": next(scores), "loss": 1.0}
 
@@ -125,14 +133,14 @@ def test_the_best_by_exact_match_is_kept_through_rotation(tmp_path: Path, shards
 def test_without_exact_match_the_least_loss_is_best(tmp_path: Path, shards: Path) -> None:
     values = iter([3.0, 1.0, 2.0])
     words = ["train.steps=3", "train.eval_every=1"]
-    train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=lambda m, v: {"loss": next(values)})
+    train(synthetic.recipe(tmp_path / "run", shards, *words), stage="finetune", device="cpu", validate=lambda *_: {"loss": next(values)})
     assert runs.resolve_checkpoint("best", tmp_path / "run").name == folder.step_name(2)
 
 
 def test_validation_sees_averaged_weights_and_leaves_training_alone(tmp_path: Path, shards: Path) -> None:
     words, seen = ["train.steps=4", "train.ema_decay=0.9", "train.checkpoint_every=2"], []
 
-    def validate(model, vocabulary):  # type: ignore[no-untyped-def]
+    def validate(model, vocabulary, world):  # type: ignore[no-untyped-def]
         torch.rand(7)  # randomness used here must not reach the next step
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return {"exact_match": 0.0}
@@ -149,7 +157,7 @@ def test_validation_sees_averaged_weights_and_leaves_training_alone(tmp_path: Pa
         assert all(torch.equal(seen[step // 2 - 1][name], ema[name]) for name in ema)
 
 
-def test_a_sharded_model_validates_on_the_first_process(tmp_path: Path, shards: Path) -> None:
+def test_a_sharded_model_is_whole_on_every_process_for_a_validation(tmp_path: Path, shards: Path) -> None:
     """Methods other than forward must find whole parameters, and training go on afterwards."""
 
     words = ["train.steps=3", "train.eval_every=1", "train.parallel=fsdp", "train.ema_decay=0.9"]
@@ -158,6 +166,20 @@ def test_a_sharded_model_validates_on_the_first_process(tmp_path: Path, shards: 
     found = lines(tmp_path / "run", "validation")
     assert [row["exact_match"] for row in found] == [1.0, 1.0, 1.0]
     assert len({row["checksum"] for row in found}) == 3
+
+
+def test_two_processes_that_share_a_model_validate_as_one(tmp_path: Path, shards: Path) -> None:
+    synthetic.write_split(shards / "val", 4)  # a batch for one of the two processes, and none for the other
+    words, found = ["train.steps=3", "train.eval_every=1", "train.parallel=fsdp", "train.ema_decay=0.9"], []
+    for size in (1, 2):
+        validate = partial(figures_of_val, tmp_path / "run", shards)
+        codes, logs = forked(size, tmp_path / str(size), shards, *words, validate=validate)
+        assert codes == [0] * size, "\n".join(logs)
+        found.append(lines(tmp_path / str(size), "validation"))
+    assert [row["n"] for row in found[1]] == [8, 8, 8]
+    for one, other in zip(*found, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert other["exact_match"] == one["exact_match"]
 
 
 # ---------------------------------------------------------------------------------------------------------- where from
@@ -217,11 +239,11 @@ def test_init_checkpoint_of_another_model_is_refused(tmp_path: Path, shards: Pat
 
 def test_frozen_parts_do_not_move(tmp_path: Path, shards: Path) -> None:
     train(synthetic.recipe(tmp_path / "run", shards, "freeze=[encoder]", "train.checkpoint_every=1"), stage="finetune", device="cpu")
-    first, last = (load.read_tensors(tmp_path / "run" / "checkpoints" / folder.step_name(step), "model") for step in (1, 6))
-    assert first is not None
-    assert last is not None
+    first, last = (load.read_model(tmp_path / "run" / "checkpoints" / folder.step_name(step)) for step in (1, 6))
     still = {name for name in first if torch.equal(first[name], last[name])}
-    assert {name for name in first if name.startswith("encoder.")} <= still
+    frozen = {name for name in first if name.startswith("encoder.")}
+    assert frozen
+    assert frozen <= still
     assert not any(name.startswith("combiner.") for name in still)
 
 

@@ -11,7 +11,7 @@ from mirasol_cli.batches.sources import open_sources
 from mirasol_cli.checkpoints import folder as checkpoints_folder
 from mirasol_cli.checkpoints import load
 from mirasol_cli.errors import CheckpointError, RecipeError, UsageError
-from mirasol_cli.files import sha256_of
+from mirasol_cli.shards.columns import write_texts
 from mirasol_cli.shards.index import SplitIndex
 from mirasol_cli.training.checks import changed_data
 from mirasol_cli.training.data import TrainingData
@@ -30,6 +30,7 @@ VARIANTS = {
         12,
         ["train.augment.flip=0.5", "train.augment.colour=0.5", "train.augment.mask_bins=4", "train.augment.mask_columns=4"],
     ),
+    "length windows": (12, ["data.length_window=2"]),
     "token turing machine": (12, ["model.combiner.kind=ttm", "loss.audio=1"]),
 }
 
@@ -179,10 +180,11 @@ def test_other_data_are_refused(finished: Path) -> None:
 
 def mended(split: Path) -> None:
     """Another answer to the same question, honestly prepared: the index says so."""
-    path = split / "qa.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"black"', b'"white"', 1))
+    rows = [json.loads(line) for line in (split / "qa.jsonl").read_text().splitlines()]
+    next(row for row in rows if row["answer"] == "black")["answer"] = "white"
     index = SplitIndex.read(split / "index.json")
-    index.tasks["qa"] = dataclasses.replace(index.tasks["qa"], sha256=sha256_of(path))
+    sha256, columns = write_texts(split / "qa.jsonl", rows)
+    index.tasks["qa"] = dataclasses.replace(index.tasks["qa"], sha256=sha256, columns=columns.write(split / "qa.columns"))
     index.write(split / "index.json")
 
 

@@ -18,9 +18,12 @@ from mirasol_cli.datasets.manifest import read_manifest
 from mirasol_cli.datasets.registry import open_dataset
 from mirasol_cli.datasets.splits import share_clips
 from mirasol_cli.errors import RecipeError
+from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
 from tests import synthetic
+from tests.checkpoints.pretrained import imported_transformers, published_config, save_encoder, save_text
 from tests.datasets.excerpts import write
+from tests.text.test_json_tokenizer import save as save_tokenizer
 
 PRETRAINED = ("pretrain", "paper-pretrain", "captions", "demo-pretrain")
 """Recipes of the first stage; all others are finetuned."""
@@ -120,7 +123,10 @@ def step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str
     return result["metrics"], tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", list(shipped_recipes()))
+FROM_PUBLIC_WEIGHTS = ("activitynet-public", "vggsound-public")
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name not in FROM_PUBLIC_WEIGHTS])
 def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = load_recipe(name)
     line, run = step(name, tmp_path, monkeypatch)
@@ -140,6 +146,72 @@ def test_each_recipe_takes_one_real_step(name: str, tmp_path: Path, monkeypatch:
     assert {"encoder", "combiner", "latent", "objectives", "text"} <= parts
     assert ("video_tokens" in {p.split(".")[0] for p in reached if p != "video_tokens.absent"}) == shipped.data.video
     assert ("audio_tokens" in {p.split(".")[0] for p in reached if p != "audio_tokens.absent"}) == shipped.data.audio
+
+
+@pytest.mark.parametrize("name", FROM_PUBLIC_WEIGHTS)
+def test_the_sizes_in_a_recipe_are_those_of_the_models_that_it_names(name: str, tmp_path: Path) -> None:
+    """So that nothing changes when they are downloaded."""
+    written, folders = load_recipe(name), {}
+    with imported_transformers() as hf:
+        for key in ("video_encoder", "audio_encoder", "text_decoder"):
+            folders[key] = tmp_path / key
+            published_config(hf, getattr(written.init, key)).save_pretrained(folders[key])
+    found = load_recipe(name, [f"init.{key}={path}" for key, path in folders.items()])
+    assert (found.model, found.clip) == (written.model, written.clip)
+
+
+@pytest.mark.parametrize("name", FROM_PUBLIC_WEIGHTS)
+def test_a_dry_run_of_public_weights_needs_no_download_and_estimates_less_than_24_gb(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRASOL_DATA", str(tmp_path))
+    monkeypatch.setattr("mirasol_cli.config.hub.folder_of", Path)  # as on a machine where nothing was downloaded
+    lines = list[str]()
+    found = dry_run(load_recipe(name, ["train.precision=bf16"]), stage="finetune", device="cpu", say=lines.append)
+    assert found["memory_bytes"] < 16 * 2**30  # half of it again would still fit
+    assert found["parameters"]["trainable"] < 0.15 * found["parameters"]["total"]
+    assert sum("is not downloaded yet, so that these are the recipe's sizes" in line for line in lines) == 3
+    assert "vocabulary: 151,665 pieces (as init.vocab_size says, until init.text_decoder is here)" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "audio", "frozen"),
+    [
+        ("vggsound-public", "ast", {"video_encoder", "audio_encoder", "text"}),
+        ("activitynet-public", "whisper", {"video_encoder", "audio_encoder", "audio_tokens", "text"}),
+    ],
+)
+def test_from_public_weights(
+    name: str, audio: str, frozen: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step from folders of the families that the recipe names, and of small sizes, which go before the recipe's own."""
+    init = {key: tmp_path / key for key in ("video_encoder", "audio_encoder", "text_decoder")}
+    with imported_transformers() as hf:
+        save_encoder(hf, init["video_encoder"], "siglip", image_size=32)
+        sizes = {"num_mel_bins": 16} | ({"max_source_positions": 8, "d_model": 16} if audio == "whisper" else {"max_length": 26})
+        save_encoder(hf, init["audio_encoder"], audio, **sizes)
+        pieces = json.loads(save_tokenizer(init["text_decoder"], "qwen").read_text())["model"]["vocab"]
+        save_text(hf, init["text_decoder"], "qwen-2", vocab_size=len(pieces) + 3)
+    shrunk = [word for word in SHRUNK if not word.startswith(("model.encoder.", "model.text.", "clip.audio.n_mels", "init."))]
+    words = [*shrunk, *(f"init.{key}={path}" for key, path in init.items()), "clip.audio.columns=16", f"run.dir={tmp_path}/run"]
+    monkeypatch.setenv("MIRASOL_DATA", str(tmp_path / "data"))
+    recipe = load_recipe(name, words)
+    (source,) = recipe.data.training_sources()
+    split = train_split(source.dataset, source.task, source.split, tmp_path / "annotations")
+    synthetic.write_texts(source_shards(source, recipe.clip) / source.split, split, recipe.clip)
+    result = train(recipe, stage="finetune", device="cpu", threads=1)
+    assert math.isfinite(result["metrics"]["loss"])
+    latest = runs.resolve_checkpoint("latest", tmp_path / "run")
+    held, still = load.read_tensors(latest, "model"), load.read_tensors(latest, "frozen")
+    assert held is not None
+    assert still is not None
+    assert {key.split(".")[0] for key in still} == frozen
+    assert ("audio_encoder.output_proj.weight" in held) == (audio == "whisper")  # as wide as the video's, or not
+    adapted = {key.split(".")[0] for key in held if key.endswith("lora_b")}
+    assert adapted == frozen - ({"audio_encoder", "audio_tokens"} if audio == "whisper" else set())
+    said = capsys.readouterr().err
+    assert "random values" not in said
+    assert load.load_model(latest).recipe.model.text.cross_attention_every == 4
 
 
 def test_pretraining_on_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ LLaVA-Video-178K, and folders or tar shards of video2dataset and WebDataset. Sev
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from mirasol_cli.datasets.captions import lists, panda70m, shards
@@ -13,7 +15,8 @@ from mirasol_cli.datasets.example import Candidate, ClipSpan, DatasetOptions, Sp
 from mirasol_cli.datasets.folder import AnnotationFiles
 from mirasol_cli.datasets.msr_captions import read_captions
 from mirasol_cli.datasets.resolver import split_suffix
-from mirasol_cli.datasets.splits import build_split, finish
+from mirasol_cli.datasets.row_tables import ClipTable, TextTable
+from mirasol_cli.datasets.splits import of_task
 from mirasol_cli.datasets.tables import csv_header, read_head
 
 NAME, TITLE = "captions", "a caption set"
@@ -39,30 +42,54 @@ def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:
     """All captions below `root` (and the question files of LLaVA-Video-178K as task `qa`), by split."""
     files = AnnotationFiles(root)
     notes = files.notes
-    # a row that two lists share (Panda-70M's 2m and 10m) is kept once
-    found: dict[tuple[str, str], dict[Text, None]] = {}
+    found: dict[tuple[str, str], _Found] = defaultdict(_Found)
+    clips: dict[str, ClipTable] = defaultdict(ClipTable)  # of every split, which its tasks share
 
-    def keep(rows: list[Row], title: str) -> None:
+    def keep(rows: Iterable[Row], title: str) -> None:
+        count = 0
         for row in rows:
-            found.setdefault((row.split, row.task), {})[row.text] = None
-        if rows:
-            notes.append(f"{title}: {len(rows)} texts")
+            found[row.split, row.task].add(row.text)
+            clips[row.split].add(row.text.clip)
+            count += 1
+        if count:
+            notes.append(f"{title}: {count} texts")
 
     pairs = shards.pairs_in_folders(files.everything)
     files.paths = [name for name in files.paths if os.path.splitext(name)[0] not in pairs]
-    keep(list(shards.folder_rows(root, pairs, notes)), "video2dataset folders")
-    keep([Row(split.name, "caption", text) for split in read_captions(files) for text in split.texts], "MSR-VTT")
+    keep(shards.folder_rows(root, pairs, notes), "video2dataset folders")
+    keep((Row(split.name, "caption", text) for split in read_captions(files) for text in split.texts), "MSR-VTT")
     for name in files.paths:
         if name.lower().endswith(".tar"):
-            keep(list(shards.tar_rows(root, name, notes)), f"tar shard '{name}'")
+            keep(shards.tar_rows(root, name, notes), f"tar shard '{name}'")
         else:
             title, reader = _format_of(root / name)
             if reader:
-                keep(list(reader(root / name, notes)), f"{title}, '{name}'")
+                keep(reader(root / name, notes), f"{title}, '{name}'")
     if not found:
         what = "a published list, videos with .txt or .json files of the same name, or tar shards (another format: write a manifest)"
         raise files.missing(TITLE, what, SOURCE)
-    return finish([build_split(split, kind, list(texts)) for (split, kind), texts in found.items()], task, TITLE, notes)
+    if len({kind for _, kind in found}) > 1:  # as `share_clips` sorts them
+        clips = {split: ClipTable(table.by_key()) for split, table in clips.items()}
+    splits = [
+        Split(name=split, task=kind, clips=clips[split], texts=texts.table, notes=texts.notes) for (split, kind), texts in found.items()
+    ]
+    return of_task(splits, task, TITLE, notes)
+
+
+class _Found:
+    """The texts of one split and task. A row that two lists share (Panda-70M's 2m and 10m) is kept once."""
+
+    def __init__(self) -> None:
+        self.table, self._renamed, self._example = TextTable(), 0, ""
+
+    def add(self, text: Text) -> None:
+        if self.table.add_renamed(text):
+            self._renamed += 1
+            self._example = self._example or self.table[-1].id
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (f"{self._renamed} repeated ids got a number, as in '{self._example}'",) if self._renamed else ()
 
 
 def _format_of(path: Path) -> tuple[str, Reader | None]:

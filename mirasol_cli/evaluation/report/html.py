@@ -73,16 +73,16 @@ def _previews(clips: Sequence[int], split: ShardSplit | None) -> dict[int, dict[
     """A strip of frames and the spectrogram of each clip; a clip without media says so."""
     if split is None:
         return {}
-    kept, found = set(split.kept), {}
+    found: dict[int, dict[str, Any]] = {}
     for clip in clips:
         strip, audio = [], None
         try:
-            if clip in kept:
+            if split.has(clip):
                 media = {name: value.numpy() for name, value in split.media(clip).items()}
                 strip = previews.frame_strip(media, split.geometry)
                 if media["audio_state"] == AudioState.AUDIBLE:
                     audio = previews.spectrogram(media["mel"], media["mel_valid"])
-            note = "" if clip in kept else "missing: no media in the shards"
+            note = "" if split.has(clip) else "missing: no media in the shards"
         except ShardError as error:
             note = error.message
         found[clip] = {"strip": strip, "audio": audio, "note": note}
