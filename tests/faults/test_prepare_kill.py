@@ -72,8 +72,16 @@ class World:
         child.start()
         return child
 
-    def killed_after(self, out: Path, seconds: float, **options: Any) -> None:
+    def killed_after(self, out: Path, shards: int, seconds: float, **options: Any) -> None:
+        """Killed so long after it has written so many shards more than there are, or at its end."""
+
+        def written() -> int:
+            return len(list(out.rglob("shard-*.safetensors")))
+
+        wanted, deadline = written() + shards, time.monotonic() + HANGS_AFTER_S
         child = self.start(out, pause_s=PAUSE_S, **options)
+        while written() < wanted and child.is_alive() and time.monotonic() < deadline:
+            time.sleep(PAUSE_S / 4)
         time.sleep(seconds)
         child.kill()
         child.join()
@@ -88,14 +96,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def check_kills(world: World, tmp_path: Path, kills: int, seed: int) -> None:
-    generator, longest = random.Random(seed), 24 * PAUSE_S + 30 * 2 * PAUSE_S
+    generator = random.Random(seed)
     decoded = []
     for number in range(kills):
         out = tmp_path / str(number)
-        after = generator.uniform(0, longest)
-        world.killed_after(out, after)
+        shards, after = generator.randrange(6), generator.uniform(0, 6 * PAUSE_S)
+        world.killed_after(out, shards, after)
         decoded.append(world.prepare(out))
-        assert tree(out) == world.undisturbed, f"killed after {after:.3f} s"
+        assert tree(out) == world.undisturbed, f"killed {after:.3f} s after {shards} shards"
     assert min(decoded) < world.sources, "no kill hit a moment at which whole shards were there"
 
 
@@ -111,7 +119,7 @@ def test_killed_at_twenty_random_moments(world: World, tmp_path: Path) -> None:
 def test_killed_again_and_again(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for _ in range(4):
-        world.killed_after(out, 0.25)
+        world.killed_after(out, 1, 2 * PAUSE_S)
     world.prepare(out)
     assert tree(out) == world.undisturbed
 
@@ -130,7 +138,7 @@ def test_killed_between_any_two_writes(world: World, tmp_path: Path, renames: in
 
 def test_killed_parts_merge_to_the_same_bytes(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    world.killed_after(out, 0.2, part="1/2")
+    world.killed_after(out, 1, 2 * PAUSE_S, part="1/2")
     parts = [world.start(out, part=part) for part in ("0/2", "1/2")]  # at the same time, in one folder
     for part in parts:
         part.join(HANGS_AFTER_S)
