@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from mirasol_cli.errors import MirasolError
-from mirasol_cli.inference.attribution import time_line
+from mirasol_cli.inference.attribution import HEADING, time_line
 from mirasol_cli.inference.session import Model, Reply, Say
 from mirasol_cli.inference.video import OpenClip
 from mirasol_cli.runtime import console
+
+NO_ANSWER = "not an answer: this model knows only the demo world"
+"""Beside every answer of a model of the demo world about another video."""
 
 
 def print_warnings(warnings: Iterable[str], told: set[str], say: Say) -> None:
@@ -40,14 +43,15 @@ def print_answer(
         console.write(f"{_visible(question)}  ", stream, end="")
     reply = model.answer(clip, question, context, show=show if live else None, why=why)
     if stream is not None:
-        beside = f"  ({reply.confidence})" if live or repeat else ""
+        notes = [NO_ANSWER] * bool(reply.caveat) + [reply.confidence] * (live or repeat)
+        beside = f"  ({'; '.join(notes)})" if notes else ""
         console.write(("" if live else _visible(reply.answer)) + beside, stream)
         if reply.why:
             from rich.console import Console
 
             painter = Console(file=stream)
             with painter.capture() as painted:
-                painter.print(time_line(reply.why))
+                painter.print(HEADING, time_line(reply.why), sep="\n", soft_wrap=True)
             console.write(painted.get(), stream, end="")
     if not (live or repeat):
         say(reply.confidence)  # not on stdout, which a script reads as the answer
@@ -132,5 +136,5 @@ class Chat:
             self.say(f"note: {warning}")
 
     def _answer(self, question: str) -> None:
-        told = {*self.model.warnings, *self.clip.warnings}  # when they were opened
+        told = set(self.clip.warnings)  # when they were opened
         self.replies.append(print_answer(self.model, self.clip, question, self.context, self.stream, self.say, told, why=self.why))

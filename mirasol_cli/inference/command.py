@@ -9,9 +9,9 @@ from typing import Any, TextIO
 
 from mirasol_cli.checkpoints.runs import choose_checkpoint
 from mirasol_cli.errors import DataError, UsageError
-from mirasol_cli.inference.attribution import draw
-from mirasol_cli.inference.chat import print_answer, print_warnings
-from mirasol_cli.inference.session import Reply, Say, load
+from mirasol_cli.inference.attribution_picture import draw
+from mirasol_cli.inference.chat import NO_ANSWER, print_answer, print_warnings
+from mirasol_cli.inference.session import Model, Reply, Say, load
 from mirasol_cli.inference.video import find_video
 
 
@@ -45,37 +45,40 @@ def ask(
     terminal = stream if stream is not None and stream.isatty() and sys.stdin.isatty() else None
     if not asked and terminal is None:
         raise UsageError("there is no question", 'give one after the video, as in `mirasol ask clip.mp4 "what is playing?"`')
-    find_video(video)  # a wrong name is told before the model is loaded
+    path = find_video(video)  # a wrong name is told before the model is loaded
     chosen, reason = choose_checkpoint(checkpoint)
     model = load(chosen, device=device)
+    told: set[str] = set()
+    print_warnings(model.warnings_about(path), told, say)
     say(f"checkpoint '{model.checkpoint}' ({reason})")
     clip = model.open(video, start_s, end_s, say)
     say(f"looked at {clip.sampled}")
-    told: set[str] = set()
-    print_warnings((*model.warnings, *clip.warnings), told, say)
+    print_warnings(clip.warnings, told, say)
     if not asked and terminal is not None:
         from mirasol_cli.inference.chat import Chat
 
         return Chat(model, clip, context, terminal, say, why=why).run()
 
     replies = [print_answer(model, clip, one, context, stream, say, told, why=why, repeat=questions is not None) for one in asked]
-    plain = [_with_image(reply, number, len(replies), say) for number, reply in enumerate(replies, 1)]
+    plain = [_with_picture(reply, model, number, len(replies), say) for number, reply in enumerate(replies, 1)]
     if questions is None:
         return plain[0]
-    shared = {key: plain[0][key] for key in ("video", "checkpoint")}
+    shared = {key: plain[0][key] for key in ("video", "checkpoint", "caveat")}
     shared["warnings"] = list(dict.fromkeys(warning for one in plain for warning in one["warnings"]))
     each = ("question", "answer", "logprob", "probability", "timings_s", "why")
     return {"answers": [{key: one[key] for key in each} for one in plain], **shared}
 
 
-def _with_image(reply: Reply, number: int, count: int, say: Say) -> dict[str, Any]:
+def _with_picture(reply: Reply, model: Model, number: int, count: int, say: Say) -> dict[str, Any]:
     """The reply's JSON; with `--why` its picture is drawn beside, named after the video, in the current folder."""
     plain = reply.to_plain()
     if reply.why:
         suffix = f"-{number}" if count > 1 else ""
-        path = draw(reply.why, Path(f"{Path(reply.clip.path).stem}-why{suffix}.png"), reply.question, reply.answer)
+        path = Path(f"{Path(reply.clip.path).stem}-why{suffix}.png")
+        title = "  ".join((reply.question, reply.answer, *([f"({NO_ANSWER})"] if reply.caveat else [])))
+        draw(reply.why, path, title, reply.clip.sample, model.answerer.geometry)
         plain["why"]["image_file"] = str(path)
-        say(f"drawn as '{path}'")
+        say(f"picture: '{path}'")
     return plain
 
 

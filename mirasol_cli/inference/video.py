@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mirasol_cli.demo.world import SCENE_NAME
 from mirasol_cli.errors import DataError, MediaError, UsageError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.inference.answerer import Answerer
@@ -82,6 +83,11 @@ def find_video(video: str) -> Path:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise MediaError(f"'{video}' is a still image", "give a video", stage="probe")
     return path
+
+
+def is_of_demo_world(path: Path) -> bool:
+    """The sample clip in the package, or a file under the name that `mirasol prepare demo` or `demo-long` gave it."""
+    return path.resolve() == SAMPLE_CLIP.resolve() or bool(SCENE_NAME.fullmatch(path.stem))
 
 
 def _near_name(path: Path) -> Path | None:

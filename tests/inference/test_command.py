@@ -157,7 +157,8 @@ def test_on_a_terminal_the_pieces_make_the_answer(run, clip):
     live, plain = Terminal(), io.StringIO()
     result = ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=live)
     ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=plain)
-    beside = f"  (probability {math.exp(result['logprob']):.1g})"
+    probability = math.exp(result["logprob"])
+    beside = f"  (probability {probability:.2f})" if probability >= 0.005 else f"  (probability {probability:.1g})"
     assert live.getvalue() == plain.getvalue().removesuffix("\n") + beside + "\n"
     assert plain.getvalue().rstrip("\n") == "".join(chat._printable(result["answer"])).rstrip("\n")
 
@@ -470,10 +471,11 @@ def test_why_is_drawn_in_the_terminal_and_as_a_picture(run, clip, tmp_path, monk
 
 
 def test_the_picture_of_why_draws_any_script_without_a_warning(tmp_path, recwarn):
-    from mirasol_cli.inference.attribution import Why, draw
+    from mirasol_cli.inference.attribution import Why
+    from mirasol_cli.inference.attribution_picture import draw
 
     why = Why(chunks=[0.5, -0.2], audio=0.1, video=0.3, starts_s=[0.0, 1.0], end_s=2.0)
-    assert draw(why, tmp_path / "a.png", "谁在演奏 🥁", "鼓").read_bytes().startswith(b"\x89PNG")
+    assert draw(why, tmp_path / "a.png", "谁在演奏 🥁  鼓").read_bytes().startswith(b"\x89PNG")
     assert not recwarn.list
 
 
