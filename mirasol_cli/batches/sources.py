@@ -81,7 +81,7 @@ def open_sources(recipe: Recipe) -> list[OpenSource]:
             )
         if not len(by_clip):
             raise ShardError(
-                f"'{split.path}' has no text with an answer for task '{source.task}'", "train on a split with answers (data.split)"
+                f"'{split.path}' has no text with an answer for task '{source.task}'", "choose a split with answers (data.split)"
             )
         sources.append(OpenSource(source, split, texts, by_clip))
     return sources

@@ -12,7 +12,7 @@ from mirasol_cli.inference.video import OpenClip
 
 AT_ONCE = 8
 """Masked copies of the clip that are encoded side by side."""
-NOT_KEPT = "--why is not available for a video that is read in pieces; ask about a part of it with --start and --end"
+NOT_KEPT = "--why is not available for videos processed in pieces; choose a span with --start and --end"
 UNTRAINED = (
     "this model was trained without masks (train.augment.drop_modality and drop_chunks are 0), so --why measures its behaviour on "
     "inputs it was never trained on"

@@ -69,9 +69,7 @@ def _printable(text: str) -> Iterator[str]:
         yield character if character.isprintable() or character == "\n" else "\ufffd"
 
 
-HELP = (
-    "Ask a question, or: /video FILE   /context TEXT   /clear (forget the context)   /help   /quit.   Ctrl-C stops an answer, twice leaves."
-)
+HELP = "Type a question, or /video FILE, /context TEXT, /clear (drop the context), /help, /quit. Ctrl-C stops an answer; press it twice to leave."
 
 
 class Chat:
@@ -100,7 +98,7 @@ class Chat:
                 print(file=self.stream)
                 if interrupted:
                     break
-                self.say("stopped; Ctrl-C again leaves")
+                self.say("stopped; press Ctrl-C again to leave")
                 interrupted = True
         plain = [reply.to_plain() for reply in self.replies]
         return {"answers": [{key: one[key] for key in ("question", "answer", "logprob", "probability")} for one in plain]}
@@ -116,11 +114,11 @@ class Chat:
                 self.say(f"context: {self.context or '(none)'}")
             elif command == "/clear":
                 self.context = ""
-                self.say("context forgotten")
+                self.say("context cleared")
             elif command == "/help":
                 self.say(HELP)
             elif command.startswith("/"):
-                self.say(f"'{command}' is no command. {HELP}")
+                self.say(f"unknown command '{command}'. {HELP}")
             else:
                 self._answer(line)
         except MirasolError as error:
@@ -128,10 +126,10 @@ class Chat:
 
     def _look_at(self, video: str) -> None:
         if not video:
-            self.say(f"the video is '{self.clip.path}'; /video FILE takes another")
+            self.say(f"current video: '{self.clip.path}'; use /video FILE to switch")
             return
         self.clip = self.model.open(video, say=self.say)
-        self.say(f"looked at {self.clip.sampled}")
+        self.say(f"read {self.clip.sampled}")
         for warning in self.clip.warnings:
             self.say(f"note: {warning}")
 

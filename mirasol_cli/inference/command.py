@@ -40,11 +40,11 @@ def ask(
         MediaError, CheckpointError, DataError: video, checkpoint or questions cannot be used.
     """
     if question is not None and questions is not None:
-        raise UsageError("a question and --questions were both given", "leave one of the two out")
+        raise UsageError("QUESTION and --questions cannot be combined", "use one of them")
     asked = _questions(questions, limit) if questions is not None else [question] if question is not None else []
     terminal = stream if stream is not None and stream.isatty() and sys.stdin.isatty() else None
     if not asked and terminal is None:
-        raise UsageError("there is no question", 'give one after the video, as in `mirasol ask clip.mp4 "what is playing?"`')
+        raise UsageError("no question given", 'add one after the video, as in `mirasol ask clip.mp4 "what is playing?"`')
     path = find_video(video)  # a wrong name is told before the model is loaded
     chosen, reason = choose_checkpoint(checkpoint)
     model = load(chosen, device=device)
@@ -52,7 +52,7 @@ def ask(
     print_warnings(model.warnings_about(path), told, say)
     say(f"checkpoint '{model.checkpoint}' ({reason})")
     clip = model.open(video, start_s, end_s, say)
-    say(f"looked at {clip.sampled}")
+    say(f"read {clip.sampled}")
     print_warnings(clip.warnings, told, say)
     if not asked and terminal is not None:
         from mirasol_cli.inference.chat import Chat
@@ -86,10 +86,10 @@ def _questions(path: Path, limit: int | None) -> Sequence[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
-        raise DataError(f"the file of questions '{path}' is missing") from None
+        raise DataError(f"the questions file '{path}' does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read: {error}", "it must be text in UTF-8, one question per line") from None
+        raise DataError(f"'{path}' cannot be read: {error}", "save it as UTF-8 text with one question per line") from None
     found = [line for line in lines if line][:limit]
     if not found:
-        raise UsageError(f"'{path}' holds no question", "write one question per line")
+        raise UsageError(f"'{path}' contains no question", "write one question per line")
     return found

@@ -126,7 +126,7 @@ class Model:
         """Answer about an open clip; `show` gets the answer's text piece by piece as it comes."""
         for name, given in (("question", question), ("context", context)):
             if not isinstance(given, str):
-                raise UsageError(f"the {name} is {given!r}, which is no text")
+                raise UsageError(f"the {name} must be text, not {given!r}")
         if not question.strip():
             raise UsageError("the question is empty")
         began = time.perf_counter()
@@ -148,7 +148,7 @@ class Model:
                       {"load": self.load_s, **clip.timings_s, "answer": answered - began})  # fmt: skip
         cut = self.answerer.prompt(asked).cut
         if cut:
-            reply.warnings.append(f"the context or question is too long: {cut} tokens were left out")
+            reply.warnings.append(f"the context or question is too long: {cut} tokens were cut")
         if why:
             reply.why = measure(self.answerer, clip, asked, answer)
             reply.timings_s["why"] = time.perf_counter() - answered

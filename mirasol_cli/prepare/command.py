@@ -179,7 +179,7 @@ def prepare(
         summary: dict[str, Any] = {"splits": {plan.name: split_summary(plan) for plan in plans}, "out": str(out), "licence": source.LICENCE}
         say_table(summary["splits"], say)
         if mine is not None:
-            say(f"part {part} is done; when all are: the same command with --merge instead of --part")
+            say(f"part {part} is done. When all parts are done, run the same command with --merge instead of --part")
         elif inspect:
             from mirasol_cli.prepare.inspect import write_contact_sheets
 
@@ -218,8 +218,8 @@ def check_overrides(overrides: Sequence[str], dataset: str) -> None:
     reads += ["data.seed", "data.clips"] if dataset in RENDERED else []
     if unread := unread_keys(overrides, reads):
         raise UsageError(
-            f"`prepare` does not read {', '.join(unread)}: it would change nothing",
-            f"leave it out; what can be set are {', '.join(f'{read}.*' if read == 'clip' else read for read in reads)}",
+            f"`prepare` does not use {', '.join(unread)}",
+            f"remove it; `prepare` takes {', '.join(f'{read}.*' if read == 'clip' else read for read in reads)}",
         )
 
 
@@ -252,7 +252,7 @@ def manifest_path(dataset: str) -> Path | None:
         return None
     if path.suffix.lower() in MANIFEST_SUFFIXES or path.is_file():
         if not path.is_file():
-            raise DataError(f"there is no manifest '{dataset}'", "give a JSONL or CSV file, or the name of a data set")
+            raise DataError(f"the manifest '{dataset}' does not exist", "pass a JSONL or CSV file, or the name of a data set")
         return path
     return None
 
@@ -295,8 +295,8 @@ def read_dataset(
         raise UsageError(f"{dataset} has no task '{task}'", f"its tasks are {', '.join(source.TASKS)}")
     if not root.is_dir():
         raise DataError(
-            f"the folder '{root}' does not exist; it should hold the annotations and videos of {dataset}",
-            f"give it with --root; the annotations are published at {source.SOURCE}",
+            f"the folder '{root}' does not exist; it should contain the annotations and videos of {dataset}",
+            f"pass the folder with --root; the annotations are published at {source.SOURCE}",
         )
     return source, list(source.read(root, task, options))
 
@@ -386,7 +386,7 @@ def write_missing_shards(
     part = mine or (0, 1)
     works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.part(part)]
     if not works:
-        say(f"nothing to do: all shards are in '{out}'")
+        say(f"nothing to do: all shards in '{out}' are finished")
         _say_failed_before(plans, retry_failed, say)
         return
     check_disk(out, bytes_needed(plans, retry_failed=retry_failed, part=part))
@@ -406,7 +406,7 @@ def write_missing_shards(
                 by_folder[folder].written = True
                 done += 1
     except EnvironmentProblem as problem:
-        going_on = f"{done} of {len(works)} shards are finished and kept; the same command resumes from there"
+        going_on = f"{done} of {len(works)} shards are finished and kept; run the same command to resume"
         raise EnvironmentProblem(problem.message, f"{problem.hint}; {going_on}" if problem.hint else going_on) from problem
     finally:
         progress.close()
@@ -415,7 +415,7 @@ def write_missing_shards(
 def _say_failed_before(plans: Sequence[SplitPlan], retry_failed: bool, say: Say) -> None:
     failed = sum(len(record.failed) for plan in plans for record in plan.records.values())
     if failed and not retry_failed:
-        say(f"{failed} clips failed before; --retry-failed tries them again")
+        say(f"{failed} clips failed earlier; use --retry-failed to retry them")
 
 
 def check_parts(plans: Sequence[SplitPlan]) -> None:
@@ -469,8 +469,8 @@ def check_failures(summary: dict[str, Any], out: Path, max_failed: float, strict
     expected = sum(c["expected"] for c in counts)
     if failed * 100 > max_failed * expected:
         error = TooManyFailures(
-            f"{failed} of {expected} clips failed, more than the {max_failed:g} % allowed; the rest is ready in '{out}'",
-            "the reasons are in failures.jsonl of each split; --retry-failed tries them again, --max-failed PCT allows more",
+            f"{failed} of {expected} clips failed, more than the {max_failed:g} % allowed; the others are ready in '{out}'",
+            "see failures.jsonl of each split for the reasons; use --retry-failed to retry, --max-failed PCT to allow more",
         )
         error.summary = summary
         raise error
@@ -482,7 +482,9 @@ def verify_shards(out: Path, splits: Sequence[str], say: Say) -> dict[str, Any]:
     finished = [name for name in splits or names if (out / name / INDEX).exists()]
     if not finished or set(splits) - set(names):
         wanted = ", ".join(sorted(set(splits) - set(names)))
-        raise ShardError(f"'{out}' holds no finished split{' ' + wanted if wanted else ''}", "run the same command without --verify first")
+        raise ShardError(
+            f"'{out}' contains no finished split{' ' + wanted if wanted else ''}", "run the same command without --verify first"
+        )
     problems = [f"'{out / name}' holds shards and no {INDEX}" for name in splits or names if name not in finished]
     problems += [problem for name in finished for problem in verify_split(out / name)]
     if problems:
@@ -493,5 +495,5 @@ def verify_shards(out: Path, splits: Sequence[str], say: Say) -> dict[str, Any]:
     for name in splits or names:
         index = SplitIndex.read(out / name / INDEX)
         summary["splits"][name] = {**index.counts, "questions": sum(entry.texts for entry in index.tasks.values())}
-        say(f"{name}: {len(index.shards)} shards, {index.counts['bytes']:,} bytes are as they were written")
+        say(f"{name}: {len(index.shards)} shards, {index.counts['bytes']:,} bytes are intact")
     return summary

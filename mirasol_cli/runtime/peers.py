@@ -25,7 +25,7 @@ class AbortedByPeer(MirasolError):
 
     def __init__(self, rank: int, exit_code: int):
         who = "the first process" if rank == 0 else f"process {rank}"
-        super().__init__(f"{who} of the run failed; see its message")
+        super().__init__(f"{who} failed; see its message")
         self.exit_code = exit_code
 
 

@@ -44,9 +44,7 @@ class ShardFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ShardError(
-                f"there are no shards at '{self.path}'", "make them with `mirasol prepare`, or set data.shards to where they are"
-            )
+            raise ShardError(f"no shards in '{self.path}'", "create them with `mirasol prepare`, or set data.shards to their folder")
 
     @property
     def splits(self) -> list[str]:

@@ -121,7 +121,7 @@ def dry_run(
     )
     say(f"computing: {3 * sum(flops.values()) * train.global_batch_size / 1e12:.3g} TFLOP a step; {timed}")
     if found["problem"] is not None:
-        say(f"the data are missing: {found['problem']}")
+        say(f"no data: {found['problem']}")
     else:
         epochs = train.steps * train.global_batch_size / found["units_per_epoch"]
         units = f"{found['units_per_epoch']:,} units an epoch; {epochs:.3g} epochs"

@@ -176,7 +176,7 @@ def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> 
         with torch.device(device):
             return Mirasol(recipe.model, recipe.clip, vocab_size, recipe.loss.weights)
     except FieldError as error:
-        raise RecipeError([f"the sections model and clip do not go together: {error.message}"]) from error
+        raise RecipeError([f"the sections model and clip are incompatible: {error.message}"]) from error
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -203,7 +203,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
             folder.check_unused()
             return None
         for name in remove_unfinished(folder.checkpoints):
-            notes.append(f"removed '{name}', which a killed process left unfinished")
+            notes.append(f"removed '{name}', left unfinished by a killed process")
         newest = newest_valid(folder.checkpoints)
         if newest is not None:
             path = newest / "recipe.yaml"
@@ -218,7 +218,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
     number = int(world.sum([number if world.is_main else 0])[0])
     if number < 0:
         if resume:
-            notes.append(f"no checkpoint in '{folder.checkpoints}' yet: starting from the first step")
+            notes.append(f"no checkpoint in '{folder.checkpoints}' yet: starting from step 0")
         return None
     notes.append(f"resuming after step {number}")
     return folder.checkpoints / step_name(number)
@@ -245,11 +245,11 @@ def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, no
     changes = changed_data(state["data"], data.fingerprint)
     if changes and not accept:
         raise CheckpointError(
-            f"these are not the clips or texts that the run was trained on: {' | '.join(changes)}",
-            "restore the shards; or continue with --accept-data, if they were mended or retried on purpose; or start another run "
+            f"the data differ from those the run was trained on: {' | '.join(changes)}",
+            "restore the shards; or add --accept-data if they were repaired or retried on purpose; or start another run "
             "(run.dir=...) with init.checkpoint set to this one",
         )
-    notes += [f"continuing with other data, as --accept-data allows: {change}" for change in changes]
+    notes += [f"continuing with changed data (--accept-data): {change}" for change in changes]
     return changes
 
 

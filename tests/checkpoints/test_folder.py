@@ -96,7 +96,7 @@ def test_what_a_checkpoint_may_be_called(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "other").mkdir()
     with pytest.raises(CheckpointError, match="'other' is neither a run folder nor"):
         runs.resolve_checkpoint("other")
-    with pytest.raises(CheckpointError, match="there is no run 'absent'"):
+    with pytest.raises(CheckpointError, match="the run 'absent' does not exist"):
         runs.resolve_checkpoint("latest", Path("absent"))
 
 

@@ -168,7 +168,7 @@ def test_a_dry_run_of_a_part_reports_its_part(world: World) -> None:
 
 @pytest.mark.parametrize("override", ["train.lr=1", "model.preset=demo", "loss.text=2", "data.task=qa", "data.seed=3", "data.limit=2"])
 def test_an_override_that_would_change_nothing_is_refused(world: World, override: str) -> None:
-    with pytest.raises(UsageError, match=rf"`prepare` does not read {override.partition('=')[0]}") as caught:
+    with pytest.raises(UsageError, match=rf"`prepare` does not use {override.partition('=')[0]}") as caught:
         world.prepare(overrides=[override, "clip.size=64"])
     assert "clip.*, data.dataset, data.shards" in (caught.value.hint or "")
     assert not world.out.exists()
@@ -176,12 +176,12 @@ def test_an_override_that_would_change_nothing_is_refused(world: World, override
 
 def test_one_writer_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirasol_cli.runtime.folder_lock.BEAT_S", 0.05)
-    with folder_lock(world.out), pytest.raises(UsageError, match=rf"'{world.out}' is being written by process {os.getpid()}"):
+    with folder_lock(world.out), pytest.raises(UsageError, match=rf"'{world.out}' is in use by process {os.getpid()}"):
         world.prepare(max_failed=20)
     with folder_lock(world.out / ".part-0-of-2"):
         world.prepare(part="1/2", max_failed=50)  # parts write side by side
         for options in ({"part": "0/2"}, {"merge": True}, {}):
-            with pytest.raises(UsageError, match=r"part-0-of-2' is being written by process"):
+            with pytest.raises(UsageError, match=r"part-0-of-2' is in use by process"):
                 world.prepare(max_failed=50, **options)
 
 

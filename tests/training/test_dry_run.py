@@ -88,7 +88,7 @@ def test_several_processes_share_the_batch(tmp_path: Path) -> None:
     assert eight["memory_bytes"] < one["memory_bytes"]
     assert found("train.parallel=fsdp", processes=8)["memory_bytes"] < eight["memory_bytes"]  # weights and moments are shared out, too
     assert eight["flops_per_clip"] == one["flops_per_clip"]
-    with pytest.raises(UsageError, match="16 does not divide into equal shares for 3 processes"):
+    with pytest.raises(UsageError, match="16 cannot be divided evenly among 3 processes"):
         found(processes=3)
 
 

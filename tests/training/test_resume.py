@@ -126,8 +126,8 @@ def test_a_changed_recipe_is_refused_with_a_diff(finished: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         train(changed, stage="finetune", device="cpu", resume=True)
     assert caught.value.problems[1:] == [
-        "model.text.mlp_dim: the run has 32, the recipe now says 64",
-        "train.lr: the run has 0.001, the recipe now says 0.0005",
+        "model.text.mlp_dim: the run has 32, the recipe now has 64",
+        "train.lr: the run has 0.001, the recipe now has 0.0005",
     ]
     assert "eval.*" in (caught.value.hint or "")
     assert caught.value.exit_code == 2
@@ -235,7 +235,7 @@ def test_a_finished_run_goes_on_to_more_steps_and_says_by_which_schedule(finishe
     said = capsys.readouterr().err
     assert "train.steps is 4 now, 2 before: from step 3 on, the learning rate is that of a run of 4 steps (0.0005 there" in said
     assert [row["lr"] for row in metrics(finished / "run")] == pytest.approx([1e-3, 5e-4, 5e-4, 1e-3 * rate_at(3, recipe.train)])
-    with pytest.raises(RecipeError, match=r"train\.steps: the run has 4, the recipe now says 3"):
+    with pytest.raises(RecipeError, match=r"train\.steps: the run has 4, the recipe now has 3"):
         fewer = synthetic.recipe(finished / "run", finished / "shards", "train.steps=3")
         train(fewer, stage="finetune", device="cpu", resume=True)
 
