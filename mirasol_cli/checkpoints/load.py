@@ -83,7 +83,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     config = checked_config(checkpoint)
     try:
         geometry = ClipGeometry.from_plain(config["clip"])
-        model = _empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
+        model = empty_model(ModelConfig.from_plain(config["model"]), geometry, int(config["vocab_size"]), config["losses"])
         step = int(read_json(checkpoint / "state.json")["step"])
         path = checkpoint / "recipe.yaml"
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path))
@@ -104,7 +104,7 @@ def load_model(checkpoint: Path) -> LoadedModel:
     return LoadedModel(model.eval(), vocabulary, recipe, geometry, checkpoint, step, averages is not None, usual_clip_s)
 
 
-def _empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Sequence[str]) -> Mirasol:
+def empty_model(config: ModelConfig, geometry: ClipGeometry, vocab_size: int, losses: Sequence[str]) -> Mirasol:
     """The model without memory for its parameters: random numbers that a checkpoint replaces would cost a large model its time."""
     import torch
 

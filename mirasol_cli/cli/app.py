@@ -58,7 +58,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     name="mirasol",
-    help="An open implementation of Mirasol3B: answers questions about video, audio and text.\n\nprepare -> pretrain -> finetune -> eval -> ask",
+    help="An open implementation of Mirasol3B: video, audio and text in, text out.\n\nprepare -> pretrain -> finetune -> eval -> ask",
     epilog=EXIT_CODES,
     rich_markup_mode=None,
     no_args_is_help=True,

@@ -14,6 +14,7 @@ import csv
 import json
 import os
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Split]:
         DataError: the file is missing, empty, of another kind, or has faulty lines (at most 20 of them are shown).
     """
     faults: list[str] = []
-    found: dict[str, _Found] = {}
+    found: dict[str, _Found] = defaultdict(_Found)
     renamed: dict[str, str] = {}
     for number, row in _rows(path, faults):
         try:
@@ -75,7 +76,7 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Split]:
                 line = next((line for its in found.values() if (line := its.line_of(text.id))), None)
                 if line is not None:
                     raise Fault(f"id '{text.id}' is that of line {line} already")
-                found.setdefault(split, _Found()).add(text, number)
+                found[split].add(text, number)
         except Fault as fault:
             faults.append(f"line {number}: {fault}")
     if faults:

@@ -28,6 +28,7 @@ class _Table(Sequence[Item], Generic[Item]):
         for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KB}"):
             self._rows.execute(f"PRAGMA {setting}")
         self._rows.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, name BLOB UNIQUE, item TEXT)")
+        self._rows.execute("BEGIN")  # never ended: each row a transaction of its own would take a hundred times as long
         self._length = 0
 
     def __del__(self) -> None:
@@ -90,13 +91,14 @@ class ClipTable(_Table[ClipSpan]):
         return self._insert(clip.key, json.dumps(_plain(clip)))
 
     def put(self, clip: ClipSpan) -> int:
-        """Its number; a clip of this key that is there already gets this one's aliases."""
-        if not self.add(clip):
-            self._rows.execute("UPDATE rows SET item = ? WHERE name = ?", (json.dumps(_plain(clip)), _bytes(clip.key)))
-            number = self.number_of(clip.key)
-            assert number is not None
-            return number
-        return self._length - 1
+        """Its number; a clip of this key that is there already gets this one's aliases, where it has any."""
+        if self.add(clip):
+            return self._length - 1
+        number = self.number_of(clip.key)
+        assert number is not None
+        if clip.aliases:
+            self._rows.execute("UPDATE rows SET item = ? WHERE number = ?", (json.dumps(_plain(clip)), number))
+        return number
 
     def by_key(self) -> Iterator[ClipSpan]:
         """All clips, sorted by key."""

@@ -69,7 +69,7 @@ def _printable(text: str) -> Iterator[str]:
         yield character if character.isprintable() or character == "\n" else "\ufffd"
 
 
-HELP = "Type a question, or /video FILE, /context TEXT, /clear (drop the context), /help, /quit. Ctrl-C stops an answer; press it twice to leave."
+HELP = "Type a question, or /video FILE, /context TEXT, /clear (the context), /help, /quit. Ctrl-C stops an answer, twice leaves."
 
 
 class Chat:

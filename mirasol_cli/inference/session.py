@@ -56,7 +56,7 @@ class Reply:
     @property
     def confidence(self) -> str:
         """`probability 0.93`, in as many digits as it takes."""
-        return f"probability {self.probability:.2f}" if self.probability >= 0.005 else f"probability {self.probability:.1g}"
+        return f"probability {self.probability:.2f}" if self.probability >= 0.1 else f"probability {self.probability:.1g}"
 
     def to_plain(self) -> dict[str, Any]:
         """The fields of `mirasol ask --json`."""

@@ -25,7 +25,7 @@ ROW, GAP, BAR = 128, 6, 8
 MASKED, INK, PAPER = (220, 60, 50), (20, 20, 20), (255, 255, 255)
 LETTER, LINE = 12, 17
 """px: size of the letters, height of a line."""
-LEGEND = "each row: {frames} of {of} frames as the tubes see them (grey: no tube), thumbnails, spectrogram (low frequencies at the bottom); red: masked"
+LEGEND = "each row: {frames} of {of} frames as the tubes see them (grey: no tube), thumbnails, spectrogram (low notes below); red: masked"
 
 
 def contact_sheet(sample: Mapping[str, np.ndarray], geometry: ClipGeometry, heading: Sequence[str]) -> Image.Image:

@@ -59,7 +59,7 @@ class ChunkBlock(Block):
         query = rotate(_heads_first(self.attention.query(normed), heads), *rotary)
         source = normed if source_BTND is x_BTLD else self.norm1(source_BTND)
         key, value = (_heads_first(half, heads) for half in self.attention.key_value(source).chunk(2, dim=-1))
-        key = rotate(key, *rotary)
+        key, value = rotate(key, *rotary), value.contiguous()  # copied once here, not once for each block of queries
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         attended = chunk_causal_attention(query, key, value, blocks)

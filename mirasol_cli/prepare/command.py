@@ -22,6 +22,7 @@ from mirasol_cli.prepare import engines
 from mirasol_cli.prepare.plan import (
     DecodeOptions,
     Origin,
+    PlannedWorks,
     SplitPlan,
     bytes_needed,
     check_disk,
@@ -159,7 +160,7 @@ def prepare(
             for name, tasks in group_by_split(found, splits).items()
         ]
         check_found(plans, videos, source)
-        say(f"{source.NAME}: {sum(len(plan.expected) for plan in plans)} clips; licence: {source.LICENCE}")
+        say(f"{source.NAME}: {sum(int(plan.expected.sum()) for plan in plans)} clips; licence: {source.LICENCE}")
         for words in passed_over(videos):
             say(words)
 
@@ -340,12 +341,12 @@ def _clips_to_render(world: World, recipe: Recipe, limit: int | None) -> int:
 
 def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleType) -> None:
     """Raises DataError if there is nothing to do because not one video is there."""
-    if any(found is not None for plan in plans for found in plan.sources) or any(r.kept for plan in plans for r in plan.records.values()):
+    if any(plan.sources for plan in plans) or any(r.kept for plan in plans for r in plan.records.values()):
         return
-    clips = [clip for plan in plans for clip in plan.clips]
+    clips = sum(len(plan.clips) for plan in plans)
     if not clips:
         raise DataError(f"the annotations of {source.NAME} below '{videos.root}' name no clip")
-    names = [getattr(name, "name", name) for name in source.candidates(clips[0])][:3]
+    names = [getattr(name, "name", name) for name in source.candidates(next(clip for plan in plans for clip in plan.clips))][:3]
     audio_alone = (
         f"{videos.audio_files} audio files without video were found: --allow-audio-only takes them"
         if videos.audio_files and not len(videos)
@@ -354,7 +355,7 @@ def check_found(plans: Sequence[SplitPlan], videos: VideoIndex, source: ModuleTy
     files = "videos" if videos.suffixes == VIDEO_SUFFIXES else "files"
     hint = f"put the {files} anywhere below that folder, or give their folder with --root; published: {source.SOURCE}"
     raise DataError(
-        f"none of the {len(clips)} {files} of {source.NAME} is below '{videos.root}', where {len(videos)} {files} lie; "
+        f"none of the {clips} {files} of {source.NAME} is below '{videos.root}', where {len(videos)} {files} lie; "
         f"looked for {', '.join(repr(name) for name in names)} and so on",
         "; ".join([*passed_over(videos), *filter(None, [audio_alone]), hint]),
     )
@@ -384,7 +385,7 @@ def write_missing_shards(
 ) -> None:
     """Write the shards that are not there yet, of this part; puts their records into the plans."""
     part = mine or (0, 1)
-    works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.part(part)]
+    works = PlannedWorks(plans, part, decode, retry_failed=retry_failed)
     if not works:
         say(f"nothing to do: all shards in '{out}' are finished")
         _say_failed_before(plans, retry_failed, say)
@@ -440,7 +441,7 @@ def estimate(
 ) -> dict[str, Any]:
     """The summary with what would be done, by this part: clips, bytes, and seconds from decoding a few of them."""
     part = mine or (0, 1)
-    works = [plan.work(number, decode, retry_failed=retry_failed) for plan in plans for number in plan.part(part)]
+    works = PlannedWorks(plans, part, decode, retry_failed=retry_failed)
     clips = sum(len(plan.clips_to_decode(retry_failed=retry_failed, part=part)) for plan in plans)
     size = bytes_needed(plans, retry_failed=retry_failed, part=part)
     per_clip = engines.seconds_per_clip(works) if clips else 0.0
@@ -448,9 +449,9 @@ def estimate(
     splits = {}
     for plan in plans:
         splits[plan.name] = split_summary(plan)
-        splits[plan.name]["expected"] = len(plan.expected)
-        missing = splits[plan.name]["missing"] = sum(plan.sources[clip] is None for clip in plan.expected)
-        splits[plan.name]["share"] = round(1 - missing / max(1, len(plan.expected)), 4)
+        expected = splits[plan.name]["expected"] = int(plan.expected.sum())
+        missing = splits[plan.name]["missing"] = expected - sum(bool(plan.expected[clip]) for clip in plan.sources)
+        splits[plan.name]["share"] = round(1 - missing / max(1, expected), 4)
     say_table(splits, say)
     time = "no video file to estimate the time from" if seconds is None else f"about {seconds / 3600:.2f} hours"
     of_part = f" in part {part[0]}/{part[1]}" if mine else ""

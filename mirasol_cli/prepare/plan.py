@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mirasol_cli.datasets.example import Candidate, ClipSpan, Split
 from mirasol_cli.datasets.resolver import Found, VideoIndex
+from mirasol_cli.datasets.row_tables import ClipTable
 from mirasol_cli.errors import EnvironmentProblem, ShardError, UsageError
 from mirasol_cli.files import sha256_of
 from mirasol_cli.geometry import ClipGeometry
@@ -84,9 +89,9 @@ class SplitPlan:
     geometry: ClipGeometry
     views: int
     splits: list[Split]  # the tasks of this run
-    clips: list[ClipSpan]  # of all tasks ever prepared here; only appended to
-    expected: set[int]  # the clips of this run
-    sources: list[Found | None]
+    clips: ClipTable  # of all tasks ever prepared here; only appended to
+    expected: np.ndarray  # bool, the clips of this run
+    sources: dict[int, Found]  # of the clips that have a file
     records: dict[int, ShardRecord]  # finished shards
     earlier: dict[int, ShardRecord]  # what is known of shards that have to be written again
     index: SplitIndex | None  # of an earlier run
@@ -113,12 +118,12 @@ class SplitPlan:
 
     def slot(self, number: int) -> ShardSlot:
         n = clips_per_shard(self.geometry)
-        clips = tuple(self.clips[number * n : (number + 1) * n])
+        clips = self.clips[number * n : (number + 1) * n]
         return ShardSlot(folder=self.folder, number=number, clips=clips, geometry=self.geometry, views=self.views)
 
     def work(self, number: int, options: DecodeOptions, *, retry_failed: bool) -> ShardWork:
         slot = self.slot(number)
-        sources = tuple(self.sources[slot.first : slot.first + len(slot.clips)])
+        sources = tuple(self.sources.get(slot.first + position) for position in range(len(slot.clips)))
         earlier = self.earlier.get(number)
         given_up = tuple(earlier.failed) if earlier and not retry_failed else ()
         return ShardWork(slot=slot, root=self.root, sources=sources, given_up=given_up, options=options)
@@ -132,8 +137,25 @@ class SplitPlan:
             if earlier and not retry_failed:
                 done |= {failure.clip for failure in earlier.failed}
             numbers = range(slot.first, slot.first + len(slot.clips))
-            clips += [clip for clip in numbers if clip not in done and self.sources[clip] is not None]
+            clips += [clip for clip in numbers if clip not in done and clip in self.sources]
         return clips
+
+
+class PlannedWorks(Sequence[ShardWork]):
+    """The works of some shards, each put together when it is asked for: together they would hold every clip of the plans."""
+
+    def __init__(self, plans: Iterable[SplitPlan], part: tuple[int, int], options: DecodeOptions, *, retry_failed: bool):
+        self._shards = [(plan, number) for plan in plans for number in plan.part(part)]
+        self._options, self._retry_failed = options, retry_failed
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        plan, number = self._shards[place]
+        return plan.work(number, self._options, retry_failed=self._retry_failed)
 
 
 def plan_split(
@@ -153,16 +175,12 @@ def plan_split(
     """
     index = _read_index(folder, geometry, repair)
     clips = _known_clips(folder, index, repair)
-    numbers = {clip.key: number for number, clip in enumerate(clips)}
-    expected = set()
-    for clip in (clip for split in splits for clip in split.clips):
-        number = numbers.setdefault(clip.key, len(clips))
-        if number == len(clips):
-            clips.append(clip)
-        clips[number] = clip  # with the aliases that the list on disk does not hold
-        expected.add(number)
+    wanted = array("q", (clips.put(clip) for split in splits for clip in split.clips))
+    expected = np.zeros(len(clips), bool)
+    expected[np.frombuffer(wanted, np.int64)] = True
     duplicates_before = set(videos.duplicates)
-    sources = [videos.locate([_candidate(name) for name in candidates(clip)]) for clip in clips]
+    located = ((number, videos.locate([_candidate(name) for name in candidates(clip)])) for number, clip in enumerate(clips))
+    sources = {number: found for number, found in located if found is not None}
     plan = SplitPlan(
         folder=folder, root=videos.root, geometry=geometry, views=views_of(folder.name, geometry), splits=list(splits), clips=clips,
         expected=expected, sources=sources, records={}, earlier={}, index=index,
@@ -192,15 +210,15 @@ def _read_index(folder: Path, geometry: ClipGeometry, repair: bool) -> SplitInde
     return index
 
 
-def _known_clips(folder: Path, index: SplitIndex | None, repair: bool) -> list[ClipSpan]:
+def _known_clips(folder: Path, index: SplitIndex | None, repair: bool) -> ClipTable:
     if index is None:
-        return []
+        return ClipTable()
     try:
         rows = read_lines(folder / CLIPS, index.files[CLIPS])
-        return [ClipSpan(video=row["video"], start_s=row["start_s"], end_s=row["end_s"]) for row in rows]
+        return ClipTable(ClipSpan(video=row["video"], start_s=row["start_s"], end_s=row["end_s"]) for row in rows)
     except ShardError:
         if repair:
-            return []
+            return ClipTable()
         raise
 
 
@@ -239,7 +257,7 @@ def _judge_shard(plan: SplitPlan, number: int, known: ShardRecord | None, retry_
         return
     plan.earlier[number] = record
     whole = record.clips_digest == slot.digest and _size(slot.path) == record.bytes
-    found_now = any(plan.sources[clip] is not None for clip in record.missing)
+    found_now = any(clip in plan.sources for clip in record.missing)
     if not whole or found_now or (retry_failed and record.failed):
         return
     if repair and record.bytes and sha256_of(slot.path) != record.sha256:
@@ -341,6 +359,7 @@ def part_of(part: str | None) -> tuple[int, int] | None:
     raise UsageError(f"--part {part}: expected I/N with 0 <= I < N, such as 0/4", "part I takes the shards I, I + N, I + 2 N, ...")
 
 
-def text_rows(split: Split, numbers: Mapping[str, int]) -> Iterator[dict]:
+def text_rows(split: Split, clips: ClipTable) -> Iterator[dict]:
     """The lines of `<task>.jsonl`."""
-    return (text.to_json(numbers[text.clip.key]) for text in split.texts if text.clip.key in numbers)
+    numbered = ((text, clips.number_of(text.clip.key)) for text in split.texts)
+    return (text.to_json(number) for text, number in numbered if number is not None)

@@ -12,6 +12,8 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from mirasol_cli.prepare.plan import Origin, SplitPlan, text_rows
 from mirasol_cli.runtime.console import ProgressLine
 from mirasol_cli.sample import AudioState
@@ -43,14 +45,13 @@ SAID = 8
 def finish_split(plan: SplitPlan, dataset: ModuleType, origin: Origin) -> None:
     """Everything of a split but its media; the index last. Needs a record of every shard. Files whose content stays are left alone."""
     records = [plan.records[number] for number in range(plan.shards)]
-    numbers = {clip.key: number for number, clip in enumerate(plan.clips)}
     rows = ({"key": clip.key, "video": clip.video, "start_s": clip.start_s, "end_s": clip.end_s} for clip in plan.clips)
     lines = write_lines(plan.folder / CLIPS, rows)
     columns = ClipColumns.of(records, len(plan.clips), plan.views, lines)
     files = {CLIPS: lines.sha256, CLIP_COLUMNS: columns.write(plan.folder / CLIP_COLUMNS)}
     tasks = dict(plan.index.tasks) if plan.index else {}
     for split in plan.splits:
-        sha256, text_columns = write_texts(plan.folder / texts_name(split.task), text_rows(split, numbers))
+        sha256, text_columns = write_texts(plan.folder / texts_name(split.task), text_rows(split, plan.clips))
         tasks[split.task] = TaskEntry(
             columns=text_columns.write(plan.folder / text_columns_name(split.task)),
             dataset=dataset.NAME,
@@ -124,11 +125,11 @@ def versions() -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ counts
 
 
-def counts(records: Iterable[ShardRecord], only: set[int] | None) -> dict[str, Any]:
-    """Counts over the clips of the shards (None: all of them)."""
+def counts(records: Iterable[ShardRecord], only: np.ndarray | None) -> dict[str, Any]:
+    """Counts over the clips of the shards that `only` (bool, by clip) picks; None: all of them."""
 
     def wanted(clip: int) -> bool:
-        return only is None or clip in only
+        return only is None or bool(only[clip])
 
     kept = missing = failed = expected = size = short = incomplete = without_video = 0
     seconds, audio = 0.0, Counter({state.word: 0 for state in AudioState})

@@ -10,7 +10,7 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -258,27 +258,16 @@ def is_sharded_tensor(tensor: Tensor) -> TypeGuard[DTensor]:
     return sharded is not None and isinstance(tensor, sharded.DTensor)
 
 
-@contextmanager
-def whole_on_every_process(model: nn.Module) -> Iterator[None]:
-    """Gather a sharded model once, so that each process may call any of its methods, however often, without the others.
+def whole_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors unsharded, on every process, floating-point ones as `dtype`. All processes call this together.
 
-    All processes enter together, after a step of training. It takes the memory of all weights, in the type that they are computed in.
+    One tensor at a time, so that no more than one is whole in two types.
     """
-    if not is_sharded(model):
-        yield
-        return
-    units: list[Any] = [module for module in model.modules() if is_sharded(module)]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
-    try:
-        yield
-    finally:
-        for unit in units:
-            unit.reshard()
-            unit.set_reshard_after_forward(
-                unit is not model, recurse=False
-            )  # `fully_shard` leaves the root's own weights whole till the backward pass
+    found = {}
+    for name, tensor in tensors.items():
+        full = tensor.detach().full_tensor() if is_sharded_tensor(tensor) else tensor.detach()  # type: ignore[attr-defined]
+        found[name] = full.to(dtype) if dtype is not None and full.is_floating_point() else full
+    return found
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:

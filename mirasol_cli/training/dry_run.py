@@ -83,7 +83,7 @@ def dry_run(
     if batch is not None:
         texts = _texts_of(batch)
     flops = forward_flops(model, **recipe.data.modalities, **texts)
-    fixed = fixed_bytes(total, trained, ema=train.ema_decay > 0) // (processes if train.parallel == "fsdp" else 1)
+    fixed = fixed_bytes(total, trained, ema=train.ema_decay > 0, bf16=bf16) // (processes if train.parallel == "fsdp" else 1)
     activations = activation_bytes(recipe, model, clips, questions, bf16=bf16)
     memory = fixed + clips * bytes_per_clip(recipe.clip) + activations
     step_s, timed = None, "no step was timed"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mirasol_cli.checkpoints.folder import checkpoints_in, is_complete, score_of_validation
+from mirasol_cli.checkpoints.load import empty_model, model_tensors
 from mirasol_cli.checkpoints.runs import status_of
 from mirasol_cli.config.schema import Recipe
 from mirasol_cli.errors import DataError, Diverged, Interrupted, MirasolError
@@ -32,7 +33,7 @@ from mirasol_cli.model.losses import Losses
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.model.objectives import OBJECTIVES
 from mirasol_cli.runtime.device import resolve_device
-from mirasol_cli.runtime.distributed import World, gradient_sync, joined_world, whole_on_every_process
+from mirasol_cli.runtime.distributed import World, gradient_sync, is_sharded, joined_world, whole_tensors
 from mirasol_cli.runtime.launch import torchrun_kill_delay_s
 from mirasol_cli.runtime.signals import SIGTERM, STOPS, SignalFlags
 from mirasol_cli.text.tokenizer import Vocabulary
@@ -377,15 +378,20 @@ def _validate(run: Run, validate: Validate) -> dict[str, float]:
 def _validated_model(run: Run) -> Iterator[Mirasol]:
     """The model in evaluation mode with the weights that `eval` would use. All processes enter together.
 
-    A sharded model is whole on every process meanwhile, in the precision that its products have: each answers other questions,
-    and a collective of one would find no others.
+    Of a sharded model every process gets a whole copy meanwhile, in the type that products are computed in: each answers other
+    questions, and what one of them gathered by itself would leave its order of collectives different from the others'.
     """
+    if is_sharded(run.model):
+        weights = {**model_tensors(run.model), **(run.ema.values if run.ema is not None else {})}
+        model = empty_model(run.recipe.model, run.recipe.clip, run.vocabulary.size, run.model.losses)
+        model.load_state_dict(whole_tensors(weights, torch.bfloat16 if run.bf16 else None), assign=True)
+        yield model.to(run.world.device).eval()
+        return
     run.model.eval()
     if run.ema is not None:
         run.ema.swap(run.model)
     try:
-        with whole_on_every_process(run.model):
-            yield run.model
+        yield run.model
     finally:
         if run.ema is not None:
             run.ema.swap(run.model)

@@ -45,9 +45,9 @@ def peak_bytes(device: torch.device) -> int:
     return usage if sys.platform == "darwin" else usage * 1024
 
 
-def fixed_bytes(parameters: int, trainable: int, *, ema: bool) -> int:
-    """Weights, gradients, two moments of AdamW and averages, all float32."""
-    return 4 * (parameters + 3 * trainable + (trainable if ema else 0))
+def fixed_bytes(parameters: int, trainable: int, *, ema: bool, bf16: bool) -> int:
+    """Weights, gradients, two moments of AdamW and averages, all float32, and the weights' copies that bf16 computes with."""
+    return 4 * (parameters + 3 * trainable + (trainable if ema else 0)) + (2 * parameters if bf16 else 0)
 
 
 def clips_at_once(recipe: Recipe, share: int) -> int:
@@ -127,10 +127,11 @@ def out_of_memory(error: BaseException, run: Run) -> EnvironmentProblem | None:
     parameters = sum(p.numel() for p in run.model.parameters())
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     clips = clips_at_once(recipe, len(run.world.local_slice(recipe.train.global_batch_size)))
+    fixed = fixed_bytes(parameters, trainable, ema=run.ema is not None, bf16=run.bf16)
     activations = activation_bytes(recipe, run.model, clips, recipe.data.questions_per_clip, bf16=run.bf16)
     return EnvironmentProblem(
         f"out of memory in step {run.step + 1} on {run.world.device}, with {gib(peak_bytes(run.world.device))} used at most: "
-        f"{parameters:,} parameters with gradients and optimizer {gib(fixed_bytes(parameters, trainable, ema=run.ema is not None))}, "
+        f"{parameters:,} parameters with gradients and optimizer {gib(fixed)}, "
         f"activations of {clips} clips x {recipe.clip.chunks} chunks x {recipe.clip.tokens_per_chunk} tokens "
         f"and up to {recipe.data.questions_per_clip} questions each about {gib(activations)}",
         f"lower train.micro_batch_size (now {clips}), set train.activation_checkpointing=true, or lower data.questions_per_clip; "

@@ -1,10 +1,11 @@
 """What one of many GPUs holds and sends in a step of training, where there are none: a fake process group and tensors without memory.
 
-    python tests/benchmarks/many_gpus.py [--nodes 8] [--gpus 8] [--recipe pretrain] [--combiners transformer,ttm] [key=value ...]
+    python tests/benchmarks/many_gpus.py [--nodes 8] [--gpus 8] [--recipe pretrain] [key=value ...]
 
 The model is built, sharded by the code that trains, and takes two steps, as process 0 of so many; no number is computed. torch's tracker
 adds up what every tensor would take, by what it is for, at the peak of the second step; every collective is counted as it is called.
-Bytes are those that a process sends, in a ring: (n - 1) / n of a gathered or reduced tensor, twice that for a sum over all.
+Bytes are those that a process sends, in a ring: (n - 1) / n of a gathered or reduced tensor, twice that for a sum over all. They cross
+the network where the ring has processes of several nodes.
 
 Assumed: all processes do the same; all media are valid, no modality is dropped; texts are at their longest; kernels keep for the backward
 pass what the CPU's keep (attention: no matrix); the allocator wastes nothing, and CUDA itself (about 1 GB) is not counted. Left out: the
@@ -35,6 +36,7 @@ from mirasol_cli.config.schema import Recipe
 
 LARGE = ("model.preset=mirasol3b", "train.parallel=fsdp", "train.activation_checkpointing=true", "init.vocab_size=32000")
 """As recipes/pretrain.yaml says for 3B parameters."""
+VARIANTS = {"transformer": ("model.combiner.kind=transformer",), "ttm": ("model.combiner.kind=ttm",)}
 COLLECTIVES = {"_allgather_base_": "gathers of weights", "_reduce_scatter_base_": "sums of gradients", "allreduce_": "sums over all"}
 KINDS = {
     "Sharded Param": "weights", "Sharded Grad": "gradients", "OptState": "optimizer", "Unsharded Param": "gathered weights",
@@ -46,17 +48,19 @@ KINDS = {
 class Seen(TorchDispatchMode):
     """Counts collectives and the bytes that they send; answers what only real numbers would tell: how many places a mask picks."""
 
-    def __init__(self, picked: dict[tuple[int, ...], int]):
+    def __init__(self, picked: dict[tuple[int, ...], int], gpus: int):
         super().__init__()
         self._picked = picked  # shape of a mask -> how many of its places are true; of any other shape: all
+        self._gpus = gpus  # of a node
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "c10d" and name in COLLECTIVES:
-            self.calls[name] += 1
-            self.bytes[name] += sent(name, args)
+            where, size = sent(name, args, self._gpus)
+            self.calls[f"{COLLECTIVES[name]}, {where}"] += 1
+            self.bytes[f"{COLLECTIVES[name]}, {where}"] += size
         if func is torch.ops.aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
             values, (mask,) = args
             shape = tuple(mask.shape)
@@ -64,12 +68,15 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def sent(name: str, args: Any) -> float:
-    """Bytes that one process sends in this collective."""
+def sent(name: str, args: Any, gpus: int) -> tuple[str, float]:
+    """Where this collective goes, and the bytes that one process sends in it."""
+    group = next(arg for arg in args if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()))
+    ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(group))
     whole = {"_allgather_base_": args[0], "_reduce_scatter_base_": args[1], "allreduce_": args[0]}[name]
     size = sum(tensor.numel() * tensor.element_size() for tensor in (whole if isinstance(whole, (list, tuple)) else [whole]))
-    n = dist.get_world_size()
-    return size * (n - 1) / n * (2 if name == "allreduce_" else 1)
+    n = len(ranks)
+    where = "in a node" if max(ranks) // gpus == min(ranks) // gpus else "over the network"
+    return where, size * (n - 1) / n * (2 if name == "allreduce_" else 1)
 
 
 @contextmanager
@@ -92,7 +99,7 @@ def fake_processes(count: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def one_process(recipe: Recipe, processes: int) -> dict[str, Any]:
+def one_process(recipe: Recipe, processes: int, gpus: int) -> dict[str, Any]:
     """What process 0 holds and sends."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
@@ -110,7 +117,7 @@ def one_process(recipe: Recipe, processes: int) -> dict[str, Any]:
         model = Mirasol(recipe.model, recipe.clip, recipe.init.vocab_size, recipe.loss.weights).train()
         parameters, tensors = sum(p.numel() for p in model.parameters()), sum(1 for _ in model.parameters())
         prepare_blocks(model, activation_checkpointing=train.activation_checkpointing, compile=False)
-        runner = parallelise(model, world, train.parallel, bf16=True)
+        runner = parallelise(model, world, train.parallel, bf16=True, shard_size=train.shard_size)
         optimizer = build_optimizer(model, train)
         shown = Hidden(part_of_video=False, part_of_audio=False, part_of_chunks=False)
         media = replace(random_media(recipe.clip, clips), hidden=shown)
@@ -121,7 +128,7 @@ def one_process(recipe: Recipe, processes: int) -> dict[str, Any]:
         with tracker:
             for _ in range(2):
                 tracker.reset_mod_stats()
-                with Seen({(clips, questions, length - 1): clips * questions * target}) as seen:
+                with Seen({(clips, questions, length - 1): clips * questions * target}, gpus) as seen:
                     with torch.autocast("cpu", torch.bfloat16):
                         loss = runner(media, text, recipe.loss.weights, TrainingInputs()).total(recipe.loss.weights)
                     loss.backward()
@@ -140,20 +147,18 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--gpus", type=int, default=8, help="of a node")
     parser.add_argument("--recipe", default="pretrain")
-    parser.add_argument("--combiners", default="transformer,ttm")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="key=value over the recipe and what it says for 3B parameters")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one_process(load_recipe(args.recipe, args.overrides), args.nodes * args.gpus)))
+        print(json.dumps(one_process(load_recipe(args.recipe, args.overrides), args.nodes * args.gpus, args.gpus)))
         return
     report = Report("many_gpus", f"A step of 3B parameters on {args.nodes} x {args.gpus} GPUs: memory and collectives of one process")
     found = {}
-    for kind in args.combiners.split(","):
-        words = [*LARGE, f"model.combiner.kind={kind}", *args.overrides]
+    for title, words in (*VARIANTS.items(), ("ttm, sharded in a node", ("model.combiner.kind=ttm", f"train.shard_size={args.gpus}"))):
         options = ["--one", "--nodes", str(args.nodes), "--gpus", str(args.gpus), "--recipe", args.recipe]
-        found[kind] = in_child(__file__, *options, *words, timeout=3600)
-        report.row(combiner=kind, **found[kind])
+        found[title] = in_child(__file__, *options, *LARGE, *words, *args.overrides, timeout=3600)
+        report.row(variant=title, **found[title])
     first = next(iter(found.values()))
     report.text(
         f"Recipe `{args.recipe}` with {', '.join([*LARGE, *args.overrides])}: {first['parameters'] / 1e9:.2f}e9 parameters in "
@@ -171,9 +176,12 @@ def main() -> None:
     report.table(
         ["collectives of a step", *(f"{kind}: calls" for kind in found), *(f"{kind}: GB sent" for kind in found)],
         [
-            [COLLECTIVES[name], *(row["calls"].get(name, 0) for row in found.values())]
-            + [row["sent_bytes"].get(name, 0) / 1e9 for row in found.values()]
-            for name in COLLECTIVES
+            [
+                name,
+                *(row["calls"].get(name, 0) for row in found.values()),
+                *(row["sent_bytes"].get(name, 0) / 1e9 for row in found.values()),
+            ]
+            for name in sorted({name for row in found.values() for name in row["calls"]})
         ],
     )
     report.write(" ".join(__doc__.split("\n\n")[3].split()))

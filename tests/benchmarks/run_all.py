@@ -3,7 +3,8 @@
     MIRASOL_SHARED=DIR python tests/benchmarks/run_all.py --rival-python PYTHON
 
 RESULTS.md = RESULTS_HEAD.md (what changed and why, written by hand) and the parts under results/. `gpu.py`,
-`one_hour.py` and `public_weights.py` are calls of their own (they need a GPU, a trained checkpoint, 20 GiB of memory); their parts are
+`ten_million.py`, `caption_lists.py`, `many_gpus.py`, `one_hour.py` and `public_weights.py` are calls of their own (they need a GPU, much
+time or disk, a trained checkpoint, 20 GiB of memory); their parts are
 taken as they lie there.
 """
 
@@ -28,8 +29,11 @@ BENCHMARKS = (
     ("prepare_speed", ["--rounds", "3", "--sources", "24"]),
     ("prepare_real_size", ["--rounds", "3", "--sources", "48"]),
     ("startup", ["--rounds", "7"]),
+    ("save_stall", ["--rounds", "2"]),
     ("without_audio", ["--rounds", "5"]),
     ("full_size", ["--cases", "small,slice"]),
+    ("store_reading", ["--rounds", "3"]),
+    ("text_padding", []),
 )
 
 
@@ -62,7 +66,8 @@ def main() -> None:
 def assemble() -> None:
     """RESULTS.md from its head and the parts there are, in the order of BENCHMARKS; last those that are calls of their own."""
     head = (HERE / "RESULTS_HEAD.md").read_text()
-    parts = [RESULTS / f"{name}.md" for name in (*(name for name, _ in BENCHMARKS), "one_hour", "public_weights", "gpu")]
+    names = (*(name for name, _ in BENCHMARKS), "ten_million", "caption_lists", "many_gpus", "one_hour", "public_weights", "gpu")
+    parts = [RESULTS / f"{name}.md" for name in names]
     text = [head.strip(), *(part.read_text().strip() for part in parts if part.is_file())]
     (HERE / "RESULTS.md").write_text("\n\n".join(text) + "\n")
 

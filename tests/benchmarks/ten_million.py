@@ -2,10 +2,11 @@
 
     python tests/benchmarks/ten_million.py --folder DIR [--clips 10000000]
 
-The index, its columns and the texts (about 4 GB) are made as `prepare` makes them, and stay in DIR for a second call; the media are one
+The index, its columns and the texts (about 6 GB) are made as `prepare` makes them, and stay in DIR for a second call; the media are one
 shard of noise under the names of all. Every figure is of a fresh process: seconds, and its private memory, which are the pages that
 no other process and no file can give it (RssAnon). A second process stands beside the first, as ranks of one machine do, and what is
-its own by the kernel's account (Private_Clean + Private_Dirty, mapped pages of columns among them) is given too. The files are in the page cache unless `--cold` empties it.
+its own by the kernel's account (Private_Clean + Private_Dirty, mapped pages of columns and libraries among them) is given too. The
+files are in the page cache unless `--cold` empties it.
 """
 
 from __future__ import annotations

@@ -31,9 +31,19 @@ def test_memory_and_collectives_are_those_of_a_sharded_model(tmp_path: Path) -> 
     one = found(tmp_path)
     weights = 4 * one["parameters"] / 4  # float32, a quarter of them
     assert weights <= one["peak_bytes"]["Sharded Param"] < 1.2 * weights  # each tensor's rows are padded to a multiple of four
-    assert one["calls"]["_reduce_scatter_base_"] == one["units"]
+    assert one["calls"]["sums of gradients, over the network"] == one["units"]
     # Every weight is gathered in bf16 before it is used, and again for the backward pass if it was given back.
     once = 2 * one["parameters"] * 3 / 4
-    assert once < one["sent_bytes"]["_allgather_base_"] < 2.5 * once
-    assert 4 * one["parameters"] * 3 / 4 < one["sent_bytes"]["_reduce_scatter_base_"] < 1.2 * 4 * one["parameters"] * 3 / 4
+    assert once < one["sent_bytes"]["gathers of weights, over the network"] < 2.5 * once
+    assert 2 * once < one["sent_bytes"]["sums of gradients, over the network"] < 2.4 * once  # float32
     assert (one["clips"], one["processes"]) == (2, 4)
+
+
+def test_sharded_in_a_node_only_gradients_cross_the_network(tmp_path: Path) -> None:
+    one = found(tmp_path, "train.shard_size=2")
+    assert {name for name in one["calls"] if "weights" in name} == {"gathers of weights, in a node"}
+    assert one["calls"]["sums of gradients, in a node"] == one["units"]
+    half = 4 * one["parameters"] / 2
+    assert half <= one["peak_bytes"]["Sharded Param"] < 1.2 * half
+    # Each process sums its half over the two nodes; in a ring of two it sends that half once: (n - 1) / n of it, twice.
+    assert half < one["sent_bytes"]["sums over all, over the network"] < 1.3 * half

@@ -1,9 +1,13 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mirasol_cli.datasets import tables
 from mirasol_cli.datasets.example import ClipSpan, Text
 from mirasol_cli.datasets.folder import AnnotationFiles, FolderWalk
+from mirasol_cli.datasets.row_tables import ClipTable, TextTable
 from mirasol_cli.datasets.splits import build_split, share_clips, split_word
 from mirasol_cli.datasets.tables import csv_header, csv_records, csv_rows, json_records, records, seconds, span_at, text_of
 from mirasol_cli.errors import DataError
@@ -128,3 +132,41 @@ def test_tasks_of_one_split_share_their_clips() -> None:
 )
 def test_words_for_splits(name: str, split: str | None) -> None:
     assert split_word(name) == split
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_a_list_is_read_entry_by_entry_wherever_its_pieces_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(tables, "PIECE", piece)
+    path = tmp_path / "list.json"
+    for value in ([], [{}], [{"a": [1, "]"]}, 12, -3.5e7, "é\u2028\n", None, [[]], {"b": "x" * 3000}], [123456789]):
+        for text in (json.dumps(value), json.dumps(value, indent=3, ensure_ascii=False), f" \n{json.dumps(value)}\r\n "):
+            path.write_text(text, encoding="utf-8-sig")
+            assert list(tables.json_items(path)) == value
+    for text in ("[1, 2", "[1 2]", "[1,, 2]", "[1, 2] x", "[1, 2,]", '[{"a": }]', "[", "[" * 5000):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"list.json'.* is not valid JSON"):
+            list(tables.json_items(path))
+
+
+def test_rows_on_disk_are_a_sequence(tmp_path: Path) -> None:
+    clips = [ClipSpan(video=f"v{number}\udc80", start_s=1.5, aliases=("a", "b")) for number in (3, 1, 2)]
+    table = ClipTable(clips)
+    assert table == clips
+    assert not table.add(clips[1])
+    assert (table[0], table[-1], table[1:], list(table.by_key())) == (clips[0], clips[2], tuple(clips[1:]), sorted(clips))
+    assert [table.number_of(clip.key) for clip in (*clips, ClipSpan(video="v"))] == [0, 1, 2, None]
+    with pytest.raises(IndexError):
+        table[3]
+    other = ClipSpan(video="v1\udc80", start_s=1.5, aliases=("c",))
+    assert table.put(other) == 1
+    assert table[1].aliases == ("c",)
+    assert table.put(ClipSpan(video="v9")) == 3
+
+
+def test_repeated_ids_are_told_apart_and_equal_texts_kept_once() -> None:
+    table = TextTable()
+    text = Text(id="a", clip=ClipSpan(video="v"), answer="x", references=("r",), choices=("x", "y"))
+    other = replace(text, answer="y")
+    assert [table.add_renamed(one) for one in (text, text, other, other, replace(text, answer=None))] == [False, None, True, None, True]
+    assert [(one.id, one.answer) for one in table] == [("a", "x"), ("a#2", "y"), ("a#3", None)]
+    assert table[0] == text

@@ -28,6 +28,7 @@ from mirasol_cli.evaluation.subsets import SUBSETS, Subset, choose
 from mirasol_cli.evaluation.validation import validation_figures
 from mirasol_cli.files import read_jsonl, write_jsonl
 from mirasol_cli.inference.answerer import Answerer, Question
+from mirasol_cli.runtime.distributed import World
 from mirasol_cli.runtime.folder_lock import folder_lock
 from mirasol_cli.shards.reader import ShardFolder
 from mirasol_cli.text.prompt import encode_prompt
@@ -611,7 +612,8 @@ def test_validation_leaves_the_model_in_training_and_equals_the_evaluation_of_wh
     write_texts_split(tmp_path / "other" / "test", rows, VIDEOS, missing=MISSING)
     plan = Plan.of(ShardFolder(tmp_path / "other").split("test"), "qa", protocol_of("manifest", "qa"))
     model = tiny_model().train()
-    figures = validation_figures(model, tiny_vocabulary(), plan, replace(world, eval=replace(world.eval, decode="sample")))
+    alone = World(0, 1, torch.device("cpu"))
+    figures = validation_figures(model, tiny_vocabulary(), plan, replace(world, eval=replace(world.eval, decode="sample")), alone)
     assert model.training
     right = sum(text["clip"] % 3 > 0 for text in texts() if text["clip"] not in MISSING)
     assert figures.pop("loss") > 0

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mirasol_cli.runtime.distributed import prepare_blocks
+from mirasol_cli.runtime.distributed import World, parallelise, prepare_blocks
 from tests import small_model
+from tests.runtime.ranks import on_ranks
 
 
 @pytest.fixture
@@ -77,3 +78,26 @@ def test_every_block_call_is_compiled_under_changing_masks(
             if losses.parts["text"].sum.requires_grad:
                 losses.total(small_model.WEIGHTS).backward()
             assert calls.graphs == calls.blocks >= len(model.blocks()), (list(masks), number)
+
+
+def sharded(world: World, recompute: bool) -> list[tuple[int, int]]:
+    """(graphs, block calls) of a training step for each of the batches."""
+    calls, compile = Calls(), torch.compile
+    torch.compile = lambda function, **settings: compile(function, backend=calls.backend)  # type: ignore[assignment]
+    model = small_model.model("ttm").train()
+    prepare_blocks(model, activation_checkpointing=recompute, compile=True)
+    for block in model.blocks():
+        calls.watch(block)
+    run, found = parallelise(model, world, "fsdp", bf16=False), []
+    for masks in lacking():
+        calls.blocks = calls.graphs = 0
+        run(small_model.media(**masks), small_model.text(), small_model.WEIGHTS).total(small_model.WEIGHTS).backward()
+        found.append((calls.graphs, calls.blocks))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_block_call_of_a_sharded_model_is_compiled(recompute: bool) -> None:
+    for counts in on_ranks(2, sharded, recompute):
+        assert all(graphs == blocks > 10 for graphs, blocks in counts), counts

@@ -1,6 +1,7 @@
 """Two gloo processes against one: the same losses, the same data, checkpoints that each reads of the other."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,26 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, before: 
     run(after[0], tmp_path / "cut", data, *words, f"train.parallel={after[1]}", resume=True)
     assert_close_runs(tmp_path / "whole", tmp_path / "cut", 4)
     assert_close_weights(tmp_path / "whole", tmp_path / "cut", 4)
+
+
+@pytest.mark.slow
+def test_frozen_parts_of_a_sharded_run_are_stored_once_and_any_number_of_processes_reads_them(tmp_path: Path) -> None:
+    data, words = shards(tmp_path), ["train.steps=4", "train.checkpoint_every=2", 'freeze=["text.*"]']
+    run(1, tmp_path / "whole", data, *words)
+    run(2, tmp_path / "cut", data, *words, "train.parallel=fsdp")
+    older, newest = (tmp_path / "cut" / "checkpoints" / checkpoints_folder.step_name(step) for step in (2, 4))
+    files = [f"frozen-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    assert checkpoints_folder.frozen_files(newest) == [*files, "frozen.safetensors.index.json"]
+    assert all((older / name).samefile(newest / name) for name in files)
+    assert checkpoints_folder.verify(newest)["schema"] == checkpoints_folder.SLICED_SCHEMA
+    shutil.rmtree(newest)
+    run(1, tmp_path / "cut", data, *words, resume=True)  # the files of two processes are shared by one's checkpoint
+    assert (older / files[0]).samefile(newest / files[0])
+    one, other = (load.read_model(folder / "checkpoints" / newest.name) for folder in (tmp_path / "whole", tmp_path / "cut"))
+    assert one.keys() == other.keys()
+    for name in one:
+        if name.startswith("text."):
+            assert torch.equal(one[name], other[name]), name
 
 
 def test_a_batch_that_does_not_divide_is_refused_on_all_processes(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from mirasol_cli.errors import MirasolError
+from mirasol_cli.evaluation.validation import validator
 from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.runtime.distributed import World
 from mirasol_cli.text.tokenizer import Vocabulary
@@ -90,6 +92,13 @@ def one_step_of_text(model: Mirasol, vocabulary: Vocabulary, world: World) -> di
         logits = model.text.step(tokens, model.text.start_cache(1, 1, 4))
     checksums = world.waiting.exchange(repr(float(logits.sum())).encode())
     return {"exact_match": float(len(set(checksums)) == 1 and logits.shape[-1] == vocabulary.size), "checksum": float(logits.sum())}
+
+
+def figures_of_val(folder: Path, shards: Path, model: Mirasol, vocabulary: Vocabulary, world: World) -> Mapping[str, float]:
+    """The validation of the commands, on the split `val` of `shards`."""
+    validate = validator(synthetic.recipe(folder, shards, "train.eval_every=1", "eval.batch_size=4"), print)
+    assert validate is not None
+    return validate(model, vocabulary, world)
 
 
 def start(size: int, run: Path, shards: Path, *words: str, stage: str = "finetune") -> list[subprocess.Popen]:

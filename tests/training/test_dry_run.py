@@ -10,7 +10,7 @@ from mirasol_cli.model.mirasol import Mirasol
 from mirasol_cli.training import dry_run as module
 from mirasol_cli.training.dry_run import dry_run
 from mirasol_cli.training.loop import train
-from mirasol_cli.training.memory import activation_bytes
+from mirasol_cli.training.memory import activation_bytes, fixed_bytes
 from mirasol_cli.training.setup import build_model, freeze_parts
 from tests import synthetic
 
@@ -103,6 +103,8 @@ def test_memory_falls_by_the_keys_that_the_message_names(tmp_path: Path) -> None
     assert memory("data.questions_per_clip=1") < plain
     assert memory("train.ema_decay=0.9") > plain
     assert memory("freeze=[text]") < plain
+    weights = fixed_bytes(1000, 100, ema=False, bf16=False)
+    assert (weights, fixed_bytes(1000, 100, ema=True, bf16=True) - weights) == (4 * (1000 + 3 * 100), 4 * 100 + 2 * 1000)
 
 
 def test_an_encoder_without_anything_to_learn_or_left_out_keeps_no_activations(tmp_path: Path) -> None:

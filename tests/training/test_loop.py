@@ -1,6 +1,7 @@
 """The loop from outside: it learns, logs, validates, keeps the best, and its checkpoints load."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mirasol_cli.text.tokenizer import Vocabulary, train_vocabulary
 from mirasol_cli.training import loop
 from mirasol_cli.training.loop import train
 from tests import synthetic
-from tests.training.processes import forked, one_step_of_text
+from tests.training.processes import figures_of_val, forked, one_step_of_text
 
 
 @pytest.fixture
@@ -165,6 +166,20 @@ def test_a_sharded_model_is_whole_on_every_process_for_a_validation(tmp_path: Pa
     found = lines(tmp_path / "run", "validation")
     assert [row["exact_match"] for row in found] == [1.0, 1.0, 1.0]
     assert len({row["checksum"] for row in found}) == 3
+
+
+def test_two_processes_that_share_a_model_validate_as_one(tmp_path: Path, shards: Path) -> None:
+    synthetic.write_split(shards / "val", 4)  # a batch for one of the two processes, and none for the other
+    words, found = ["train.steps=3", "train.eval_every=1", "train.parallel=fsdp", "train.ema_decay=0.9"], []
+    for size in (1, 2):
+        validate = partial(figures_of_val, tmp_path / "run", shards)
+        codes, logs = forked(size, tmp_path / str(size), shards, *words, validate=validate)
+        assert codes == [0] * size, "\n".join(logs)
+        found.append(lines(tmp_path / str(size), "validation"))
+    assert [row["n"] for row in found[1]] == [8, 8, 8]
+    for one, other in zip(*found, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert other["exact_match"] == one["exact_match"]
 
 
 # ---------------------------------------------------------------------------------------------------------- where from

@@ -5,6 +5,7 @@ LLaVA-Video-178K, and folders or tar shards of video2dataset and WebDataset. Sev
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,14 +42,14 @@ def read(root: Path, task: str | None, options: DatasetOptions) -> list[Split]:
     """All captions below `root` (and the question files of LLaVA-Video-178K as task `qa`), by split."""
     files = AnnotationFiles(root)
     notes = files.notes
-    found: dict[tuple[str, str], _Found] = {}
-    clips: dict[str, ClipTable] = {}  # of every split, which its tasks share
+    found: dict[tuple[str, str], _Found] = defaultdict(_Found)
+    clips: dict[str, ClipTable] = defaultdict(ClipTable)  # of every split, which its tasks share
 
     def keep(rows: Iterable[Row], title: str) -> None:
         count = 0
         for row in rows:
-            found.setdefault((row.split, row.task), _Found()).add(row.text)
-            clips.setdefault(row.split, ClipTable()).add(row.text.clip)
+            found[row.split, row.task].add(row.text)
+            clips[row.split].add(row.text.clip)
             count += 1
         if count:
             notes.append(f"{title}: {count} texts")
