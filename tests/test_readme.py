@@ -188,14 +188,14 @@ def measured() -> dict[str, tuple[str, str]]:
 
 def machine_of(name: str) -> str:
     noted = [row["machine"]["processor"] for row in results(name) if "machine" in row]
-    return " ".join(noted[0].replace("(R)", "").replace(" Processor", "").split()) if noted else ""
+    return " ".join(noted[0].replace("(R)", "").replace(" Processor", "").split()) if noted else "not noted"
 
 
 def test_table_of_measurements_equals_the_result_files() -> None:
     """Where a benchmark was run again, replace the rows that differ by those that are expected here."""
     table = README.partition("## What was measured")[2].partition("\n## ")[0]
     stands = [line for line in table.splitlines() if line.startswith("|")][2:]
-    expected = [f"| {what} | `{name}` | {figures} | {machine_of(name)} |" for what, (name, figures) in measured().items()]
+    expected = [f"| {what} | {figures} | `{name}` | {machine_of(name)} |" for what, (name, figures) in measured().items()]
     assert stands == expected, "the rows should be:\n" + "\n".join(expected)
     assert all((RESULTS.parent / f"{name}.py").is_file() for name, _ in measured().values())
     assert ("Nothing has been run on a GPU" in table) == (not (RESULTS / "gpu.jsonl").exists())

@@ -75,7 +75,7 @@ def _with_picture(reply: Reply, model: Model, number: int, count: int, say: Say)
     if reply.why:
         suffix = f"-{number}" if count > 1 else ""
         path = Path(f"{Path(reply.clip.path).stem}-why{suffix}.png")
-        title = "  ".join((reply.question, reply.answer, *([f"({NO_ANSWER})"] if reply.caveat else [])))
+        title = f"{reply.question}  →  {reply.answer}" + (f"  ({NO_ANSWER})" if reply.caveat else "")
         draw(reply.why, path, title, reply.clip.sample, model.answerer.geometry)
         plain["why"]["image_file"] = str(path)
         say(f"picture: '{path}'")
