@@ -1,4 +1,4 @@
-"""One walk over a folder of strangers' files that never leaves it, and annotation files found in it by name."""
+"""One walk over an untrusted folder that never leaves it, and annotation files found in it by name."""
 
 from __future__ import annotations
 

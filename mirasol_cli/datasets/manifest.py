@@ -1,4 +1,4 @@
-"""A manifest: anybody's own data as JSON lines or CSV, one line per clip.
+"""A manifest: your own data as JSON lines or CSV, one line per text.
 
     video[, start, end][, context], caption | question + answer[, choices, type, split, id]
 

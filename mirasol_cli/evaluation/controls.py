@@ -1,4 +1,4 @@
-"""Controls: the same questions with something taken away or exchanged, which tell whether a model looks and listens."""
+"""Controls: the same questions with an input removed or replaced, which show whether the model uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers on a terminal: one printed as it comes, or one question after the other about a video that is encoded once."""
+"""Answers on a terminal: printed as they are generated, or a chat about a video that is encoded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `mirasol ask` does: choose a checkpoint, look at the video once, answer every question about it."""
+"""What `mirasol ask` does: choose a checkpoint, encode the video once, answer every question about it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ask(
     stream: TextIO | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """The command. Answers go to `stream` (nowhere with None), talk to `say`; returns what `--json` prints.
+    """The command. Answers go to `stream` (None: nowhere), messages to `say`; returns what `--json` prints.
 
     With `questions` the result holds one entry of `answers` per line of the file, and the warnings of all of them. Without
     any question a session starts, if both ends are a terminal.

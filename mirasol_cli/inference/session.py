@@ -1,4 +1,4 @@
-"""A checkpoint, ready to answer: a video is encoded once, then asked about. The library's `mirasol.load`."""
+"""A loaded checkpoint that answers questions about videos, each encoded once. Implements `mirasol.load`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Reply:
 
 @dataclass
 class Model:
-    """A checkpoint, ready to answer. Videos are encoded once and the last one is kept, so further questions are quick."""
+    """A loaded checkpoint. A video is encoded once and the last one is kept, so further questions are quick."""
 
     answerer: Answerer
     checkpoint: Path

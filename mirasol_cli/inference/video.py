@@ -1,4 +1,4 @@
-"""From the VIDEO that a user names to what the model reads: found, decoded in a child process, encoded once."""
+"""From the VIDEO argument to model input: find the file, decode it in a child process, encode it once."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ HINTS = {
 }
 """Reasons whose usual hint names an option of `prepare`."""
 SPARSE = 2.0
-"""OURS: so many times the usual length, and the frames of a video that is looked at whole lie further apart than a user expects."""
+"""OURS: from this multiple of the usual length on, the frames of a video that is read whole lie further apart than a user expects."""
 HARDLY_LONGER = 1.05
-"""OURS: up to so many times the usual length a span is looked at whole. Clips of one nominal length differ by a frame or a packet
+"""OURS: up to this multiple of the usual length a span is read whole. Clips of one nominal length differ by a frame or a packet
 of sound, and 5 % of them may exceed the usual length; cut in two, their chunks would last half as long as those of training."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
 

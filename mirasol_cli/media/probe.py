@@ -1,4 +1,4 @@
-"""What a media file holds: the picture, the sound that belongs to it, and how they lie in time."""
+"""What a media file holds: the video stream, the audio stream that belongs to it, and their timing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `prepare` says and leaves behind: the index and lists of a split, counts, progress, the table at the end."""
+"""What `prepare` reports and writes: the index and lists of a split, counts, progress, the table at the end."""
 
 from __future__ import annotations
 

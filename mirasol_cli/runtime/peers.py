@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another beside training: who waits for whom, what each has written, who has failed.
+"""Messages between the processes of a run outside training: who waits for whom, what each has written, who has failed.
 
 All of it runs on the CPU over gloo, in groups of its own: a wait here holds up no collective of training, trips no watchdog of NCCL,
 and may come from a thread beside training.

@@ -1,4 +1,4 @@
-"""JSON lines of a split: written in one pass, read by offset, so that no text lies in memory before it is used."""
+"""JSON lines of a split: written in one pass, read by offset, so that no text is in memory before it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is found out about a run's data before its first step: other data than before, texts that are cut, losses with nothing to learn."""
+"""Checks of a run's data before its first step: changed data, texts that are cut, losses with nothing to learn from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run shows: a live panel or plain lines, TensorBoard and W&B."""
+"""Progress of a training run: a live panel or plain lines, TensorBoard and W&B."""
 
 from __future__ import annotations
 
