@@ -75,7 +75,7 @@ class LatentConfig:
     layers: int = checked_field(14, "0 leaves the autoregression out (an ablation)", minimum=0)
     heads: int = checked_field(12, minimum=1)
     mlp_dim: int = checked_field(3072, minimum=1)
-    window: int = checked_field(0, "chunks a chunk may look back on; 0 = all", minimum=0)
+    window: int = checked_field(0, "attention window in chunks, this one included; 0 = all", minimum=0)
     dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
 
     def __post_init__(self) -> None:

@@ -48,11 +48,11 @@ def cut_texts(data: TrainingData) -> list[str]:
             cut["contexts"] += left_out.context > 0
     if not any(cut.values()):
         return []
-    texts = f"{looked_at:,}" if every == 1 else f"{looked_at:,} that were looked at (of {count:,})"
+    texts = f"{looked_at:,} texts" if every == 1 else f"{looked_at:,} texts, sampled from {count:,}"
     parts = [
         f"{number:,} {name} (model.text.max_{name[:-1]}={getattr(limits, f'max_{name[:-1]}')})" for name, number in cut.items() if number
     ]
-    return [f"of {texts} texts, longer than the model takes and cut: {', '.join(parts)}"]
+    return [f"of {texts}, these are longer than the model reads and are cut: {', '.join(parts)}"]
 
 
 def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:

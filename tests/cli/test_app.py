@@ -499,7 +499,7 @@ SMALL_CLIPS = ["clip.frames=32", "clip.chunks=4", "clip.size=48", "clip.audio.n_
         (["demo", "freeze=['nosuch.*']"], "freeze: 'nosuch.*' matches no parameter"),
         (
             ["demo", "init.video_encoder=a", "init.audio_encoder=b", "model.encoder.share=true"],
-            "would both fill the one encoder that sound and picture share",
+            "would both fill the encoder that audio and video share",
         ),
         (["demo", "data.sources.0.ratio=2"], "`data.sources` has no item 0: the recipe gives none"),
         (["demo", "data.sources=[{dataset: a}]", "data.sources.1.ratio=2"], "`data.sources` has no item 1: the recipe gives 1"),

@@ -38,7 +38,7 @@ def test_every_kind_of_cut_text_is_counted(tmp_path: Path) -> None:
     long = "quiet loud " * 400
     data = with_texts(opened(tmp_path, *words), {"answer": long}, {"answer": long, "context": long}, {"question": long})
     assert cut_texts(data) == [
-        "of 12 texts, longer than the model takes and cut: 2 answers (model.text.max_answer=8), "
+        "of 12 texts, these are longer than the model reads and are cut: 2 answers (model.text.max_answer=8), "
         "1 questions (model.text.max_question=64), 1 contexts (model.text.max_context=20)"
     ]
 
@@ -47,7 +47,7 @@ def test_of_very_many_texts_a_part_is_looked_at(tmp_path: Path, monkeypatch: pyt
     data = with_texts(opened(tmp_path), *[{"answer": "loud " * 400}] * 12)
     monkeypatch.setattr(checks, "MOST_TEXTS", 4)
     (line,) = cut_texts(data)
-    assert line.startswith("of 4 that were looked at (of 12) texts")
+    assert line.startswith("of 4 texts, sampled from 12, these")
     assert "4 answers" in line
 
 
