@@ -150,15 +150,15 @@ def test_help_and_completion_import_nothing_heavy(arguments: list[str], environm
     [
         (["finetun", "demo"], "no such command 'finetun'. Did you mean 'finetune'?"),
         (["finetune", "dmeo"], "unknown recipe 'dmeo'; did you mean demo"),
-        (["finetune", "demo", "--lr", "3"], "use train.lr=3"),
-        (["finetune", "demo", "--lr=3"], "use train.lr=3"),
-        (["finetune", "demo", "--batch-size", "4"], "use train.global_batch_size=4"),
-        (["finetune", "demo", "--train.lr", "3"], "use train.lr=3"),
+        (["finetune", "demo", "--lr", "3"], "write train.lr=3"),
+        (["finetune", "demo", "--lr=3"], "write train.lr=3"),
+        (["finetune", "demo", "--batch-size", "4"], "write train.global_batch_size=4"),
+        (["finetune", "demo", "--train.lr", "3"], "write train.lr=3"),
         (["finetune", "demo", "--resum"], "no such option: --resum; did you mean --resume?"),
         (["finetune", "demo", "--frobnicate"], "no such option: --frobnicate"),
         (["finetune", "demo", "lr=3"], "unknown key `lr`; did you mean `train.lr`?"),
-        (["finetune", "demo", "train.lr"], "is not of the form key=value"),
-        (["finetune", "train.lr=3", "demo"], "the recipe comes first"),
+        (["finetune", "demo", "train.lr"], "is not key=value"),
+        (["finetune", "train.lr=3", "demo"], "put the recipe first"),
         (["finetune", "missing.yaml"], "the recipe file 'missing.yaml' does not exist"),
         (["finetune"], "missing argument 'RECIPE'"),
         (["eval", "demo", "--limit", "zero"], "invalid value for '--limit'"),
@@ -471,7 +471,7 @@ def test_recipes_commands(tmp_path: Path, capsys: Output) -> None:
     assert target.read_text().splitlines()[0].startswith("# The demo world")
     code, _, err = run(capsys, "recipes", "cp", "demo", str(target))
     assert code == 2
-    assert "exists already" in err
+    assert "already exists" in err
     assert run(capsys, "recipes", "cp", "msvd", str(target), "--force")[0] == 0
     assert load_recipe(str(target)).data.dataset == "msvd"
     spaced = tmp_path / "my dir" / "r.yaml"
@@ -650,7 +650,7 @@ def test_a_rank_without_a_world_means_nothing(monkeypatch: pytest.MonkeyPatch, c
 def test_accept_data_goes_with_resume(capsys: Output) -> None:
     code, _, err = run(capsys, "finetune", "demo", "--accept-data")
     assert code == 2
-    assert "--accept-data goes with --resume" in err
+    assert "--accept-data needs --resume" in err
 
 
 def test_further_processes_keep_quiet(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:

@@ -94,10 +94,10 @@ def test_a_revision_is_taken_and_a_wrong_one_named(tmp_path: Path, repository: P
 
 def test_what_the_hub_refuses_is_said_with_the_way_out(tmp_path: Path, repository: Path) -> None:
     with hub({"org/vit": repository}, tmp_path / "cache", gated=("meta/llama",)):
-        with pytest.raises(DataError, match="no such model, or it is private") as caught:
+        with pytest.raises(DataError, match="the model does not exist or is private") as caught:
             download("hf:org/nothing")
         assert "/org/nothing" in str(caught.value.hint)
-        with pytest.raises(DataError, match="only to accounts that its owner let in") as caught:
+        with pytest.raises(DataError, match="is gated") as caught:
             download("hf:meta/llama")
         assert "hf auth login" in str(caught.value.hint)
 

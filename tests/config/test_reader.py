@@ -97,7 +97,7 @@ def test_all_errors_come_at_once_each_with_file_line_and_fix() -> None:
         "r.yaml:9: `train.betas` takes 2 values; 1 were given",
         "r.yaml:10: `train.lr`: -3.0 must be greater than 0",
         "r.yaml:11: unknown key `modle`; did you mean `model`?",
-        "'foo' is not of the form key=value",
+        "'foo' is not key=value",
         "'model.combiner.kind=tmt': `model.combiner.kind`: 'tmt' is not one of transformer, ttm,",
         "'eval.beams=2.5': `eval.beams` is a whole number; 2.5 was given",
         "'init.checkpoint=3': `init.checkpoint` is text; the number 3 was given; put it in quotes",
@@ -361,7 +361,7 @@ def test_a_name_that_is_wrong_lists_near_ones() -> None:
     with pytest.raises(RecipeError, match="did you mean activitynet or activitynet-512") as caught:
         find_recipe("activitynetqa")
     assert caught.value.hint == "run `mirasol recipes ls` to list them"
-    with pytest.raises(RecipeError, match=r"no recipe file 'my\.yaml'"):
+    with pytest.raises(RecipeError, match=r"the recipe file 'my\.yaml'"):
         find_recipe("my.yaml")
     with pytest.raises(RecipeError, match="is a folder"):
         find_recipe("/")

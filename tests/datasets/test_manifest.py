@@ -199,8 +199,8 @@ def test_csv_faults_have_line_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.jsonl", "", "holds no lines"),
-        ("m.txt", "x", "is no manifest"),
+        ("m.jsonl", "", "is empty"),
+        ("m.txt", "x", "is not a manifest"),
         ("m.csv", "clip,caption\na,b\n", "line 1: there is no column 'video'"),
         ("m.json", "[{]", "line 1 is not valid JSON"),
         ("m.json", '{"data": [\n{"video": "a.mp4", "caption": "x"}\n]}', "is one JSON object around a list"),

@@ -317,7 +317,7 @@ def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
     notes = evaluate(recipe, Options(report=False), say=said.append)["notes"]
     assert "1 of 8 questions are cut: they are longer than the model reads (model.text.max_question=128)" in notes
     assert "1 of 8 contexts are cut: they are longer than the model reads (model.text.max_context=24)" in notes
-    (never,) = [note for note in notes if "can never be given" in note]
+    (never,) = [note for note in notes if "cannot be generated" in note]
     assert never.startswith("2 of 8 answers cannot be generated: they are longer than eval.max_tokens=8 (the first is that to '2')")
     assert [said.count(note) for note in notes] == [1] * len(notes)
 

@@ -238,7 +238,7 @@ def test_options_without_meaning(world: World, options: dict, words: str) -> Non
 def test_what_is_not_there(world: World) -> None:
     with pytest.raises(UsageError, match=r"did you mean 'activitynet'"):
         prepare("activtynet", say=world.said.append)
-    with pytest.raises(DataError, match=r"no manifest 'nowhere.jsonl'"):
+    with pytest.raises(DataError, match=r"the manifest 'nowhere.jsonl'"):
         prepare("nowhere.jsonl", say=world.said.append)
     with pytest.raises(DataError, match=r"'.*nowhere' does not exist"):
         prepare("activitynet", root=world.folder / "nowhere", say=world.said.append)
