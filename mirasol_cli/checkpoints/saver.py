@@ -78,8 +78,8 @@ class BackgroundSaver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             self.wait()
-        elif not isinstance(error, KeyboardInterrupt) and self._thread is not None:  # a second Ctrl-C wants to leave at once
-            self._thread.join(self.patience_s)
+        elif self._thread is not None:  # a second Ctrl-C wants to leave at once
+            self._thread.join(1.0 if isinstance(error, KeyboardInterrupt) else self.patience_s)
 
     def _write(self, step: int, contents: Contents, began: float) -> None:
         peers = self.world.background

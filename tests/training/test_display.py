@@ -164,7 +164,7 @@ def test_a_run_writes_every_line_to_both_and_goes_on_in_the_same_curves(tmp_path
     words = ["run.tensorboard=true", "run.wandb=true", "train.steps=4", "train.checkpoint_every=2", "train.eval_every=2"]
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words)
 
-    def lose_the_second(model: object, vocabulary: object) -> dict[str, float]:
+    def lose_the_second(model: object, vocabulary: object, world: object) -> dict[str, float]:
         if FakeBoard.made[0].scalars[-1][2] == 4:
             raise KeyboardInterrupt
         return {"exact_match": 0.5}
