@@ -19,6 +19,14 @@ UNTRAINED = (
 )
 
 
+LEAST = 0.05
+"""Changes of log p below this (5 % of the probability) say nothing: bars are not drawn larger to make them visible."""
+UNUSED = (
+    "no part of the clip changes the probability of this answer by 5 % or more: the model may be answering from the question alone, or "
+    "from any part alike"
+)
+
+
 @dataclass(frozen=True)
 class Why:
     """Changes of the answer's natural log-probability: above 0, the answer rests on that part.
@@ -33,6 +41,11 @@ class Why:
     video: float
     starts_s: list[float]  # of the chunks
     end_s: float
+
+    @property
+    def largest(self) -> float:
+        """The largest change, whatever its sign."""
+        return max(abs(value) for value in (*self.chunks, self.audio, self.video))
 
     def to_plain(self) -> dict[str, Any]:
         return {"chunks": self.chunks, "audio": self.audio, "video": self.video, "chunk_starts_s": self.starts_s, "end_s": self.end_s}
@@ -79,7 +92,7 @@ def time_line(why: Why) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    most = max([abs(value) for value in (*why.chunks, why.audio, why.video)] + [1e-6])
+    most = max(why.largest, 10 * LEAST)
     table = Table(box=None)
     table.add_column("part")
     table.add_column("", justify="right")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mirasol_cli.files import write_atomic
 from mirasol_cli.geometry import ClipGeometry
-from mirasol_cli.inference.attribution import Why
+from mirasol_cli.inference.attribution import LEAST, Why
 from mirasol_cli.media import preview
 from mirasol_cli.sample import AudioState
 
@@ -45,6 +45,8 @@ def draw(why: Why, path: Path, title: str, sample: dict[str, Any] | None = None,
         chunks.bar(why.starts_s, why.chunks, width=widths, align="edge", color="#4a9d6e", edgecolor="white")
         chunks.set_xlim(why.starts_s[0], why.end_s)
         chunks.tick_params(labelleft=False)
+        if why.largest < 10 * LEAST:
+            chunks.set_ylim(-10 * LEAST, 10 * LEAST)
         chunks.set_xlabel("seconds")
         for axes in (modality, chunks):
             axes.axhline(0, color="#7f8790", linewidth=0.8)

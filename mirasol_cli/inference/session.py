@@ -14,7 +14,7 @@ from mirasol_cli.checkpoints.runs import resolve_checkpoint
 from mirasol_cli.config.schema import EvalRecipe
 from mirasol_cli.errors import UsageError
 from mirasol_cli.inference.answerer import Answerer, Question
-from mirasol_cli.inference.attribution import NOT_KEPT, UNTRAINED, Why, measure
+from mirasol_cli.inference.attribution import LEAST, NOT_KEPT, UNTRAINED, UNUSED, Why, measure
 from mirasol_cli.inference.video import OpenClip, find_video, is_of_demo_world, open_clip
 from mirasol_cli.text.tokenizer import StreamDecoder
 
@@ -154,8 +154,11 @@ class Model:
             reply.timings_s["why"] = time.perf_counter() - answered
             if reply.why is None:
                 reply.warnings.append(NOT_KEPT)
-            elif not self.trained_with_masks:
+                return reply
+            if not self.trained_with_masks:
                 reply.warnings.append(UNTRAINED)
+            if reply.why.largest < LEAST:
+                reply.warnings.append(UNUSED)
         return reply
 
 

@@ -479,6 +479,21 @@ def test_the_picture_of_why_draws_any_script_without_a_warning(tmp_path, recwarn
     assert not recwarn.list
 
 
+def test_why_says_where_nothing_of_the_clip_counts_and_draws_no_bars_of_nothing(clip, monkeypatch):
+    from mirasol_cli.inference import session as inference_session
+    from mirasol_cli.inference.attribution import LEAST, UNUSED, Why, time_line
+
+    def why(change: float) -> Why:
+        return Why(chunks=[0.0, change], audio=0.001, video=-0.002, starts_s=[0.0, 1.0], end_s=2.0)
+
+    for change, told in ((0.9 * LEAST, [UNUSED]), (-2 * LEAST, [])):
+        monkeypatch.setattr(inference_session, "measure", lambda *_, change=change: why(change))
+        assert model_of().ask(clip, "what is it", why=True).warnings == told
+    bars = list(time_line(why(0.9 * LEAST)).columns[2].cells)
+    assert [len(bar) for bar in bars] == [1, 1, 1, 3]
+    assert str(bars[0]) == "·"
+
+
 @pytest.mark.parametrize("wrong", [{"question": None}, {"question": 123}, {"context": None}, {"start_s": -1.0}, {"end_s": math.nan}])
 def test_a_library_call_with_a_wrong_value_says_which(clip, wrong):
     with pytest.raises(UsageError, match=r"must be text|is not a valid time"):
@@ -492,7 +507,7 @@ def test_why_of_a_long_video_keeps_the_answer_and_says_what_to_do(tmp_path):
     assert reply.why is None
     assert reply.to_plain()["why"] is None
     (warning,) = reply.warnings
-    assert "read in pieces" in warning
+    assert "processed in pieces" in warning
     assert "--start and --end" in warning
 
 
@@ -506,7 +521,7 @@ def test_why_of_a_long_video_is_told_by_the_command(tmp_path, monkeypatch):
     result = ask(str(video), "what is it", checkpoint="runs/ttm", device="cpu", why=True, stream=out, say=said.append)
     assert result["why"] is None
     assert out.getvalue().strip()
-    assert sum("read in pieces" in line for line in said) == 1
+    assert sum("processed in pieces" in line for line in said) == 1
     assert not list(tmp_path.glob("*.png"))
 
 
