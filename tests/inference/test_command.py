@@ -195,7 +195,7 @@ def test_the_warnings_of_many_questions_are_those_of_all_of_them(run, tmp_path):
     ("video", "error", "says"),
     [
         ("https://example.org/a.mp4", UsageError, "is a URL"),
-        ("nothing.mp4", MediaError, "no file"),
+        ("nothing.mp4", MediaError, "'nothing.mp4' does not exist"),
         (".", MediaError, "is a folder"),
         ("picture.png", MediaError, "still image"),
         ("page.mp4", MediaError, "'page.mp4' cannot be read: not a media file"),
@@ -210,7 +210,7 @@ def test_what_is_no_video_gets_one_helpful_line(tmp_path, monkeypatch, run, vide
     with pytest.raises(error, match=says) as caught:
         ask(video, "what is it", checkpoint=str(run), device="cpu")
     assert caught.value.exit_code in (2, 4)
-    assert caught.value.hint or "cannot be used" in caught.value.message
+    assert caught.value.hint or "cannot be read" in caught.value.message
 
 
 def test_a_near_name_is_offered(tmp_path, monkeypatch):
@@ -602,7 +602,7 @@ def test_a_session_answers_keeps_the_clip_and_takes_commands(clip, tmp_path, mon
     assert elsewhere["logprob"] != first["logprob"]
     assert one.clip.path == str(other)  # the wrong name left the clip as it was
     assert out.count("\n") == 4
-    assert any("no file 'nothing.mp4'" in line for line in said)
+    assert any("the file 'nothing.mp4' does not exist" in line for line in said)
     assert any("unknown command '/wrong'" in line for line in said)
     assert said[-1] == HELP  # that of /help, with no complaint about it
 
@@ -653,5 +653,5 @@ def test_the_decoding_is_supervised(clip, monkeypatch):
     model = model_of()
     assert model.open(clip).audio == "audible"
     clip.write_bytes(clip.read_bytes()[:200])
-    with pytest.raises(MediaError, match="cannot be used"):
+    with pytest.raises(MediaError, match="cannot be read"):
         model.open(clip)
