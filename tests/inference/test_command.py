@@ -157,8 +157,7 @@ def test_on_a_terminal_the_pieces_make_the_answer(run, clip):
     live, plain = Terminal(), io.StringIO()
     result = ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=live)
     ask(str(clip), "what is it", checkpoint=str(run), device="cpu", stream=plain)
-    probability = math.exp(result["logprob"])
-    beside = f"  (probability {probability:.2f})" if probability >= 0.005 else f"  (probability {probability:.1g})"
+    beside = f"  (probability {math.exp(result['logprob']):.1g})"
     assert live.getvalue() == plain.getvalue().removesuffix("\n") + beside + "\n"
     assert plain.getvalue().rstrip("\n") == "".join(chat._printable(result["answer"])).rstrip("\n")
 
@@ -394,7 +393,7 @@ def test_a_video_without_ttm_says_how_thinly_it_was_sampled_from_twice_the_usual
     assert warning == "only 8 frames were sampled, one every 0.25 s; use --start and --end to look at a part in more detail"
     model.usual_clip_s = 0.9  # of its training clips
     (warning,) = model.open(video, 0.0).warnings
-    assert "one every 0.25 s, and the model was trained on clips of up to 0.9 s; name" in warning
+    assert "one every 0.25 s, and the model was trained on clips of up to 0.9 s; use" in warning
     model.usual_clip_s = 1.1  # longer than those, but not much: nothing to worry about
     assert model.open(video, 0.0, 2.0).warnings == []
 
