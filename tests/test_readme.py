@@ -192,7 +192,8 @@ def measured() -> dict[str, tuple[str, str]]:
         "`mirasol ask demo`, cold, against importing torch and decoding": ("startup", f"{cold:.2f} of the time"),
         f"ESC-10 from random weights, audio alone: accuracy, mean of {which} (chance 10 %), and of a forest on MFCC": (
             "real", f"{100 * sum(esc10.values()) / len(esc10) + 1e-9:.1f} %, {100 * sum(forest) / len(forest) + 1e-9:.1f} %"),
-        "spoken digits from a manifest, audio alone: official split, a speaker held out (chance 10 %)": ("real", f"{100 * digits:.1f} %, {100 * new_speaker:.1f} %"),
+        "spoken digits from a manifest, audio alone: official split, a speaker held out (chance 10 %)": (
+            "real", f"{100 * digits:.1f} %, {100 * new_speaker:.1f} %"),
     }  # fmt: skip
 
 
@@ -208,6 +209,7 @@ def test_table_of_measurements_equals_the_result_files() -> None:
     expected = [f"| {what} | {figures} | `{name}` | {machine_of(name)} |" for what, (name, figures) in measured().items()]
     assert stands == expected, "the rows should be:\n" + "\n".join(expected)
     assert all((RESULTS.parent / f"{name}.py").is_file() for name, _ in measured().values())
+    assert ("The rows of the AMD EPYC are of an earlier version" in table) == any("| AMD EPYC |" in row for row in expected)
     assert ("Nothing has been run on a GPU" in table) == (not (RESULTS / "gpu.jsonl").exists())
 
 
