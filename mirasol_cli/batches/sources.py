@@ -42,7 +42,7 @@ class OpenSource:
             "texts": len(self.by_clip.positions),
             "names of the clips": _digest(shard.clips_digest for shard in shards),
             "questions, answers or contexts": index.tasks[self.recipe.task].sha256,
-            "pictures or sound": _digest(shard.sha256 for shard in shards),
+            "video or audio": _digest(shard.sha256 for shard in shards),
         }
 
     @property

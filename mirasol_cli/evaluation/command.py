@@ -198,7 +198,7 @@ def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
         model.load_state_dict(loaded.model.state_dict())
     except RuntimeError:
         raise CheckpointError(
-            f"the checkpoint '{loaded.path}' does not fit the recipe: {differences}", "use the recipe it was trained with"
+            f"the checkpoint '{loaded.path}' does not match the recipe: {differences}", "use the recipe it was trained with"
         ) from None
     return model.eval()
 

@@ -95,7 +95,7 @@ def _text_of(value: object, what: str) -> str:
 
 
 def _contradiction(path: Path, name: str, where: str, first: str, second: str) -> DataError:
-    return DataError(f"'{path}' answers '{name}' twice, with '{first}' and with '{second}' ({where})", "leave one of the two out")
+    return DataError(f"'{path}' answers '{name}' twice, with '{first}' and with '{second}' ({where})", "remove one of them")
 
 
 def check_known(path: Path, answered: Set[str], known: Set[str]) -> None:

@@ -38,7 +38,7 @@ def check_together(given: Mapping[str, bool]) -> None:
     for option, does, others in EXCLUSIVE:
         clashing = [other for other in others if given[option] and given[other]]
         if clashing:
-            raise UsageError(f"{option} {does}: it goes without {' and '.join(clashing)}", f"leave out {option} or {clashing[0]}")
+            raise UsageError(f"{option} {does}: it cannot be combined with {' and '.join(clashing)}", f"remove {option} or {clashing[0]}")
 
 
 def check_overrides(overrides: Sequence[str], dataset: str) -> None:

@@ -123,7 +123,7 @@ class World:
         if size is not None and self.size > 1 and self.size % size:
             raise UsageError(
                 f"train.shard_size: {self.size} processes do not form groups of {size}",
-                "use the number of GPUs of a machine, or leave it out to shard over all processes",
+                "use the number of GPUs of a machine, or remove it to shard over all processes",
             )
 
 

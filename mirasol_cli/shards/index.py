@@ -253,7 +253,7 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or "checksum" not in value:
         raise ShardError(f"'{path}' was not written by mirasol, or is damaged: it has no checksum", REPAIR_HINT)
     if value.pop("checksum") != _seal(value):
-        raise ShardError(f"'{path}' is damaged: its checksum does not fit its content", REPAIR_HINT)
+        raise ShardError(f"'{path}' is damaged: its checksum does not match its content", REPAIR_HINT)
     return value
 
 

@@ -67,7 +67,7 @@ def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:
     else:
         reasons = {name: f"data.{name} is false" for name in ("video", "audio") if not getattr(recipe.data, name)}
     if "audio" not in reasons and "audio" in recipe.loss.weights and not any(source.audible for source in sources):
-        reasons["audio"] = f"none of the {sum(len(source.by_clip) for source in sources):,} clips has sound"
+        reasons["audio"] = f"none of the {sum(len(source.by_clip) for source in sources):,} clips has audio"
     wanted = list(recipe.loss.weights)
     empty = [f"loss.{name} has nothing to learn from: {reasons[name]}" for name in wanted if name in reasons]
     if wanted and len(empty) == len(wanted):

@@ -300,7 +300,7 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
         if theirs is not None and path.read_bytes() not in known:
             raise UsageError(
                 f"{key} leads to '{path}', which is another vocabulary than the one that init.text_decoder was trained with, '{theirs}'",
-                f"leave {key} out, or the text decoder",
+                f"remove {key} or init.text_decoder",
             )
     return path
 

@@ -60,7 +60,7 @@ def test_cut_texts_are_said_when_training_starts(tmp_path: Path, capsys: pytest.
 
 def test_a_loss_without_anything_to_learn_from_is_named(tmp_path: Path) -> None:
     data = opened(tmp_path, "loss.audio=1", silent=tuple(range(6)))
-    assert empty_losses(data.recipe, data.sources) == ["loss.audio has nothing to learn from: none of the 6 clips has sound"]
+    assert empty_losses(data.recipe, data.sources) == ["loss.audio has nothing to learn from: none of the 6 clips has audio"]
     assert empty_losses(opened(tmp_path).recipe, data.sources) == []
     deaf = opened(tmp_path, "loss.audio=1", "data.audio=false")
     assert empty_losses(deaf.recipe, deaf.sources) == ["loss.audio has nothing to learn from: data.audio is false"]

@@ -200,7 +200,7 @@ def test_a_mended_answer_is_other_data(finished: Path) -> None:
 def test_other_clips_of_the_same_number_are_other_data(finished: Path) -> None:
     synthetic.write_split(finished / "other" / "train", 4, first=50)
     recipe = synthetic.recipe(finished / "run", finished / "other", "train.steps=2")
-    with pytest.raises(CheckpointError, match="other names of the clips; other questions, answers or contexts; other pictures or sound"):
+    with pytest.raises(CheckpointError, match="other names of the clips; other questions, answers or contexts; other video or audio"):
         train(recipe, stage="finetune", device="cpu", resume=True)
 
 
@@ -208,7 +208,7 @@ def test_other_media_of_the_same_clips_are_other_data(finished: Path) -> None:
     synthetic.write_split(finished / "other" / "train", 4, silent_clips=(2,))
     changes = changed_data(*(_fingerprint(finished, folder) for folder in ("shards", "other")))
     assert len(changes) == 1
-    assert "other pictures or sound" in changes[0]
+    assert "other video or audio" in changes[0]
     assert "names" not in changes[0]
 
 
