@@ -88,7 +88,7 @@ def test_what_only_the_batches_can_tell_is_told_after_the_first_steps(
     assert capsys.readouterr().err.count("loss.audio had nothing to learn from") == 1
     assert "loss_audio" not in result["metrics"]
     only = ["loss.text=0", "loss.latent=0", "loss.video=0", "loss.audio=1"]
-    with pytest.raises(DataError, match=r"no loss \(loss\.audio\) has met anything"):
+    with pytest.raises(DataError, match=r"no loss \(loss\.audio\) had anything"):
         train(synthetic.recipe(tmp_path / "only", tmp_path / "shards", *only), stage="pretrain", device="cpu")
 
 
