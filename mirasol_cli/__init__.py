@@ -1,4 +1,4 @@
-"""Mirasol3B, open: video, sound and text in, text out.
+"""An open implementation of Mirasol3B: video, audio and text in, text out.
 
 import mirasol_cli as mirasol
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def load(checkpoint: str | Path, *, device: str = "auto") -> Model:
     """A model from a checkpoint folder or a run folder (its best checkpoint); `demo` is the one in the package.
 
-    The model's `ask(video, question, context="", start_s=None, end_s=None, why=False)` gives a reply whose `str` is
-    the answer; it also holds log-probability, warnings and timings. The last video stays encoded.
+    The model's `ask(video, question, context="", start_s=None, end_s=None, why=False)` returns a reply whose `str` is the
+    answer. The reply also holds the log-probability, warnings and timings. The last video stays encoded.
 
     Raises:
         mirasol_cli.errors.CheckpointError: it is missing, incomplete or damaged.
-        mirasol_cli.errors.EnvironmentProblem: the device is not there.
+        mirasol_cli.errors.EnvironmentProblem: the device is not available.
     """
     from mirasol_cli.inference.session import load as load_checkpoint  # torch is imported here, not with the package
 

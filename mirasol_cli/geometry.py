@@ -9,6 +9,7 @@ The legend for shapes, used as suffixes at function borders throughout the packa
     Z mel bins         S spectrogram columns per chunk          N encoder tokens per chunk
     M Combiner outputs per chunk (the paper's m)                D width                 P numbers per tube or patch
     Q questions of a clip                                       L text length           V vocabulary
+    K keys that are attended to                                 R rows: texts of a batch, or turns
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Field:
 TUBES = "tubes"
 """The one field that a sample holds several times: `tubes.0`, `tubes.1` ..., one per kind of tube, with its own N and P."""
 VIDEO, AUDIO = "frame_valid", "audio_state"
-"""The masks that all video and all audio hang on."""
+"""The masks of all video fields and of all audio fields."""
 FIELDS = (
     Field(TUBES, "uint8", "T N P", mask=VIDEO),  # RGB under each tube
     Field("thumbnails", "uint8", f"T {THUMBNAIL_FRAMES} {THUMBNAIL_SIZE} {THUMBNAIL_SIZE} 3", mask=VIDEO),  # RGB

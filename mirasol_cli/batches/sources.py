@@ -42,7 +42,7 @@ class OpenSource:
             "texts": len(self.by_clip.positions),
             "names of the clips": _digest(shard.clips_digest for shard in shards),
             "questions, answers or contexts": index.tasks[self.recipe.task].sha256,
-            "pictures or sound": _digest(shard.sha256 for shard in shards),
+            "video or audio": _digest(shard.sha256 for shard in shards),
         }
 
     @property
@@ -81,7 +81,7 @@ def open_sources(recipe: Recipe) -> list[OpenSource]:
             )
         if not len(by_clip):
             raise ShardError(
-                f"'{split.path}' has no text with an answer for task '{source.task}'", "train on a split with answers (data.split)"
+                f"'{split.path}' has no text with an answer for task '{source.task}'", "choose a split with answers (data.split)"
             )
         sources.append(OpenSource(source, split, texts, by_clip))
     return sources

@@ -31,12 +31,12 @@ def export(source: Path, out: Path, *, half: bool = False, merge: bool = False) 
         UsageError: `out` holds something already, or there is no LoRA to merge.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"'{out}' is not empty", "give a new folder")
+        raise UsageError(f"'{out}' is not empty", "choose a new folder")
     loaded = load_model(resolve_checkpoint(source))
     config, recipe = read_json(loaded.path / "config.json"), loaded.recipe
     if merge:
         if not recipe.model.lora.parts:
-            raise UsageError(f"'{loaded.path}' was trained without LoRA, so there is nothing to merge", "leave --merge-lora out")
+            raise UsageError(f"'{loaded.path}' was trained without LoRA, so there is nothing to merge", "remove --merge-lora")
         merge_lora(loaded.model)
         recipe = replace(recipe, model=replace(recipe.model, lora=LoraConfig()))
         config["model"] = recipe.to_plain()["model"]

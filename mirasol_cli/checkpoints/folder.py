@@ -144,8 +144,8 @@ def _await(path: Path, entry: dict[str, Any]) -> None:
     while not (path.is_file() and path.stat().st_size == entry["bytes"]):
         if time.monotonic() > deadline:
             raise EnvironmentProblem(
-                f"'{path}', which process {entry['rank']} wrote, is not seen by the first process",
-                "put the run folder (run.dir) on a file system that all machines share",
+                f"'{path}', written by process {entry['rank']}, is not visible to the first process",
+                "put the run folder (run.dir) on a file system shared by all machines",
             )
         time.sleep(0.1)
 
@@ -289,7 +289,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path)
     except DataError as error:
-        raise CheckpointError(error.message, "the checkpoint is not complete; use another one") from None
+        raise CheckpointError(error.message, "the checkpoint is incomplete; use another one") from None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     well_formed = isinstance(files, dict) and all(
         isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
@@ -361,7 +361,7 @@ def newest_valid(folder: Path) -> Path | None:
         verify(present[-1])
     except CheckpointError as error:
         older = next((path for path in reversed(present[:-1]) if _is_valid(path)), None)
-        way_out = f"to resume from {older.name} instead, " if older else "no older one can be used; to start again, "
+        way_out = f"to resume from {older.name} instead, " if older else "no older checkpoint is usable; to start again, "
         raise CheckpointError(error.message, f"{way_out}remove or rename '{present[-1]}' and run the command again") from None
     return present[-1]
 

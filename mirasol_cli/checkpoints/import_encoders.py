@@ -47,7 +47,7 @@ def load_video_encoder(model: Mirasol, folder: Path) -> LoadReport:
     if kernel.dim() == 2 and (side := math.isqrt(kernel.shape[1] // 3)) ** 2 * 3 == kernel.shape[1]:
         kernel = kernel.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)  # SigLIP 2 maps the numbers of a patch, colours last
     if kernel.dim() not in (4, 5) or kernel.shape[1] != 3:
-        raise CheckpointError(f"'{folder}' has a patch kernel of shape {list(kernel.shape)}, RGB pictures need [width, 3, patch, patch]")
+        raise CheckpointError(f"'{folder}' has a patch kernel of shape {list(kernel.shape)}, RGB frames need [width, 3, patch, patch]")
     kernel_DCtpp = kernel if kernel.dim() == 5 else kernel[:, :, None]
     bias_D = _bias(plan, f"{prefix}{family.names.patch}.bias" if family.names.patch_bias else None, trunk.width)
     mean, std = _pixel_normalisation(source, family)
@@ -118,7 +118,7 @@ def _pixel_normalisation(source: SafetensorsFolder, family: EncoderFamily) -> tu
         return torch.tensor(mean, dtype=torch.float32).expand(3), torch.tensor(std, dtype=torch.float32).expand(3)
     except (TypeError, ValueError, RuntimeError):
         raise CheckpointError(
-            f"'{source.folder}' has a strange image_mean or image_std: {mean}, {std}", "mend preprocessor_config.json"
+            f"'{source.folder}' has an unusable image_mean or image_std: {mean}, {std}", "mend preprocessor_config.json"
         ) from None
 
 

@@ -87,7 +87,7 @@ def check_type(source: SafetensorsFolder, wanted: str, types: Iterable[str]) -> 
     if source.model_type not in types:
         raise CheckpointError(
             f"'{source.folder}' is a model of type '{source.model_type}', but {wanted} (type {' or '.join(types)}) is needed here",
-            "give the folder of such a model, or leave the key out",
+            "give the folder of such a model, or remove the key",
         )
 
 
@@ -95,4 +95,6 @@ def check_equal(source: SafetensorsFolder, pairs: Mapping[str, tuple[Any, Any]])
     """Raise with every pair (ours, theirs) that differs."""
     different = [f"{key} is {ours}, the source has {theirs}" for key, (ours, theirs) in pairs.items() if ours != theirs]
     if different:
-        raise CheckpointError(f"'{source.folder}' does not fit the recipe: {'; '.join(different)}", "set these keys to the source's values")
+        raise CheckpointError(
+            f"'{source.folder}' does not match the recipe: {'; '.join(different)}", "set these keys to the source's values"
+        )

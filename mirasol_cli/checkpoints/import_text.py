@@ -59,7 +59,7 @@ def check_text_decoder(model: Mirasol, folder: Path) -> SafetensorsFolder:
     check_type(source, "a text model", TEXT_FAMILIES)
     problems = text_problems(source.config, text.max_context + text.max_question + text.max_answer + PROMPT_MARKS)
     if problems:
-        raise CheckpointError(f"'{source.folder}' has what the text decoder has no option for: {'; '.join(problems)}", "use another model")
+        raise CheckpointError(f"'{source.folder}' needs features that the text decoder lacks: {'; '.join(problems)}", "use another model")
     ours, theirs = to_plain(text), text_sizes(source.config)
     if theirs["tie_embeddings"]:
         theirs["tie_embeddings"] = ours["tie_embeddings"]  # both ways: an output layer of its own starts as the embedding

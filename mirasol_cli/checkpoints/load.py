@@ -88,7 +88,9 @@ def load_model(checkpoint: Path) -> LoadedModel:
         path = checkpoint / "recipe.yaml"
         recipe = parse_recipe(path.read_text(encoding="utf-8"), str(path))
     except (KeyError, TypeError, ValueError, MirasolError) as error:
-        raise CheckpointError(f"'{checkpoint}' describes a model this version cannot build: {error}", "use a matching mirasol") from error
+        raise CheckpointError(
+            f"'{checkpoint}' describes a model that this version cannot build: {error}", "use a matching mirasol"
+        ) from error
     weights = read_model(checkpoint)
     averages = read_tensors(checkpoint, "ema")
     _fill(model, {**weights, **(averages or {})}, str(checkpoint))
@@ -131,7 +133,7 @@ def checked_config(checkpoint: Path) -> dict[str, Any]:
     if old:
         said = [f"{before} is called {now} now" if now else f"{before} no longer exists" for before, now in old]
         names = ", ".join(said[:4]) + (", ..." if len(said) > 4 else "")
-        raise CheckpointError(f"'{checkpoint}' was written under earlier names of keys and tensors: {names}", "train it again")
+        raise CheckpointError(f"'{checkpoint}' uses outdated names of keys and tensors: {names}", "train it again")
     return config
 
 
@@ -172,7 +174,9 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(f"the weights of '{source}' do not fit the model: {shown}", "use the recipe the checkpoint was made with")
+        raise CheckpointError(
+            f"the weights of '{source}' do not match the model: {shown}", "use the recipe that the checkpoint was trained with"
+        )
 
 
 def model_tensors(model: Any) -> dict[str, Tensor]:

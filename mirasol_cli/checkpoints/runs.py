@@ -44,8 +44,8 @@ class RunFolder:
         """Raises UsageError if something is there already and `--resume` was not given. What `eval` wrote below it is no run."""
         if self.path.is_dir() and any(entry.name != EVALUATIONS and not is_lock(entry.name) for entry in self.path.iterdir()):
             raise UsageError(
-                f"the run folder '{self.path}' is not empty",
-                f"add --resume to continue that run, or start another one with run.dir={self.path}-2",
+                f"the run folder '{self.path}' already exists and is not empty",
+                f"add --resume to continue this run, or choose another folder: run.dir={self.path}-2",
             )
 
     def begin(self, recipe_yaml: str, step: int, accepted: Sequence[str] = ()) -> None:
@@ -140,8 +140,8 @@ def demo_checkpoint() -> Path:
     """Raises CheckpointError, which says how to train one, where the package carries none."""
     if not DEMO_CHECKPOINT.is_dir():
         raise CheckpointError(
-            "this installation carries no demo checkpoint",
-            "train one on the demo world: `mirasol prepare demo && mirasol finetune demo`, or name another with --checkpoint",
+            "this installation has no demo checkpoint",
+            "train one (`mirasol prepare demo && mirasol finetune demo`), or pass another with --checkpoint",
         )
     return DEMO_CHECKPOINT
 
@@ -162,17 +162,17 @@ def resolve_checkpoint(spec: str | Path, run_dir: Path | None = None) -> Path:
     spec = str(spec)
     if spec in ("best", "latest"):
         if run_dir is None:
-            raise CheckpointError(f"'{spec}' is a checkpoint of a run, and no run is at hand here", "give the run's folder instead")
+            raise CheckpointError(f"'{spec}' needs a run folder", "pass the run folder or a checkpoint folder")
         return _of_run(run_dir, spec)
     named = Path(spec)
     if spec == "demo" and not named.is_dir():
         named = demo_checkpoint()
     if not named.is_dir():
-        raise CheckpointError(f"there is no run or checkpoint folder '{spec}'", f"give {NAMES}")
+        raise CheckpointError(f"no run or checkpoint folder '{spec}'", f"pass {NAMES}")
     if any((named / name).exists() for name in ("checkpoints", "run.json")):
         return _of_run(named, "best")
     if not (named / MANIFEST).is_file():
-        raise CheckpointError(f"'{spec}' is neither a run folder nor a complete checkpoint: it has no {MANIFEST}", f"give {NAMES}")
+        raise CheckpointError(f"'{spec}' is neither a run folder nor a complete checkpoint: it has no {MANIFEST}", f"pass {NAMES}")
     check_sizes(named, read_manifest(named))
     return named
 
@@ -183,10 +183,10 @@ def _of_run(run_dir: Path, which: str) -> Path:
     if complete:
         return (best_of(complete) if which == "best" else None) or complete[-1]
     if not run_dir.is_dir():
-        raise CheckpointError(f"there is no run '{run_dir}'", f"train first, or give {NAMES}")
+        raise CheckpointError(f"the run '{run_dir}' does not exist", f"train it first, or pass {NAMES}")
     raise CheckpointError(
         f"the run '{run_dir}' has no complete checkpoint yet",
-        f"train on until it has saved one (train.checkpoint_every steps), or give {NAMES}",
+        f"train until it saves one (every train.checkpoint_every steps), or pass {NAMES}",
     )
 
 
@@ -201,7 +201,7 @@ def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str
     Raises CheckpointError, which says how to train one, if there is none at all.
     """
     if given:
-        return given, "as named"
+        return given, "as given"
     finished = []
     for state in runs.glob("*/run.json"):
         try:
@@ -211,9 +211,11 @@ def choose_checkpoint(given: str | None, runs: Path = Path("runs")) -> tuple[str
         if isinstance(run, dict) and run.get("status") == "finished":
             finished.append((str(run.get("ended") or ""), state.stat().st_mtime, state.parent, run.get("stage")))
     for *_, folder, stage in sorted(finished, key=lambda run: run[:3], reverse=True):
-        doubt = "; it was pretrained only and has learned no questions: name another with --checkpoint" if stage == "pretrain" else ""
+        doubt = (
+            "; it is only pretrained and was never trained on questions: choose another with --checkpoint" if stage == "pretrain" else ""
+        )
         try:
             return str(resolve_checkpoint("best", folder)), f"of the newest finished run, '{folder}'{doubt}"
         except CheckpointError:
             continue
-    return str(demo_checkpoint()), "the demo checkpoint of the package"
+    return str(demo_checkpoint()), "the demo checkpoint in the package"

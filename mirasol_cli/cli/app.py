@@ -30,15 +30,15 @@ Exit codes:
   0 done                                     4 data, shard or checkpoint missing or corrupt
   1 internal error, please report it         5 environment (device, decoder, disk)
   2 usage or recipe                          6 training diverged
-  3 more samples failed than allowed         130 Ctrl-C, 143 SIGTERM, 129 SIGHUP after a save"""
+  3 done, but too many samples failed        129 SIGHUP, 130 Ctrl-C, 143 SIGTERM: stopped"""
 
 DISTRIBUTED = ("pretrain", "finetune", "eval")
 """Commands that several processes run together, as RANK and WORLD_SIZE say."""
 AFTER_CTRL_C = {
-    "prepare": "run the same command again: it resumes",
-    "pretrain": "--resume continues from the newest checkpoint, if there is one",
-    "finetune": "--resume continues from the newest checkpoint, if there is one",
-    "eval": "run the same command again: the answers made so far are kept",
+    "prepare": "run the same command again to resume",
+    "pretrain": "use --resume to continue from the newest checkpoint",
+    "finetune": "use --resume to continue from the newest checkpoint",
+    "eval": "run the same command again to resume; the answers so far are kept",
 }
 
 
@@ -50,7 +50,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             name = ctx.invoked_subcommand
-            raise Interrupted(f"`mirasol {name}` was stopped by Ctrl-C", Interrupted.CTRL_C, AFTER_CTRL_C.get(name)) from None
+            raise Interrupted(f"Ctrl-C stopped `mirasol {name}`", Interrupted.CTRL_C, AFTER_CTRL_C.get(name)) from None
         except BrokenPipeError as error:  # not that of stdout or stderr, which `console` knows
             raise RuntimeError("the pipe to another process is broken") from error
 
@@ -58,7 +58,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     name="mirasol",
-    help="Mirasol3B, open: video, sound and text in, text out.\n\nprepare -> pretrain -> finetune -> eval -> ask",
+    help="An open implementation of Mirasol3B: video, audio and text in, text out.\n\nprepare -> pretrain -> finetune -> eval -> ask",
     epilog=EXIT_CODES,
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -104,7 +104,7 @@ def _usage_error(error: Any, arguments: list[str]) -> tuple[str, str | None]:
         at = next((i for i, argument in enumerate(arguments) if argument.partition("=")[0] == option), len(arguments))
         inline = "".join(arguments[at : at + 1]).partition("=")[2]
         value = inline or "".join(arguments[at + 1 : at + 2]) or "VALUE"
-        return f"no such option: {option}", f"recipe keys are written without dashes: use {key}={value}"
+        return f"no such option: {option}", f"recipe keys take no dashes: write {key}={value}"
     near = getattr(error, "possibilities", None) or []
     return f"no such option: {option}" + (f"; did you mean {near[0]}?" if near else ""), help_hint
 

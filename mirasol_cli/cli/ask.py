@@ -15,27 +15,32 @@ from mirasol_cli.runtime import console
 def ask(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file; `demo` is the sample clip in the package.")],
     question: Annotated[str | None, typer.Argument(metavar="[QUESTION]", help="Omit it on a terminal to start a chat.")] = None,
-    questions: Annotated[Path | None, typer.Option("--questions", help="A text file with one question per line.")] = None,
+    questions: Annotated[Path | None, typer.Option("--questions", help="Text file with one question per line.")] = None,
     context: Annotated[str, typer.Option("--context", metavar="TEXT", help="Title, description or subtitles.")] = "",
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", metavar="DIR", help="Run or checkpoint folder; default the newest finished run.")
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="DIR", help="Run or checkpoint folder. Default: the newest finished run, else the demo checkpoint."
+        ),
     ] = None,
-    start: Annotated[float | None, typer.Option("--start", min=0, metavar="S", help="Seconds: from here.")] = None,
-    end: Annotated[float | None, typer.Option("--end", min=0, metavar="S", help="Seconds: to here.")] = None,
+    start: Annotated[float | None, typer.Option("--start", min=0, metavar="S", help="Start of the span, in seconds.")] = None,
+    end: Annotated[float | None, typer.Option("--end", min=0, metavar="S", help="End of the span, in seconds.")] = None,
     why: Annotated[
         bool,
         typer.Option(
             "--why",
-            help="Also measure which chunks and which modality the answer rests on, and plot it as `<video>-why.png` "
+            help="Also measure how much the answer depends on each modality and chunk, and save a picture as `<video>-why.png` "
             "in the current folder (not in a chat).",
         ),
     ] = False,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N questions of the file.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Answer only the first N questions of the file.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Answer questions about one video.
+    """Answer questions about a video.
+
+    The demo checkpoint in the package knows only the demo world. For your own videos, train a model first (`mirasol finetune --help`).
 
     \b
     Examples:

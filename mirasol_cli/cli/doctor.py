@@ -69,7 +69,7 @@ def _device(name: str) -> Check:
         return Check(name, "ok", f"{len(gpus)} x {gpus[0]}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free on the first")
     if torch.backends.mps.is_available():
         return Check(name, "ok", "Apple GPU (mps)")
-    return Check(name, "warn", "no GPU; the CPU is used", "enough for the demo and for asking, too slow for the benchmarks")
+    return Check(name, "warn", "no GPU found; using the CPU", "fine for the demo and for `ask`, too slow for the benchmarks")
 
 
 def _decord(name: str) -> Check:
@@ -77,7 +77,7 @@ def _decord(name: str) -> Check:
         importlib.import_module("torch")  # decord imported before torch is known to freeze data loaders
         import decord
     except Exception as error:
-        return Check(name, "warn", f"not usable ({type(error).__name__}); every file goes through PyAV", "pip install decord (or decord2)")
+        return Check(name, "warn", f"does not import ({type(error).__name__}); PyAV reads all files", "pip install decord (or decord2)")
     packages = [p for p in ("decord", "decord2") if _version(p)]
     if len(packages) == 2:
         return Check(name, "warn", "decord and decord2 overwrite each other", "pip uninstall one of them and reinstall the other")
@@ -87,14 +87,14 @@ def _decord(name: str) -> Check:
 def _pyav(name: str) -> Check:
     import av
 
-    return Check(name, "ok", f"{av.__version__}, the second reader; FFmpeg {'.'.join(map(str, av.library_versions['libavformat']))}")
+    return Check(name, "ok", f"{av.__version__}; FFmpeg {'.'.join(map(str, av.library_versions['libavformat']))}")
 
 
 def _torchaudio(name: str) -> Check:
     try:
         import torchaudio
     except Exception as error:  # a build for other CUDA libraries raises OSError or RuntimeError, not ImportError
-        return Check(name, "ok", f"not usable here ({type(error).__name__}); mirasol's own equivalent transform is used")
+        return Check(name, "ok", f"does not import ({type(error).__name__}); mirasol uses its own equivalent transform")
     return Check(name, "ok", str(torchaudio.__version__))
 
 
@@ -117,7 +117,7 @@ def _processors(name: str) -> Check:
 def _memory(name: str) -> Check:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if hasattr(os, "sysconf") else 0.0
     if not total:
-        return Check(name, "warn", "size not known on this system")
+        return Check(name, "warn", "unknown on this system")
     if total < LEAST_MEMORY_GIB:
         return Check(name, "warn", f"{total:.1f} GiB", "lower train.global_batch_size and --workers")
     return Check(name, "ok", f"{total:.1f} GiB")
@@ -155,7 +155,7 @@ CHECKS: dict[str, Callable[[str], Check]] = {
 def doctor(json: Json = False) -> None:
     """Check the environment.
 
-    One line per check; exit code 5 if a command would not work.
+    Prints one line per check. Exits with code 5 if any command would not work.
 
     \b
     Examples:

@@ -36,31 +36,33 @@ def evaluate(
         ),
     ] = "best",
     split: Annotated[
-        str | None, typer.Option("--split", help="Split to evaluate on, or minitrain, minival: always the same 500 clips of train, val.")
+        str | None,
+        typer.Option("--split", help="Split to evaluate. minitrain and minival are fixed samples of 500 clips of train and val."),
     ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
             "--control",
             metavar="C",
-            help="Evaluate again with an input removed or exchanged (no-audio, no-video, text-only, shuffle-chunks, swap-media), or with "
-            "what the model carries from chunk to chunk cut (own-chunk, no-memory, last-chunk). all: every one that applies.",
+            help="Also evaluate with an input removed or replaced (no-audio, no-video, text-only, shuffle-chunks, swap-media), or without "
+            "information from other chunks (own-chunk, no-memory, last-chunk). `all` runs every control that applies. Repeatable.",
         ),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Score this file (at least id and prediction on each line); no model is loaded.")
+        Path | None,
+        typer.Option("--predictions", help="Score this file instead of running a model. Each line needs at least id and prediction."),
     ] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="Predictions of another model, for a paired comparison.")] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="Predictions of another model for a paired comparison.")] = None,
     nproc: Processes = None,
     limit: Limit = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Answer and score a split.
+    """Evaluate a model on a split.
 
-    Scores follow the benchmark's own protocol. Writes results.json, predictions.jsonl and report.html to <run>/eval/<split>/, which
-    holds the run's best checkpoint on all questions; anything else goes to a folder beside it, named after what differs.
+    Scores follow the benchmark's own protocol. The best checkpoint's results on all questions go to <run>/eval/<split>/ (results.json,
+    predictions.jsonl, report.html). Any other evaluation goes to a folder next to it, named after what differs.
 
     \b
     Examples:
@@ -68,7 +70,7 @@ def evaluate(
       mirasol eval demo
       mirasol eval demo --control swap-media --control text-only
       mirasol eval msrvtt --split val --checkpoint latest --limit 100
-      mirasol eval msrvtt --split minitrain      (memorized? 500 clips of train, always the same)
+      mirasol eval msrvtt --split minitrain      (a fixed sample of 500 train clips: did it memorize?)
       mirasol eval msrvtt --predictions theirs.jsonl --baseline runs/msrvtt/eval/test/predictions.jsonl
     """
     set_threads(threads)

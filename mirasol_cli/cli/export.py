@@ -12,15 +12,16 @@ from mirasol_cli.runtime import console
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder (its best checkpoint is taken), or a checkpoint folder.")],
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")],
-    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Make LoRA's products part of the weights.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Weights in half precision (float16).")] = False,
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder (exports its best checkpoint) or checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder; must be new or empty.")],
+    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Merge LoRA into the weights.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
     json: Json = False,
 ) -> None:
-    """Write a run's weights as one folder.
+    """Export a run's weights to one folder.
 
-    To hand on, or to start from. It holds the averaged weights where the run has them, the tokenizer and the recipe, and no training state.
+    To share, or to start another run from. The folder holds the weights (averaged, if the run averages them), the tokenizer and the recipe,
+    but no training state.
 
     \b
     Examples:

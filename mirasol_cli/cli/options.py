@@ -36,19 +36,17 @@ RecipeOrRun = Annotated[
         metavar="RECIPE|RUN", help="A run folder, the name of a shipped recipe, or a YAML file.", autocompletion=complete_recipe
     ),
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys, such as clip.size=112; they override the recipe.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override, such as clip.size=112.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; messages go to stderr.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N clips.")]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute; auto takes a GPU if there is one.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Threads of torch on the CPU.")]
-Processes = Annotated[
-    int | None, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine, one per GPU; exit codes are passed on.")
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N clips.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Device to use; auto picks a GPU if there is one.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, metavar="N", help="Number of CPU threads for torch.")]
+Processes = Annotated[int | None, typer.Option("--nproc", min=1, metavar="N", help="Number of processes on this machine, one per GPU.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume from the run's newest complete checkpoint; start from step 0 if there is none.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume from the run's newest complete checkpoint; start afresh if there is none.")]
 AcceptData = Annotated[
-    bool, typer.Option("--accept-data", help="With --resume: continue on shards that were retried or mended on purpose.")
+    bool, typer.Option("--accept-data", help="With --resume: accept shards that were repaired or retried since the run started.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Report parameters, memory and time without training.")]
 
@@ -58,7 +56,7 @@ def load_recipe(name: str, overrides: list[str] | None) -> Recipe:
     from mirasol_cli.config import reader
 
     if "=" in name and not Path(name).exists():
-        raise UsageError(f"'{name}' was given where the recipe's name belongs", "the recipe comes first, then key=value")
+        raise UsageError(f"expected a recipe, got '{name}'", "put the recipe first, then key=value")
     return reader.load_recipe(name, overrides or [])
 
 
@@ -79,8 +77,8 @@ def load_evaluated(name: str, overrides: list[str] | None) -> Recipe:
 
     if unread := unread_keys(overrides or [], READ_BY_EVAL):
         raise UsageError(
-            f"`eval` does not read {', '.join(unread)}: a checkpoint is evaluated as it was trained",
-            "leave it out; what can be set are eval.*, data.*, clip.*, train.precision and run.dir",
+            f"`eval` does not use {', '.join(unread)}: a checkpoint is evaluated as it was trained",
+            "remove it; `eval` takes eval.*, data.*, clip.*, train.precision and run.dir",
         )
     return load_run_recipe(Path(name), overrides or []) if is_run(name) else load_recipe(name, overrides)
 

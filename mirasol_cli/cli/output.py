@@ -97,9 +97,9 @@ def metrics_table(results: dict[str, Any]) -> str:
 def _how_many(results: dict[str, Any]) -> str:
     parts = [f"{results['n']} questions"]
     if results["missing"]:
-        parts.append(f"{results['missing']} about missing clips")
+        parts.append(f"{results['missing']} with missing clips")
     if results.get("unanswered"):
-        parts.append(f"{results['unanswered']} not answered")
+        parts.append(f"{results['unanswered']} without a prediction")
     return ", ".join(parts)
 
 

@@ -36,14 +36,14 @@ def recipes_ls(json: Json = False) -> None:
     else:
         width = max(map(len, titles))
         console.print_result("\n".join(f"{name:{width}}  {title}" for name, title in titles.items()))
-        console.say("\n`mirasol recipes show NAME` explains the keys of one")
+        console.say("\nrun `mirasol recipes show NAME` to see a recipe with every key explained")
 
 
 @recipes_app.command("show")
 def recipes_show(recipe: RecipeName, overrides: Overrides = None, json: Json = False) -> None:
     """Print a recipe with every key explained.
 
-    What is printed is a recipe again: values of the preset and defaults included.
+    The output is a valid recipe with all preset and default values filled in.
 
     \b
     Examples:
@@ -64,13 +64,13 @@ def recipes_show(recipe: RecipeName, overrides: Overrides = None, json: Json = F
 @recipes_app.command("cp")
 def recipes_cp(
     recipe: RecipeName,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it: a file, or a folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Output file or folder.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     json: Json = False,
 ) -> None:
-    """Copy a recipe, with its comments, to change it.
+    """Copy a recipe with its comments, for editing.
 
-    The copy is named after its file, so that its runs go to a folder of their own.
+    The copy takes its name from the file, so its runs get their own folder.
 
     \b
     Examples:
@@ -83,7 +83,7 @@ def recipes_cp(
     source = find_recipe(recipe)
     target = file / source.name if file.is_dir() else file
     if target.exists() and not force:
-        raise UsageError(f"'{target}' exists already", "add --force to overwrite it")
+        raise UsageError(f"'{target}' already exists", "add --force to overwrite it")
     write_atomic(target, renamed(source.read_text(encoding="utf-8"), target.stem))
     if json:
         console.print_json({"file": str(target), "name": target.stem})
@@ -110,10 +110,10 @@ def _check_trainable(recipe: Recipe) -> None:
 
 @recipes_app.command("validate")
 def recipes_validate(recipe: RecipeName, overrides: Overrides = None, json: Json = False) -> None:
-    """Check a recipe, without any data.
+    """Check a recipe without data.
 
-    Every fault is listed at once, with its line and the fix; what training would refuse is refused here, model folders that do not fit
-    included (only their config.json and the heads of their files are read).
+    Lists all errors at once, each with its line and the fix, including everything that training would refuse. Model folders are checked
+    as well, from their config.json and file headers alone.
 
     \b
     Examples:

@@ -29,11 +29,11 @@ from mirasol_cli.errors import UsageError
 from mirasol_cli.runtime import console
 
 HELP = {
-    "pretrain": """Train on captioned video.
+    "pretrain": """Pretrain on captioned video.
 
-    All parts learn together, from random weights or from `init.*`.
+    Trains all parts of the model, from random weights or from `init.*`.
 
-    Ctrl-C, SIGTERM and SIGHUP save a checkpoint at the next step; a second Ctrl-C leaves at once.
+    Ctrl-C, SIGTERM and SIGHUP save a checkpoint after the current step, then stop. A second Ctrl-C stops without saving.
 
     \b
     Examples:
@@ -42,9 +42,9 @@ HELP = {
       mirasol pretrain pretrain --resume
       mirasol pretrain pretrain --dry-run model.preset=mirasol3b
     """,
-    "finetune": """Train on questions, captions or labels.
+    "finetune": """Finetune on questions, captions or labels.
 
-    It usually starts from a pretrained checkpoint (`init.checkpoint`).
+    Usually starts from a pretrained checkpoint (`init.checkpoint`).
 
     \b
     Examples:
@@ -75,7 +75,7 @@ def training_command(stage: str) -> Callable[..., None]:
     ) -> None:
         set_threads(threads)
         if accept_data and not resume:
-            raise UsageError("--accept-data goes with --resume: a new run takes whatever data there are", "add --resume, or leave it out")
+            raise UsageError("--accept-data needs --resume: a new run accepts any data", "add --resume or drop --accept-data")
         loaded = load_recipe(recipe, overrides)
         if not dry_run and not resume and download_all(loaded.init):
             loaded = load_recipe(recipe, overrides)  # now that the folders are there, with their sizes
@@ -99,7 +99,7 @@ def training_command(stage: str) -> Callable[..., None]:
             result = train(
                 loaded, stage=stage, resume=resume, accept_data=accept_data, limit=limit, device=device, threads=threads, validate=validate
             )
-            text = f"{result['run']}: {result['step']} steps done\nnext: {shlex.join(['mirasol', 'eval', result['run']])}"
+            text = f"{result['run']}: finished after {result['step']} steps\nnext: {shlex.join(['mirasol', 'eval', result['run']])}"
         if json:
             console.print_json(result)
         elif text:

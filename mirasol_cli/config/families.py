@@ -82,7 +82,7 @@ class EncoderFamily:
     defaults: Mapping[str, Any] = field(default_factory=lambda: VIT_DEFAULTS)
     pixels: Pixels | None = HALF
     input_norm: bool = False
-    dropped: str = "its class token and table of positions have no place here"
+    dropped: str = "its class token and position table are not used"
 
 
 _DINOV2 = EncoderFamily(
@@ -97,7 +97,7 @@ _CLIP = EncoderFamily(
 )  # fmt: skip
 _SIGLIP = EncoderFamily(
     "SigLIP", CLIP_NAMES, defaults=VIT_DEFAULTS | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
-    dropped="its table of positions and its pooling head have no place here",
+    dropped="its position table and pooling head are not used",
 )  # fmt: skip
 
 VIDEO_FAMILIES: dict[str, EncoderFamily] = {
@@ -110,15 +110,15 @@ VIDEO_FAMILIES: dict[str, EncoderFamily] = {
     "siglip2_vision_model": replace(_SIGLIP, name="SigLIP 2"),  # of any resolution
     "siglip2": replace(_SIGLIP, name="SigLIP 2"),
     "dinov2": _DINOV2,
-    "dinov2_with_registers": replace(_DINOV2, dropped="its class token, registers and table of positions have no place here"),
+    "dinov2_with_registers": replace(_DINOV2, dropped="its class token, registers and position table are not used"),
     "videomae": EncoderFamily(
         "VideoMAE", replace(VIT_NAMES, biases=("attention.attention.q_bias", None, "attention.attention.v_bias")), pixels=IMAGENET,
-        dropped="its positions of whole clips have no place here",
+        dropped="its positions of whole clips are not used",
     ),
 }  # fmt: skip
 AUDIO_FAMILIES: dict[str, EncoderFamily] = {
     "audio-spectrogram-transformer": EncoderFamily(
-        "AST", pixels=None, dropped="its class and distillation tokens and its table of positions have no place here"
+        "AST", pixels=None, dropped="its class token, distillation token and position table are not used"
     ),
     "whisper": EncoderFamily(
         "Whisper",

@@ -62,13 +62,13 @@ def download(name: str) -> Path:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES), endpoint=endpoint))
     except GatedRepoError:
         raise DataError(
-            f"'{name}' is given only to accounts that its owner let in", f"ask for it at {page}, then log in with `hf auth login`"
+            f"'{name}' is gated: its owner must grant you access", f"request access at {page}, then log in with `hf auth login`"
         ) from None
     except RevisionNotFoundError:
         raise DataError(f"'{name}': the repository has no revision {revision!r}", f"see {page}/commits for its revisions") from None
     except RepositoryNotFoundError:
         raise DataError(
-            f"'{name}': there is no such model, or it is private",
+            f"'{name}': the model does not exist or is private",
             f"check the name at {page}; if private, log in with `hf auth login`",
         ) from None
     except Exception as error:  # offline, proxies, time-outs, a full disk: the libraries below have a class for each
@@ -80,7 +80,7 @@ def download(name: str) -> Path:
         )
     if not _is_here(folder, weights=True):
         raise EnvironmentProblem(
-            f"'{name}' is here in part only, and the rest cannot be downloaded now",
+            f"'{name}' is only partly downloaded, and the rest cannot be downloaded now",
             f"run `hf download {repository}` where there is a network",
         )
     return folder
@@ -91,7 +91,7 @@ def _unreachable(name: str, repository: str, error: Exception) -> EnvironmentPro
         return EnvironmentProblem(f"'{name}' does not fit on the disk", "make room, or set HF_HOME to a folder on another disk")
     reason = " ".join(str(error).split())[:200]
     return EnvironmentProblem(
-        f"'{name}' was not downloaded, and cannot be now: {reason}",
+        f"'{name}' is not downloaded and cannot be downloaded now: {reason}",
         f"run `hf download {repository}` where there is a network, and give the folder that it prints instead of {HUB}...",
     )
 
@@ -99,7 +99,7 @@ def _unreachable(name: str, repository: str, error: Exception) -> EnvironmentPro
 def _split(name: str) -> tuple[str, str | None]:
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UsageError(f"'{name}' is not of the form hf:ORG/NAME or hf:ORG/NAME@REVISION", "as in hf:google/siglip-base-patch16-224")
+        raise UsageError(f"'{name}' is not hf:ORG/NAME or hf:ORG/NAME@REVISION", "as in hf:google/siglip-base-patch16-224")
     return match[1], match[2]
 
 

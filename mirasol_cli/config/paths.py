@@ -37,10 +37,10 @@ def find_recipe(name_or_path: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise RecipeError([f"'{name_or_path}' is a folder, not a recipe"], "give a YAML file or a name from: mirasol recipes ls")
+        raise RecipeError([f"'{name_or_path}' is a folder, not a recipe"], "pass a YAML file or a name listed by `mirasol recipes ls`")
     near = difflib.get_close_matches(path.stem, shipped, n=3, cutoff=0.5)
-    what = f"there is no recipe file '{name_or_path}'" if looks_like_path else f"there is no recipe '{name_or_path}'"
-    raise RecipeError([what + (f"; did you mean {' or '.join(near)}?" if near else "")], "see them all: mirasol recipes ls")
+    what = f"the recipe file '{name_or_path}' does not exist" if looks_like_path else f"unknown recipe '{name_or_path}'"
+    raise RecipeError([what + (f"; did you mean {' or '.join(near)}?" if near else "")], "run `mirasol recipes ls` to list them")
 
 
 def recipe_header(path: Path) -> str:

@@ -67,9 +67,7 @@ def load_run_recipe(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = folder / RUN_RECIPE
     if not path.is_file():
-        raise RecipeError(
-            [f"'{folder}' is a folder without {RUN_RECIPE}, so it is no run"], "give a run folder, a recipe's name or a YAML file"
-        )
+        raise RecipeError([f"'{folder}' is not a run folder: it has no {RUN_RECIPE}"], "give a run folder, a recipe's name or a YAML file")
     recipe = _read(path, overrides)
     moved = any(override.partition("=")[0].strip() in ("run", "run.dir") for override in overrides)
     return recipe if moved else dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=str(folder)))
@@ -180,7 +178,7 @@ class _Reader:
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            self.problems.append(f"'{override}' is not of the form key=value, such as train.lr=1e-4")
+            self.problems.append(f"'{override}' is not key=value, as in train.lr=1e-4")
             return tree
         where = f"'{override}'"
         try:
@@ -222,10 +220,10 @@ class _Reader:
         for key, item in value.content.items():
             name = f"{prefix}.{key}" if prefix else key
             if name in RENAMED:
-                self.problem(item.where, f"`{name}` is called `{RENAMED[name]}` now")
+                self.problem(item.where, f"`{name}` was renamed to `{RENAMED[name]}`")
                 continue
             if name in RETIRED:
-                self.problem(item.where, f"`{name}` is no key of a recipe: {RETIRED[name]}")
+                self.problem(item.where, f"`{name}` is not a recipe key: {RETIRED[name]}")
                 continue
             if key not in fields:
                 self.problem(item.where, _unknown_key(name, fields))

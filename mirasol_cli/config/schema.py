@@ -44,7 +44,7 @@ class DataRecipe:
         1, "global batches whose clips are exchanged so that texts of like length come together; 1 = none. It saves padding where "
         "lengths differ much, as with contexts", minimum=1,
     )  # fmt: skip
-    readers: int = checked_field(4, "threads of a process that read clips ahead; more of them hide the delay of a shared store", minimum=1)
+    readers: int = checked_field(4, "threads per process that read clips ahead; more of them hide the latency of shared storage", minimum=1)
     limit: int | None = checked_field(None, "only the first N clips", minimum=1)
     seed: int = checked_field(0, "`prepare demo` and `demo-long` only: which world to render; training reads what was prepared last")
     clips: int = checked_field(
@@ -164,7 +164,7 @@ class AugmentRecipe:
     drop_chunks: float = checked_field(0.1, "probability that a clip loses the media of some of its chunks", minimum=0, maximum=0.9)
     mask_latents: float = checked_field(0.15, "share of chunks hidden from the latents that predict the next one", minimum=0, maximum=0.9)
     max_chunk_repeats: int = checked_field(
-        1, "ttm: in each step take every chunk up to N times, to imitate clips N times as long", minimum=1
+        1, "ttm: repeat each chunk up to N times in the memory, to imitate clips N times as long", minimum=1
     )
     memory_only: float = checked_field(
         0.0, "ttm: probability that the text sees the memory only, to train it for long videos", minimum=0, maximum=1
@@ -179,7 +179,7 @@ class TrainRecipe:
     steps: int = checked_field(20000, "optimizer steps in all", minimum=1)
     global_batch_size: int = checked_field(32, "clips in the global batch of one step, over all processes", minimum=1)
     micro_batch_size: int | None = checked_field(
-        None, "clips per process in memory at once; null: all of its share. The latent loss compares these only", minimum=1
+        None, "micro-batch size per process; null: no gradient accumulation. The latent loss sees one micro-batch", minimum=1
     )
     seed: int = checked_field(0)
     lr: float = checked_field(5e-5, "peak learning rate", above=0)
@@ -242,9 +242,9 @@ class RunRecipe:
     dir: str | None = checked_field(None, "run folder; null: runs/<name>")
     tensorboard: bool = checked_field(False, "also write TensorBoard events (extra `tensorboard`)")
     wandb: bool = checked_field(False, "also log to Weights & Biases (extra `wandb`)")
-    process_group_timeout_s: float = checked_field(600.0, "how long a process waits for the others in a step", above=0)
+    process_group_timeout_s: float = checked_field(600.0, "how long a process waits for the others within a step", above=0)
     stop_within_s: float = checked_field(
-        120.0, "what the scheduler leaves a run from SIGTERM to the kill (SLURM: --signal=TERM@120); a save that does not fit is not begun",
+        120.0, "seconds between the scheduler's SIGTERM and its SIGKILL (SLURM: --signal=TERM@120); a save that does not fit is skipped",
         above=0,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""One walk over a folder of strangers' files that never leaves it, and annotation files found in it by name."""
+"""One walk over an untrusted folder that never leaves it, and annotation files found in it by name."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class AnnotationFiles:
 
     def __init__(self, root: Path, prefer: str = ""):
         if not root.is_dir():
-            raise DataError(f"the folder '{root}' does not exist", "give the folder of annotations and videos with --root")
+            raise DataError(f"the folder '{root}' does not exist", "pass the folder with annotations and videos as --root")
         self.root = root
         self.notes: list[str] = []
         self.everything = list(FolderWalk(root))
@@ -93,6 +93,6 @@ class AnnotationFiles:
     def missing(self, title: str, expected: str, source: str) -> DataError:
         """The error for absent annotations: what is expected where, and where it is published."""
         return DataError(
-            f"no annotations of {title} below '{self.root}': expected {expected}, in any folder of it",
+            f"no annotations of {title} below '{self.root}': expected {expected}, in any subfolder",
             f"they are published at {source}",
         )

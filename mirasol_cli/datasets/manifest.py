@@ -1,4 +1,4 @@
-"""A manifest: anybody's own data as JSON lines or CSV, one line per clip.
+"""A manifest: your own data as JSON lines or CSV, one line per text.
 
     video[, start, end][, context], caption | question + answer[, choices, type, split, id]
 
@@ -36,7 +36,7 @@ from mirasol_cli.datasets.tables import (
 from mirasol_cli.errors import DataError
 
 NAME, TITLE = "manifest", "a manifest"
-LICENCE = "a manifest states no licence: check that of its videos"
+LICENCE = "unknown (check the licence of your videos)"
 SOURCE = "your own file"
 TASKS = ("qa",)
 FAULTS_SHOWN = 20
@@ -82,9 +82,9 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Split]:
     if faults:
         shown = faults[:FAULTS_SHOWN] + ([f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else [])
         many = f"{len(faults)} faulty lines" if len(faults) > 1 else "a faulty line"
-        raise DataError(f"'{path}' has {many}:\n  " + "\n  ".join(shown), "mend them and run the command again")
+        raise DataError(f"'{path}' has {many}:\n  " + "\n  ".join(shown), "fix them and run the command again")
     if not found:
-        raise DataError(f"'{path}' holds no lines", 'a line is, for example, {"video": "a.mp4", "caption": "a dog barks"}')
+        raise DataError(f"'{path}' is empty", 'a line is, for example, {"video": "a.mp4", "caption": "a dog barks"}')
     notes = {split: [f"split '{word}' is read as '{split}'" for word, its in renamed.items() if its == split] for split in found}
     return [Split(name=split, task="qa", clips=its.clips, texts=its.texts, notes=tuple(notes[split])) for split, its in found.items()]
 
@@ -109,7 +109,7 @@ class _Found:
 def _rows(path: Path, faults: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line number, row); lines that cannot be read become faults."""
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"'{path}' is no manifest: its name ends with none of {', '.join(SUFFIXES)}")
+        raise DataError(f"'{path}' is not a manifest: its name must end with one of {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".csv":
         yield from _csv_rows(path, faults)
     elif first_character(path) == "[":
@@ -278,7 +278,7 @@ def _clip(row: Mapping[str, Any], root: Path | None) -> ClipSpan:
     elif not is_hostile(video):
         video = row["video"]  # a file's name may begin with a blank
     if is_hostile(video) or is_hostile(video.strip()):
-        raise Fault(f"'{video}' leads out of the video folder; give a path inside it")
+        raise Fault(f"'{video}' leads out of the video folder; use a path inside it")
     start_s, end_s = (_seconds(row, key) for key in ("start", "end"))
     if end_s is not None and end_s <= (start_s or 0.0):
         raise Fault(f"the span ends at {end_s:g} s, before or where it starts ({start_s or 0.0:g} s)")

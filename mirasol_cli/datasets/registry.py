@@ -36,8 +36,8 @@ def open_dataset(name: str) -> ModuleType:
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         raise UsageError(
-            f"there is no data set '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""),
-            f"known are {', '.join(DATASETS)}, or give a JSONL or CSV manifest",
+            f"unknown data set '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+            f"known data sets: {', '.join(DATASETS)}; or pass a JSONL or CSV manifest",
         )
     return importlib.import_module(DATASETS[name])
 

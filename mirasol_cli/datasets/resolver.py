@@ -1,4 +1,4 @@
-"""From the names a data set uses to the files somebody has on disk.
+"""Maps the video names of a data set to files on disk.
 
 One walk indexes all videos of a folder by stem (file name without its video suffix; ids are case-sensitive, suffixes are
 not). A name to look up is one of

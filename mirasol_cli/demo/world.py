@@ -9,6 +9,7 @@ There are clips of 4 to 10 seconds, and of a minute.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ class Question:
     question: str
     answer: str
     context: str = ""
+
+
+SCENE_NAME = re.compile(r"(demo|minute)\d+-(train|val|test)-\d{5,}")
+"""Names of all scenes, short and long."""
 
 
 def scenes(seed: int, split: str, count: int) -> list[Scene]:

@@ -48,7 +48,7 @@ def evaluate(recipe: Recipe, options: Options, *, say: Say = lambda _: None, pro
     unknown = [control for control in options.controls if control not in (*CONTROLS, "all")]
     if unknown:
         now = RENAMED.get(unknown[0])
-        hint = f"it is called {now} now" if now else f"use one of {', '.join(CONTROLS)}, or all"
+        hint = f"it was renamed to {now}" if now else f"use one of {', '.join(CONTROLS)}, or all"
         raise UsageError(f"unknown control '{unknown[0]}'", hint)
     job = EvaluationJob.of(recipe, options)
     if options.predictions:
@@ -122,7 +122,7 @@ def _answer_all(
         altered, own, folder = replace(plan, control=control), {**origin, "control": control}, job.folder / control
         asked = control in chosen
         if asked or _is_finished(folder, own, world):  # what was answered before stays in the results
-            say(f"control {control}" if asked else f"control {control}, as answered before")
+            say(f"control {control}" if asked else f"control {control}: answers already exist")
             controls[control] = _answered(altered, answerer, own, folder, world, show)
     return loaded, Answers(plan, rows, controls, notes)
 
@@ -191,14 +191,14 @@ def for_geometry(loaded: LoadedModel, recipe: Recipe) -> Mirasol:
         raise CheckpointError(
             f"the checkpoint '{loaded.path}' was trained on other clips than the recipe describes: {differences} "
             "(checkpoint here, recipe there)",
-            "evaluate with the recipe it was trained with",
+            "evaluate it with the recipe it was trained with",
         )
     model = Mirasol(loaded.model.config, recipe.clip, loaded.vocabulary.size)
     try:
         model.load_state_dict(loaded.model.state_dict())
     except RuntimeError:
         raise CheckpointError(
-            f"the checkpoint '{loaded.path}' does not fit the recipe: {differences}", "use the recipe it was trained with"
+            f"the checkpoint '{loaded.path}' does not match the recipe: {differences}", "use the recipe it was trained with"
         ) from None
     return model.eval()
 
@@ -230,7 +230,7 @@ def _rescore(job: EvaluationJob, options: Options, say: Say) -> dict[str, Any]:
     """Score a predictions file. The split's shards, where they are at hand, say what was asked and what is missing."""
     assert options.predictions is not None
     if options.controls:
-        raise UsageError("--control needs a model, --predictions scores a file", "leave one of the two out")
+        raise UsageError("--control and --predictions cannot be combined: a control runs a model", "use one of them")
     labels: tuple[str, ...] = ()
     split: ShardSplit | None = None
     try:
@@ -267,17 +267,17 @@ def _finish(
         write_report(folder / "report.html", results, rows, run_dir=Path(job.recipe.run_dir), split=split)
     if split:
         prepared = results["prepared"]
-        say(f"{prepared['present']} of {prepared['clips']} clips of split '{split.name}' are present ({prepared['share']:.1%})")
+        say(f"{prepared['present']} of {prepared['clips']} clips of split '{split.name}' are available ({prepared['share']:.1%})")
     if job.subset:
         say(f"{job.split}: {results['subset']['clips']} clips of '{job.subset.split}', {job.subset.purpose}")
     if results["limited"]:
-        say(f"limited to the first {options.limit} clips: not figures of the whole split")
+        say(f"limited to the first {options.limit} clips: these are not results of the whole split")
     for note in results["notes"]:
         if note not in told:
             say(note)
     if results["missing"]:
-        say(f"{results['missing']} of {results['n']} questions are about missing clips and count as wrong")
+        say(f"{results['missing']} of {results['n']} questions refer to missing clips and count as wrong")
     if results["unanswered"]:
-        say(f"{results['unanswered']} of {results['n']} questions are not answered in '{options.predictions}' and count as wrong")
+        say(f"{results['unanswered']} of {results['n']} questions have no prediction in '{options.predictions}' and count as wrong")
     say(f"results in '{folder}'")
     return results

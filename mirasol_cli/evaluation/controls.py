@@ -1,4 +1,4 @@
-"""Controls: the same questions with something taken away or exchanged, which tell whether a model looks and listens."""
+"""Controls: the same questions with an input removed or replaced, which show whether the model uses it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def applicable(asked: Sequence[str], config: ModelConfig) -> list[str]:
         pointless["last-chunk"] = f"the text of this checkpoint sees no more (model.text.sees: {config.text.sees})"
     for control in asked:
         if control in pointless:
-            raise UsageError(f"--control {control}: {pointless[control]}", "leave it out")
+            raise UsageError(f"--control {control}: {pointless[control]}", "remove it")
     return [control for control in CONTROLS if control in asked or ("all" in asked and control not in pointless)]
 
 

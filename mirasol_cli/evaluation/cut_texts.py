@@ -33,10 +33,10 @@ def _notes(plan: Plan, answerer: Answerer) -> Iterator[str]:
     lengths = [[len(vocabulary.encode(answer.strip(), follows=True)) for answer in gold_answers(row, plan.protocol)] for row in rows]
     untaught = sum(bool(answers) and min(answers) > limits.max_answer for answers in lengths)
     if untaught:
-        yield f"{untaught:,} of {len(rows):,} answers are longer than training keeps (model.text.max_answer={limits.max_answer})"
+        yield f"{untaught:,} of {len(rows):,} answers exceed the training limit (model.text.max_answer={limits.max_answer})"
     too_long = [row for row, answers in zip(rows, lengths, strict=True) if answers and min(answers) > most]
     if too_long:
         yield (
-            f"{len(too_long):,} of {len(rows):,} answers can never be given: they are longer than eval.max_tokens={most} "
+            f"{len(too_long):,} of {len(rows):,} answers cannot be generated: they are longer than eval.max_tokens={most} "
             f"(the first is that to '{too_long[0]['id']}'); raise it to {max(min(a) for a in lengths if a)}"
         )

@@ -1,4 +1,4 @@
-"""Which folder an evaluation writes to, named after what sets it apart, and what becomes of earlier results there."""
+"""The folder an evaluation writes to, named after what differs from the standard one, and what happens to earlier results there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of merit on plain arrays: answers compared as text, and class scores ranked. Only numpy; all values are fractions."""
+"""Metrics on plain arrays: answers compared as text, and class scores ranked. Only numpy; all values are fractions."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def read_predictions(path: Path, questions: Sequence[dict] = (), known: Set[str]
     else:
         rows = _official_rows(path, {row["id"]: row for row in questions})
     if not rows:
-        raise DataError(f"'{path}' holds no prediction", "give a file with one prediction per question")
+        raise DataError(f"'{path}' contains no predictions", "give a file with one prediction per question")
     if questions or known:
         check_known(path, rows.keys(), {row["id"] for row in questions} if known is None else known)
     elif bare := next((row for row in rows.values() if not {"video", "question"} <= row.keys()), None):
@@ -72,7 +72,7 @@ def _checked_rows(path: Path) -> dict[str, dict]:
     lines: dict[str, int] = {}
     for number, row in numbered_jsonl(path):
         if not isinstance(row, dict) or not {"id", "prediction"} <= row.keys():
-            raise DataError(f"'{path}' line {number} is no prediction: it needs id and prediction")
+            raise DataError(f"'{path}' line {number} is not a prediction: it needs id and prediction")
         if not isinstance(row["id"], (str, int)) or isinstance(row["id"], bool):
             raise DataError(f"'{path}' line {number}: id is neither text nor a whole number")
         name, text = str(row["id"]), _text_of(row["prediction"], f"'{path}' line {number}: prediction")
@@ -95,7 +95,7 @@ def _text_of(value: object, what: str) -> str:
 
 
 def _contradiction(path: Path, name: str, where: str, first: str, second: str) -> DataError:
-    return DataError(f"'{path}' answers '{name}' twice, with '{first}' and with '{second}' ({where})", "leave one of the two out")
+    return DataError(f"'{path}' answers '{name}' twice, with '{first}' and with '{second}' ({where})", "remove one of them")
 
 
 def check_known(path: Path, answered: Set[str], known: Set[str]) -> None:
@@ -135,7 +135,7 @@ def _official_answers(path: Path, questions: dict[str, dict]) -> Iterator[tuple[
             else:  # NExT-QA open-ended
                 yield from ((f"{key}_{number}", text) for number, text in value.items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"'{path}' is in none of the known formats: {error!r}", "see the README for the three official formats") from None
+        raise DataError(f"'{path}' is in none of the known formats: {error!r}", "use JSON lines with id and prediction") from None
 
 
 def _choice(row: dict, text: str | None) -> int:

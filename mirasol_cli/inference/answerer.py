@@ -1,4 +1,4 @@
-"""A loaded model put to use: media encoded once, then any number of questions answered from that."""
+"""Answers questions with a loaded model: media are encoded once and reused for any number of questions."""
 
 from __future__ import annotations
 

@@ -1,24 +1,29 @@
-"""What an answer rests on, measured: how its log-probability changes when chunks, the sound or the picture are masked."""
+"""What an answer rests on, measured: how its log-probability changes when chunks, the audio or the video are masked."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mirasol_cli.batches.masking import without_audio, without_video
-from mirasol_cli.files import write_atomic
 from mirasol_cli.inference.answerer import Answerer, Question
 from mirasol_cli.inference.video import OpenClip
 
 AT_ONCE = 8
 """Masked copies of the clip that are encoded side by side."""
-NOT_KEPT = "--why is not available for a video that is read in pieces; ask about a part of it with --start and --end"
+NOT_KEPT = "--why is not available for videos processed in pieces; choose a span with --start and --end"
 UNTRAINED = (
     "this model was trained without masks (train.augment.drop_modality and drop_chunks are 0), so --why measures its behaviour on "
     "inputs it was never trained on"
+)
+
+
+LEAST = 0.05
+"""Changes of log p below this (5 % of the probability) say nothing: bars are not drawn larger to make them visible."""
+UNUSED = (
+    "no part of the clip changes the probability of this answer by 5 % or more: the model may be answering from the question alone, or "
+    "from any part alike"
 )
 
 
@@ -36,6 +41,11 @@ class Why:
     video: float
     starts_s: list[float]  # of the chunks
     end_s: float
+
+    @property
+    def largest(self) -> float:
+        """The largest change, whatever its sign."""
+        return max(abs(value) for value in (*self.chunks, self.audio, self.video))
 
     def to_plain(self) -> dict[str, Any]:
         return {"chunks": self.chunks, "audio": self.audio, "video": self.video, "chunk_starts_s": self.starts_s, "end_s": self.end_s}
@@ -74,13 +84,16 @@ def _without(sample: dict[str, Any], chunks: Sequence[int]) -> dict[str, Any]:
     return without_audio(without_video(sample, chunks), chunks)
 
 
+HEADING = "support for the answer: change of its log-probability by each modality and each span of time"
+
+
 def time_line(why: Why) -> Any:
-    """A rich table: one line for sound, picture and every chunk, with a bar as long as the change of log-probability."""
+    """A rich table: one line for the audio, the video and every chunk, with a bar as long as the change of log-probability."""
     from rich.table import Table
     from rich.text import Text
 
-    most = max([abs(value) for value in (*why.chunks, why.audio, why.video)] + [1e-6])
-    table = Table(title="what the answer rests on (change of its log-probability)", title_justify="left", box=None)
+    most = max(why.largest, 10 * LEAST)
+    table = Table(box=None)
     table.add_column("part")
     table.add_column("", justify="right")
     table.add_column("")
@@ -91,57 +104,3 @@ def time_line(why: Why) -> Any:
         bar = "█" * round(30 * abs(value) / most) or "·"
         table.add_row(name, f"{value:+.2f}", Text(bar, style="green" if value >= 0 else "red"))
     return table
-
-
-def draw(why: Why, path: Path, question: str, answer: str) -> Path:
-    """The same as a PNG."""
-    import io
-
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    title = f"{_line(question, 60)}  {_line(answer, 30)}"
-    style: dict[Any, Any] = {"text.parse_math": False, "font.size": 9, "font.family": ["DejaVu Sans", *_fonts_for(title)]}
-    with warnings.catch_warnings(), matplotlib.rc_context(style):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # what no font here has is drawn as a box
-        figure = Figure(figsize=(7, 2.6), dpi=130, layout="constrained")
-        FigureCanvasAgg(figure)
-        modality, chunks = figure.subplots(1, 2, width_ratios=[1, 4], sharey=True)
-        modality.bar(["audio", "video"], [why.audio, why.video], color=["#d5803a", "#3a7bd5"])
-        ends = [*why.starts_s[1:], why.end_s]
-        widths = [end - start for start, end in zip(why.starts_s, ends, strict=True)]
-        chunks.bar(why.starts_s, why.chunks, width=widths, align="edge", color="#4a9d6e", edgecolor="white")
-        chunks.set_xlabel("seconds")
-        modality.set_ylabel("change of log p")
-        for axes in (modality, chunks):
-            axes.axhline(0, color="#7f8790", linewidth=0.8)
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.suptitle(title, fontsize=10)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", metadata={"Software": None})
-    write_atomic(path, content.getvalue())
-    return path
-
-
-def _fonts_for(text: str) -> list[str]:
-    """Families of installed fonts for the characters that matplotlib's own font lacks; each takes what those before it have not."""
-    from matplotlib.font_manager import findfont, fontManager
-    from matplotlib.ft2font import FT2Font
-
-    lacking = {ord(character) for character in text} - FT2Font(findfont("DejaVu Sans")).get_charmap().keys()
-    families = []
-    for entry in fontManager.ttflist if lacking else ():
-        try:
-            found = lacking & FT2Font(entry.fname).get_charmap().keys()
-        except (OSError, RuntimeError):  # a font that was removed, or of pictures that cannot be scaled
-            continue
-        if found:
-            families.append(entry.name)
-            lacking -= found
-    return families
-
-
-def _line(text: str, length: int) -> str:
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return line if len(line) <= length else line[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""Answers on a terminal: one printed as it comes, or one question after the other about a video that is encoded once."""
+"""Answers on a terminal: printed as they are generated, or a chat about a video that is encoded once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from mirasol_cli.errors import MirasolError
-from mirasol_cli.inference.attribution import time_line
+from mirasol_cli.inference.attribution import HEADING, time_line
 from mirasol_cli.inference.session import Model, Reply, Say
 from mirasol_cli.inference.video import OpenClip
 from mirasol_cli.runtime import console
+
+NO_ANSWER = "not an answer: this model knows only the demo world"
+"""Beside every answer of a model of the demo world about another video."""
 
 
 def print_warnings(warnings: Iterable[str], told: set[str], say: Say) -> None:
@@ -40,14 +43,15 @@ def print_answer(
         console.write(f"{_visible(question)}  ", stream, end="")
     reply = model.answer(clip, question, context, show=show if live else None, why=why)
     if stream is not None:
-        beside = f"  ({reply.confidence})" if live or repeat else ""
+        notes = [NO_ANSWER] * bool(reply.caveat) + [reply.confidence] * (live or repeat)
+        beside = f"  ({'; '.join(notes)})" if notes else ""
         console.write(("" if live else _visible(reply.answer)) + beside, stream)
         if reply.why:
             from rich.console import Console
 
             painter = Console(file=stream)
             with painter.capture() as painted:
-                painter.print(time_line(reply.why))
+                painter.print(HEADING, time_line(reply.why), sep="\n", soft_wrap=True)
             console.write(painted.get(), stream, end="")
     if not (live or repeat):
         say(reply.confidence)  # not on stdout, which a script reads as the answer
@@ -65,9 +69,7 @@ def _printable(text: str) -> Iterator[str]:
         yield character if character.isprintable() or character == "\n" else "\ufffd"
 
 
-HELP = (
-    "Ask a question, or: /video FILE   /context TEXT   /clear (forget the context)   /help   /quit.   Ctrl-C stops an answer, twice leaves."
-)
+HELP = "Type a question, or /video FILE, /context TEXT, /clear (the context), /help, /quit. Ctrl-C stops an answer, twice leaves."
 
 
 class Chat:
@@ -96,7 +98,7 @@ class Chat:
                 print(file=self.stream)
                 if interrupted:
                     break
-                self.say("stopped; Ctrl-C again leaves")
+                self.say("stopped; press Ctrl-C again to leave")
                 interrupted = True
         plain = [reply.to_plain() for reply in self.replies]
         return {"answers": [{key: one[key] for key in ("question", "answer", "logprob", "probability")} for one in plain]}
@@ -112,11 +114,11 @@ class Chat:
                 self.say(f"context: {self.context or '(none)'}")
             elif command == "/clear":
                 self.context = ""
-                self.say("context forgotten")
+                self.say("context cleared")
             elif command == "/help":
                 self.say(HELP)
             elif command.startswith("/"):
-                self.say(f"'{command}' is no command. {HELP}")
+                self.say(f"unknown command '{command}'. {HELP}")
             else:
                 self._answer(line)
         except MirasolError as error:
@@ -124,13 +126,13 @@ class Chat:
 
     def _look_at(self, video: str) -> None:
         if not video:
-            self.say(f"the video is '{self.clip.path}'; /video FILE takes another")
+            self.say(f"current video: '{self.clip.path}'; use /video FILE to switch")
             return
         self.clip = self.model.open(video, say=self.say)
-        self.say(f"looked at {self.clip.sampled}")
+        self.say(f"read {self.clip.sampled}")
         for warning in self.clip.warnings:
             self.say(f"note: {warning}")
 
     def _answer(self, question: str) -> None:
-        told = {*self.model.warnings, *self.clip.warnings}  # when they were opened
+        told = set(self.clip.warnings)  # when they were opened
         self.replies.append(print_answer(self.model, self.clip, question, self.context, self.stream, self.say, told, why=self.why))

@@ -1,4 +1,4 @@
-"""From the VIDEO that a user names to what the model reads: found, decoded in a child process, encoded once."""
+"""From the VIDEO argument to model input: find the file, decode it in a child process, encode it once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mirasol_cli.demo.world import SCENE_NAME
 from mirasol_cli.errors import DataError, MediaError, UsageError
 from mirasol_cli.geometry import ClipGeometry
 from mirasol_cli.inference.answerer import Answerer
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 SAMPLE_CLIP = Path(__file__).parents[1] / "assets" / "demo.mp4"
 HINTS = {
-    "no video stream": "only sound was found, and this model was trained with video",
-    "truncated": "download it again, or ask about the part that is there, with --end",
+    "no video stream": "the file has audio only, and this model needs video",
+    "truncated": "download it again, or use --end to ask about the readable part",
 }
 """Reasons whose usual hint names an option of `prepare`."""
 SPARSE = 2.0
-"""OURS: so many times the usual length, and the frames of a video that is looked at whole lie further apart than a user expects."""
+"""OURS: from this multiple of the usual length on, the frames of a video that is read whole lie further apart than a user expects."""
 HARDLY_LONGER = 1.05
-"""OURS: up to so many times the usual length a span is looked at whole. Clips of one nominal length differ by a frame or a packet
+"""OURS: up to this multiple of the usual length a span is read whole. Clips of one nominal length differ by a frame or a packet
 of sound, and 5 % of them may exceed the usual length; cut in two, their chunks would last half as long as those of training."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".heic"})
 
@@ -66,22 +67,27 @@ def find_video(video: str) -> Path:
         MediaError, DataError: nothing there, a folder, or a still image; each says what to do.
     """
     if re.match(r"[a-z][a-z0-9+.-]+://", video, re.IGNORECASE):
-        raise UsageError(f"'{video}' is a URL; mirasol reads files", "download the video and give the path of the file")
+        raise UsageError(f"'{video}' is a URL; mirasol reads files", "download the video and pass the path of the file")
     path = Path(video)
     if video == "demo" and not path.exists():
         if not SAMPLE_CLIP.is_file():
-            raise DataError("this installation carries no sample clip", "give the path of a video file")
+            raise DataError("this installation has no sample clip", "pass the path of a video file")
         return SAMPLE_CLIP
     if path.is_dir():
-        raise MediaError(f"'{video}' is a folder", "give one video file in it", stage="probe")
+        raise MediaError(f"'{video}' is a folder", "pass a video file inside it", stage="probe")
     if path.exists() and not path.is_file():
-        raise MediaError(f"'{video}' is not a regular file", "give a video file", stage="probe")
+        raise MediaError(f"'{video}' is not a regular file", "pass a video file", stage="probe")
     if not path.is_file():
         near = _near_name(path)
-        raise MediaError(f"there is no file '{video}'", f"did you mean '{near}'?" if near else "check the path", stage="probe")
+        raise MediaError(f"the file '{video}' does not exist", f"did you mean '{near}'?" if near else "check the path", stage="probe")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise MediaError(f"'{video}' is a still image", "give a video", stage="probe")
+        raise MediaError(f"'{video}' is a still image", "pass a video", stage="probe")
     return path
+
+
+def is_of_demo_world(path: Path) -> bool:
+    """The sample clip in the package, or a file under the name that `mirasol prepare demo` or `demo-long` gave it."""
+    return path.resolve() == SAMPLE_CLIP.resolve() or bool(SCENE_NAME.fullmatch(path.stem))
 
 
 def _near_name(path: Path) -> Path | None:
@@ -126,9 +132,9 @@ def open_clip(
 
     for name, second in (("--start", start_s), ("--end", end_s)):
         if second is not None and not 0 <= second < float("inf"):
-            raise UsageError(f"{name} {second:g} is no time in the video", "give seconds from its beginning")
+            raise UsageError(f"{name} {second:g} is not a valid time", "give seconds from the beginning of the video")
     if start_s is not None and end_s is not None and start_s >= end_s:
-        raise UsageError(f"--start {start_s:g} is not before --end {end_s:g}")
+        raise UsageError(f"--start {start_s:g} must be before --end {end_s:g}")
     # One worker: results come in the order of the jobs. A model of sound alone needs no video.
     with _named(path), DecodePool(1, answerer.geometry, allow_audio_only=not answerer.modalities["video"]) as pool:
         began = time.perf_counter()
@@ -136,7 +142,10 @@ def open_clip(
         info = _next_result(pool)
         first, last = max(start_s or 0.0, info.start_s), min(info.end_s if end_s is None else end_s, info.end_s)
         if last <= first:
-            raise MediaError(f"the span from {start_s or 0:g} s lies outside the video of {info.end_s:.1f} s", "change --start or --end")
+            raise MediaError(
+                f"the span starting at {start_s or 0:g} s lies outside the video, which ends at {info.end_s:.1f} s",
+                "change --start or --end",
+            )
         known_s, usual_s = usual_s, usual_s or usual_seconds(answerer.geometry)
         if last - first > HARDLY_LONGER * usual_s and answerer.model.config.combiner.kind == "ttm":
             clip = _open_in_pieces(answerer, pool, path, first, last, usual_s, say)
@@ -146,13 +155,13 @@ def open_clip(
                 clip.warnings.append(_sparse(clip, known_s))
         clip.timings_s["open"] = time.perf_counter() - began
     if clip.audio == "none":
-        clip.warnings.append("the video has no sound")
+        clip.warnings.append("the video has no audio")
     elif clip.audio == "silent":
-        clip.warnings.append("the sound track is silent; it was left out")
+        clip.warnings.append("the audio track is silent and is ignored")
     elif not answerer.modalities["audio"]:
-        clip.warnings.append("this model was trained without sound; the sound was left out")
+        clip.warnings.append("this model was trained without audio; the audio is ignored")
     if not answerer.modalities["video"] and info.video_index is not None:
-        clip.warnings.append("this model was trained without video; the picture was left out")
+        clip.warnings.append("this model was trained without video; the video is ignored")
     return clip
 
 
@@ -161,7 +170,7 @@ def _sparse(clip: OpenClip, known_s: float | None) -> str:
     trained = f", and the model was trained on clips of up to {known_s:.3g} s" if known_s else ""
     return (
         f"only {clip.frames} frames were sampled, one every {clip.seconds / clip.frames:.2g} s{trained}; "
-        "name a part of it with --start and --end for more detail"
+        "use --start and --end to look at a part in more detail"
     )
 
 
@@ -172,7 +181,7 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except MediaError as error:
         hint = next((hint for reason, hint in HINTS.items() if error.reason.startswith(reason)), error.hint)
-        raise MediaError(f"'{path}' cannot be used: {error.message}", hint, stage=error.stage) from None
+        raise MediaError(f"'{path}' cannot be read: {error.message}", hint, stage=error.stage) from None
 
 
 def _next_result(pool: DecodePool) -> Any:
@@ -191,7 +200,7 @@ def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipR
     text_kv = answerer.encode([sample])
     start, end = (float(second) for second in sample["span"])
     geometry = answerer.geometry
-    looked_at = f"{geometry.frames} frames evenly over" if answerer.modalities["video"] else "the sound of"
+    looked_at = f"{geometry.frames} frames spread over" if answerer.modalities["video"] else "the audio of"
     real = int(np.asarray(sample["frame_valid"]).sum())
     clip = OpenClip(
         path=str(path), text_kv=text_kv, seconds=end - start, start_s=start, frames=geometry.frames, chunks=geometry.chunks,
@@ -200,7 +209,7 @@ def _open_whole(answerer: Answerer, pool: DecodePool, path: Path, request: ClipR
         timings_s={"decode": decoded - began, "encode": time.perf_counter() - decoded},
     )  # fmt: skip
     if answerer.modalities["video"] and real < geometry.frames:
-        clip.warnings.append(f"the span holds only {real} different frames where {geometry.frames} were looked for; the rest was masked")
+        clip.warnings.append(f"the span has only {real} distinct frames of {geometry.frames} sampled; the rest are masked")
     return clip
 
 
@@ -235,18 +244,20 @@ def _open_in_pieces(
         began = time.perf_counter()
         timings["encode"] += began - decoded
         if number % 20 == 19:
-            say(f"{number + 1} of {count} pieces read")
+            say(f"read {number + 1} of {count} pieces")
     if text_kv is None:
         raise lost[0]
     each = (end_s - start_s) / (count * geometry.chunks)
     clip = OpenClip(
         path=str(path), text_kv=text_kv, seconds=end_s - start_s, start_s=start_s, frames=count * geometry.frames,
         chunks=count * geometry.chunks, audio=AudioState(max(states)).word, timings_s=timings,
-        sampled=f"{count * geometry.frames} frames in {count * geometry.chunks} chunks of {each:.2f} s, read one after the other with a "
-        f"memory; the answer rests on the memory and on the last {geometry.chunks} chunks",
+        sampled=f"{count * geometry.frames} frames in {count * geometry.chunks} chunks of {each:.2f} s, processed in order with a "
+        f"memory; the answer uses the memory and the last {geometry.chunks} chunks",
     )  # fmt: skip
     if lost:
         seconds = (end_s - start_s) / count
         first = edges[min(lost)]
-        clip.warnings.append(f"{len(lost)} of {count} pieces of {seconds:.0f} s could not be decoded, the first at {first:.0f} s")
+        clip.warnings.append(
+            f"{len(lost)} of {count} pieces of {seconds:.0f} s could not be decoded and are skipped, the first at {first:.0f} s"
+        )
     return clip

@@ -1,4 +1,4 @@
-"""The sound of given windows of time: 16 kHz mono, aligned with the picture by presentation times, streamed."""
+"""The audio of given time windows: 16 kHz mono, aligned with the video by presentation times, streamed."""
 
 from __future__ import annotations
 

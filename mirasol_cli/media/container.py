@@ -76,7 +76,7 @@ def unreadable(path: Path | str) -> MediaError:
     with open(path, "rb") as file:
         boxes = _mp4_boxes(file, os.path.getsize(path))
     if not boxes or boxes[0] not in MP4_BOXES:
-        hint = "the file's content is no known media format; an error page saved as a video, perhaps?"
+        hint = "unknown media format; perhaps an error page saved as a video"
         return MediaError("not a media file", hint, stage="open")
     if b"moov" not in boxes:
         return MediaError("moov atom not found (truncated?)", "the file's index is missing; download it again", stage="open")

@@ -129,7 +129,7 @@ def _clip(
                 raise MediaError(reason, "download it again, or use --keep-truncated")
             there &= plan.times_s < picked.end_s
         if not there.any():
-            raise MediaError("no frame in this span", "the picture begins after it or ends before it")
+            raise MediaError("no frame in this span", "the video begins after it or ends before it")
         valid = there & (np.diff(picked.which, prepend=-1) != 0)  # a frame shown again is no further frame
         times_s = np.where(there, picked.starts_s, np.nan)
     return DecodedClip(plan.span_s, frames, valid, times_s, windows)

@@ -1,4 +1,4 @@
-"""Supervised decoding: long-lived child processes, so that a bad file costs itself and nothing else."""
+"""Supervised decoding in long-lived child processes: a bad file fails alone."""
 
 from __future__ import annotations
 

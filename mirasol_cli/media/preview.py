@@ -13,7 +13,8 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mirasol_cli.geometry import ClipGeometry
+from mirasol_cli.geometry import THUMBNAIL_FRAMES, ClipGeometry
+from mirasol_cli.media.tubes import thumbnail_frames
 from mirasol_cli.sample import tube_field
 
 FRAMES_SHOWN = 4
@@ -24,7 +25,7 @@ ROW, GAP, BAR = 128, 6, 8
 MASKED, INK, PAPER = (220, 60, 50), (20, 20, 20), (255, 255, 255)
 LETTER, LINE = 12, 17
 """px: size of the letters, height of a line."""
-LEGEND = "each row: {frames} of {of} frames as the tubes see them (grey: no tube), thumbnails, sound (low notes below); red: masked"
+LEGEND = "each row: {frames} of {of} frames as the tubes see them (grey: no tube), thumbnails, spectrogram (low notes below); red: masked"
 
 
 def contact_sheet(sample: Mapping[str, np.ndarray], geometry: ClipGeometry, heading: Sequence[str]) -> Image.Image:
@@ -65,6 +66,28 @@ def fullest_frame(geometry: ClipGeometry) -> tuple[int, tuple[slice, slice]] | N
     frame = int(seen_FHW.sum(axis=(1, 2)).argmax())
     height, width = (int(np.flatnonzero(seen_FHW[frame].any(axis)).max(initial=-1)) + 1 for axis in (1, 0))
     return (frame, (slice(height), slice(width))) if seen_FHW[frame, :height, :width].all() else None
+
+
+def chunk_picture(sample: Mapping[str, np.ndarray], geometry: ClipGeometry, chunk: int) -> tuple[float, np.ndarray]:
+    """When one frame of a chunk was on screen (s; NaN where there is none), and its pixels, uint8 [H, W, 3].
+
+    A frame that the tubes cover without a gap, where there is one; else a thumbnail, which is smaller.
+    """
+    full = fullest_frame(geometry)
+    if full and sample["frame_valid"][chunk, full[0]]:
+        frame, image_HWC = full[0], tube_frames(sample, geometry)[chunk, full[0]][full[1]]
+    else:
+        k = THUMBNAIL_FRAMES // 2
+        frame, image_HWC = int(thumbnail_frames(geometry.frames_per_chunk)[k]), sample["thumbnails"][chunk, k]
+    return float(sample["frame_times"][chunk, frame]), image_HWC
+
+
+def clip_spectrogram(mel_TZS: np.ndarray, valid_TS: np.ndarray) -> np.ndarray | None:
+    """uint8 [Z, columns, 3]: the spectrograms of all chunks in a row, without the columns that no chunk uses; None without audio."""
+    if not valid_TS.any():
+        return None
+    used_S = valid_TS.any(axis=0)
+    return spectrogram(np.concatenate(list(mel_TZS[:, :, used_S]), axis=1), valid_TS[:, used_S].reshape(-1))
 
 
 def seconds_text(seconds: float, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""What a media file holds: the picture, the sound that belongs to it, and how they lie in time."""
+"""What a media file holds: the video stream, the audio stream that belongs to it, and their timing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def probe(path: Path | str, *, allow_audio_only: bool = False) -> MediaInfo:
             return _describe_audio(container, container.streams.best("audio") or audio_streams[0])
         if len(container.streams) == 0:
             raise unreadable(path)
-        hint = "only sound was found; --allow-audio-only keeps such files" if audio_streams else None
+        hint = "the file has audio only; --allow-audio-only accepts such files" if audio_streams else None
         raise MediaError("no video stream", hint, stage="probe")
 
 
@@ -81,7 +81,7 @@ def _describe_video(container: Any, video_streams: list[Any], audio_streams: lis
     scan = _scan(container, [video.index] if audio is None else [video.index, audio.index])
     frame = next(decoded_frames(container, video), None)
     if frame is None:
-        raise MediaError("no readable frame", "the picture is damaged, or its codec is not supported", stage="probe")
+        raise MediaError("no readable frame", "the video is damaged, or its codec is not supported", stage="probe")
     if frame.pts is None and video.start_time is None:
         raise MediaError("picture without times", "a bare stream; put it into a container: ffmpeg -i IN -c copy OUT.mp4", stage="probe")
     orientation, aspect = orientation_of(frame), pixel_aspect(video)

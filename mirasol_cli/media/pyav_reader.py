@@ -103,7 +103,7 @@ class _Walk:
         if self.shown is None:
             self.shown = self.coming
         if self.shown is None:
-            raise MediaError("no readable frame", "the picture is damaged")
+            raise MediaError("no readable frame", "the video is damaged")
         return self.shown
 
     def has_lost(self, time_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""Combiners: all sound and picture tokens of a chunk in, M tokens out (Mirasol3B, arXiv 2311.05698, section 3.3).
+"""Combiners: all audio and video tokens of a chunk in, M tokens out (Mirasol3B, arXiv 2311.05698, section 3.3).
 
 All have one interface: `forward(tokens_BTND, valid_BTN, state) -> (combined_BTMD, state)`. The state is what
 later chunks need: TTM's memory, the history Transformer's keys and values, None for the others; feeding a clip

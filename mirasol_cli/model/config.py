@@ -3,8 +3,7 @@
 Sources, cited by section in this folder: Mirasol3B (arXiv 2311.05698), TubeViT (2212.03229), Token Turing Machines (2211.09119).
 OURS marks a choice of this project where they are silent: it is no claim about the paper, and may be changed.
 
-Shapes, as suffixes of names: B clips, T chunks, N tokens of a chunk, M outputs of the Combiner for a chunk, D width, Z mel bins,
-S spectrogram columns, Q questions of a clip, L length of a sequence, K keys that it attends to, V vocabulary, R rows (texts) or turns.
+The legend of shapes is in `mirasol_cli.geometry`.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class LatentConfig:
     layers: int = checked_field(14, "0 leaves the autoregression out (an ablation)", minimum=0)
     heads: int = checked_field(12, minimum=1)
     mlp_dim: int = checked_field(3072, minimum=1)
-    window: int = checked_field(0, "chunks a chunk may look back on; 0 = all", minimum=0)
+    window: int = checked_field(0, "attention window in chunks, this one included; 0 = all", minimum=0)
     dropout: float = checked_field(0.0, minimum=0, maximum=0.9)
 
     def __post_init__(self) -> None:

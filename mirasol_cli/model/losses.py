@@ -1,4 +1,4 @@
-"""Losses as (sum, count), so that means can be taken over a global batch, and what tells learning from collapse.
+"""Losses as (sum, count), so that means can be taken over a global batch, and diagnostics that tell learning from collapse.
 
 A cosine between prediction and next latent collapses: on noise it falls to zero while all latents become one vector,
 even with a detached target. Here the target is the Combiner output of the next chunk, detached; the error is counted

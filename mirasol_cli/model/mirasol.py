@@ -1,4 +1,4 @@
-"""Mirasol: two autoregressions, one over chunks of picture and sound, one over text, tied by cross-attention.
+"""Mirasol: two autoregressive models, one over chunks of video and audio, one over text, connected by cross-attention.
 
 tubes, spectrogram -> tokens -> encoder (each chunk alone) -> Combiner (N -> M tokens a chunk)
     -> latents, autoregressive in chunks -> text decoder, cross-attending to the latents (`text.sees`) and to a TTM's memory
@@ -29,13 +29,13 @@ from mirasol_cli.model.token_turing import TokenTuringMachine
 from mirasol_cli.model.tokens import Encoder, TubeTokens, build_audio_tokens
 
 CUTS = ("own-chunk", "no-memory", "last-chunk")
-"""What can be taken from a trained model, to see what it uses: the latents' sight of earlier chunks, the memory that the Combiner
-carries from chunk to chunk, the text's sight of all chunks but the last."""
+"""What can be cut in a trained model to see what it uses: the latents' attention to earlier chunks, the Combiner's memory, the text's
+attention to all chunks but the last."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the text decoder and the losses need of B clips."""
+    """What the text decoder and the losses read of B clips."""
 
     combined_BTMD: Tensor  # Combiner outputs x_t
     latents_BTMD: Tensor  # h_t, of chunks up to t
@@ -47,7 +47,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class StreamState:
-    """What the chunks still to come need of those already fed."""
+    """What later chunks need of the chunks already processed."""
 
     combiner: CombinerState
     latent: ChunkCache
@@ -58,7 +58,7 @@ class Mirasol(nn.Module):
     latent, objectives, text.
 
     Args:
-        losses: names of the losses that it can give (`OBJECTIVES`); only their parameters exist, so that each gets a gradient.
+        losses: names of the losses it can compute (`OBJECTIVES`); only their parameters are created, so that each gets a gradient.
 
     Raises SettingError where sizes do not fit together.
     """

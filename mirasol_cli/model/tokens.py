@@ -1,4 +1,4 @@
-"""Tokens of picture and sound, and the pre-norm ViT that encodes each chunk of them on its own."""
+"""Video and audio tokens, and the pre-norm ViT that encodes each chunk separately."""
 
 from __future__ import annotations
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mirasol_cli.config.paths import data_root, default_shards, shipped_recipes
-from mirasol_cli.config.reader import unread_keys
 from mirasol_cli.config.schema import DataRecipe, Recipe
 from mirasol_cli.datasets.example import DatasetOptions, Split
 from mirasol_cli.datasets.registry import DATASETS, RENDERED, open_dataset
@@ -19,6 +18,7 @@ from mirasol_cli.errors import DataError, EnvironmentProblem, ShardError, TooMan
 from mirasol_cli.fields import FieldError, check_folder_name
 from mirasol_cli.files import disk_problem, sha256_of
 from mirasol_cli.prepare import engines
+from mirasol_cli.prepare.options import check_options, check_overrides, check_together
 from mirasol_cli.prepare.plan import (
     DecodeOptions,
     Origin,
@@ -50,17 +50,6 @@ MANIFEST_RECIPE = "memorise"
 """The recipe whose geometry a manifest gets, unless another is named."""
 PART_LOCK = ".part-{}-of-{}"
 """The folder with the lock of one part."""
-EXCLUSIVE = (
-    (
-        "--verify",
-        "compares all finished files with their checksums, and prepares nothing unless --retry-failed is given",
-        ("--dry-run", "--inspect", "--merge", "--part", "--task", "--limit"),
-    ),
-    ("--merge", "puts finished parts together and decodes nothing", ("--part", "--dry-run", "--retry-failed")),
-    ("--dry-run", "writes nothing", ("--inspect",)),
-    ("--part", "leaves the split unfinished", ("--inspect",)),
-)
-"""An option, what it does, and the options that have no meaning beside it."""
 
 
 def prepare(
@@ -180,7 +169,7 @@ def prepare(
         summary: dict[str, Any] = {"splits": {plan.name: split_summary(plan) for plan in plans}, "out": str(out), "licence": source.LICENCE}
         say_table(summary["splits"], say)
         if mine is not None:
-            say(f"part {part} is done; when all are: the same command with --merge instead of --part")
+            say(f"part {part} is done. When all parts are done, run the same command with --merge instead of --part")
         elif inspect:
             from mirasol_cli.prepare.inspect import write_contact_sheets
 
@@ -191,37 +180,6 @@ def prepare(
 
 
 # ------------------------------------------------------------------------------------------------ what to prepare
-
-
-def check_options(engine: str, limit: int | None, max_failed: float, inspect: int) -> None:
-    """Raises UsageError for values that have no meaning."""
-    if engine not in ("local", "ray"):
-        raise UsageError(f"--engine {engine}: expected local or ray")
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: expected at least 1")
-    if not 0 <= max_failed <= 100:
-        raise UsageError(f"--max-failed {max_failed}: expected a percentage from 0 to 100")
-    if inspect < 0:
-        raise UsageError(f"--inspect {inspect}: expected a number of clips")
-
-
-def check_together(given: Mapping[str, bool]) -> None:
-    """Raises UsageError for options of which one would do nothing beside the other; `given` says which are there."""
-    for option, does, others in EXCLUSIVE:
-        clashing = [other for other in others if given[option] and given[other]]
-        if clashing:
-            raise UsageError(f"{option} {does}: it goes without {' and '.join(clashing)}", f"leave out {option} or {clashing[0]}")
-
-
-def check_overrides(overrides: Sequence[str], dataset: str) -> None:
-    """Raises UsageError if a recipe key is set that preparing does not read."""
-    reads = ["clip", "data.dataset", "data.shards", "init.audio_encoder"]  # an audio encoder's folder sets keys of clip.audio
-    reads += ["data.seed", "data.clips"] if dataset in RENDERED else []
-    if unread := unread_keys(overrides, reads):
-        raise UsageError(
-            f"`prepare` does not read {', '.join(unread)}: it would change nothing",
-            f"leave it out; what can be set are {', '.join(f'{read}.*' if read == 'clip' else read for read in reads)}",
-        )
 
 
 @contextmanager
@@ -253,7 +211,7 @@ def manifest_path(dataset: str) -> Path | None:
         return None
     if path.suffix.lower() in MANIFEST_SUFFIXES or path.is_file():
         if not path.is_file():
-            raise DataError(f"there is no manifest '{dataset}'", "give a JSONL or CSV file, or the name of a data set")
+            raise DataError(f"the manifest '{dataset}' does not exist", "pass a JSONL or CSV file, or the name of a data set")
         return path
     return None
 
@@ -296,8 +254,8 @@ def read_dataset(
         raise UsageError(f"{dataset} has no task '{task}'", f"its tasks are {', '.join(source.TASKS)}")
     if not root.is_dir():
         raise DataError(
-            f"the folder '{root}' does not exist; it should hold the annotations and videos of {dataset}",
-            f"give it with --root; the annotations are published at {source.SOURCE}",
+            f"the folder '{root}' does not exist; it should contain the annotations and videos of {dataset}",
+            f"pass the folder with --root; the annotations are published at {source.SOURCE}",
         )
     return source, list(source.read(root, task, options))
 
@@ -387,7 +345,7 @@ def write_missing_shards(
     part = mine or (0, 1)
     works = PlannedWorks(plans, part, decode, retry_failed=retry_failed)
     if not works:
-        say(f"nothing to do: all shards are in '{out}'")
+        say(f"nothing to do: all shards in '{out}' are finished")
         _say_failed_before(plans, retry_failed, say)
         return
     check_disk(out, bytes_needed(plans, retry_failed=retry_failed, part=part))
@@ -407,7 +365,7 @@ def write_missing_shards(
                 by_folder[folder].written = True
                 done += 1
     except EnvironmentProblem as problem:
-        going_on = f"{done} of {len(works)} shards are finished and kept; the same command resumes from there"
+        going_on = f"{done} of {len(works)} shards are finished and kept; run the same command to resume"
         raise EnvironmentProblem(problem.message, f"{problem.hint}; {going_on}" if problem.hint else going_on) from problem
     finally:
         progress.close()
@@ -416,7 +374,7 @@ def write_missing_shards(
 def _say_failed_before(plans: Sequence[SplitPlan], retry_failed: bool, say: Say) -> None:
     failed = sum(len(record.failed) for plan in plans for record in plan.records.values())
     if failed and not retry_failed:
-        say(f"{failed} clips failed before; --retry-failed tries them again")
+        say(f"{failed} clips failed earlier; use --retry-failed to retry them")
 
 
 def check_parts(plans: Sequence[SplitPlan]) -> None:
@@ -470,8 +428,8 @@ def check_failures(summary: dict[str, Any], out: Path, max_failed: float, strict
     expected = sum(c["expected"] for c in counts)
     if failed * 100 > max_failed * expected:
         error = TooManyFailures(
-            f"{failed} of {expected} clips failed, more than the {max_failed:g} % allowed; the rest is ready in '{out}'",
-            "the reasons are in failures.jsonl of each split; --retry-failed tries them again, --max-failed PCT allows more",
+            f"{failed} of {expected} clips failed, more than the {max_failed:g} % allowed; the others are ready in '{out}'",
+            "see failures.jsonl of each split for the reasons; use --retry-failed to retry, --max-failed PCT to allow more",
         )
         error.summary = summary
         raise error
@@ -483,7 +441,9 @@ def verify_shards(out: Path, splits: Sequence[str], say: Say) -> dict[str, Any]:
     finished = [name for name in splits or names if (out / name / INDEX).exists()]
     if not finished or set(splits) - set(names):
         wanted = ", ".join(sorted(set(splits) - set(names)))
-        raise ShardError(f"'{out}' holds no finished split{' ' + wanted if wanted else ''}", "run the same command without --verify first")
+        raise ShardError(
+            f"'{out}' contains no finished split{' ' + wanted if wanted else ''}", "run the same command without --verify first"
+        )
     problems = [f"'{out / name}' holds shards and no {INDEX}" for name in splits or names if name not in finished]
     problems += [problem for name in finished for problem in verify_split(out / name)]
     if problems:
@@ -494,5 +454,5 @@ def verify_shards(out: Path, splits: Sequence[str], say: Say) -> dict[str, Any]:
     for name in splits or names:
         index = SplitIndex.read(out / name / INDEX)
         summary["splits"][name] = {**index.counts, "questions": sum(entry.texts for entry in index.tasks.values())}
-        say(f"{name}: {len(index.shards)} shards, {index.counts['bytes']:,} bytes are as they were written")
+        say(f"{name}: {len(index.shards)} shards, {index.counts['bytes']:,} bytes are intact")
     return summary

@@ -30,8 +30,8 @@ OPEN_DRAFTS = 2
 """Shards filled at a time: the one that is finished next, and the one whose sources keep the workers busy meanwhile."""
 
 NO_FRAME = MediaError(
-    "not one frame of it can be shown: the picture begins later, ends earlier or is damaged there",
-    "play the file at that time, and mend the span or fetch it again; --allow-audio-only keeps the sound alone",
+    "no frame of it can be read: the video begins later, ends earlier or is damaged there",
+    "play the file at that time, then fix the span or download the file again; --allow-audio-only keeps the audio",
     stage="decode",
 )
 NOTHING = MediaError("neither a frame nor audio can be read", "the file is empty or damaged: fetch it again", stage="decode")

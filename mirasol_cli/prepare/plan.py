@@ -289,7 +289,7 @@ def check_texts(out: Path, found: Sequence[Split], dataset: str, origin: Origin,
             first = f"the manifest '{theirs.manifest}'" if theirs.manifest else entry.dataset
             if theirs.manifest and theirs.manifest == origin.manifest:
                 raise ShardError(
-                    f"'{out}' holds the texts of another manifest '{theirs.manifest}', which lies in another folder",
+                    f"'{out}' holds the texts of another manifest '{theirs.manifest}', which is in another folder",
                     f"give this one a folder of its own with --out; if it is the same one and was moved, say so with --out {out}",
                 )
             second = f"the manifest '{origin.manifest}'" if origin.manifest else dataset
@@ -333,7 +333,7 @@ def group_by_split(splits: Iterable[Split], wanted: Sequence[str]) -> dict[str, 
         tasks.setdefault(split.name, []).append(split)
     for name in wanted:
         if name not in tasks:
-            raise UsageError(f"there is no split '{name}'", f"the annotations have {', '.join(tasks) or 'none'}")
+            raise UsageError(f"unknown split '{name}'", f"the annotations have {', '.join(tasks) or 'none'}")
     return {name: tasks[name] for name in tasks if not wanted or name in wanted}
 
 

@@ -27,6 +27,6 @@ def recipe_with_front_end(name: str, overrides: Sequence[str]) -> Recipe:
     if encoder is not None and recipe.clip.audio.frontend == untold:
         raise CheckpointError(
             f"init.audio_encoder: '{encoder}' is no folder of an AST or Whisper, whose config.json would tell what spectrogram to make",
-            "give such a folder, or leave the key out",
+            "give such a folder, or remove the key",
         )
     return recipe

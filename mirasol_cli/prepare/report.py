@@ -1,4 +1,4 @@
-"""What `prepare` says and leaves behind: the index and lists of a split, counts, progress, the table at the end."""
+"""What `prepare` reports and writes: the index and lists of a split, counts, progress, the table at the end."""
 
 from __future__ import annotations
 
@@ -189,10 +189,10 @@ def say_table(splits: dict[str, dict[str, Any]], say: Say, terminal: bool | None
         if c["incomplete"]:
             say(f"  {name}: {c['incomplete']} kept with frames missing, listed in {name}/{INCOMPLETE}")
         if 0 < c["without_video"] < c["kept"]:  # of a set of sound alone there is nothing to say
-            say(f"  {name}: {c['without_video']} kept for their sound alone; which is in {name}/{PROBLEMS}")
+            say(f"  {name}: {c['without_video']} kept with audio only, listed in {name}/{PROBLEMS}")
         _say_some(name, c["notes"], f"notes, all in {name}/{INDEX}", say)
         if c["duplicates"]:
-            say(f"  {name}: {c['duplicates']} names fit several files; which were taken is in {name}/{PROBLEMS}")
+            say(f"  {name}: {c['duplicates']} names match several files; the choice is listed in {name}/{PROBLEMS}")
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:

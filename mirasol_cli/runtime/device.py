@@ -14,13 +14,13 @@ def resolve_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentProblem("--device cuda: torch sees no CUDA GPU here", "use --device cpu, or install a CUDA build of torch")
+        raise EnvironmentProblem("--device cuda: torch finds no CUDA GPU", "use --device cpu, or install a CUDA build of torch")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise EnvironmentProblem("--device mps: torch sees no Apple GPU here", "use --device cpu")
+        raise EnvironmentProblem("--device mps: torch finds no Apple GPU", "use --device cpu")
     try:
         return torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name!r} is not known", "use auto, cpu, cuda or mps") from None
+        raise UsageError(f"unknown device {name!r}", "use auto, cpu, cuda or mps") from None
 
 
 def computes_in_bf16(precision: str, device: torch.device) -> bool:

@@ -68,14 +68,14 @@ class World:
         text = str(error).lower()
         if self.size > 1 and any(words in text for words in _TOO_LONG):
             return EnvironmentProblem(
-                f"process {self.rank} of {self.size} waited more than {self.timeout_s:g} s for another one",
+                f"process {self.rank} of {self.size} waited more than {self.timeout_s:g} s for another process",
                 "see the output of the process that is behind; if it is only slower than that, raise run.process_group_timeout_s "
-                "or lower train.val_clips; continue with --resume",
+                "or lower train.val_clips; resume with --resume",
             )
         if self.size > 1 and any(words in text for words in _GONE):
             return EnvironmentProblem(
-                f"process {self.rank} of {self.size} lost the connection to another one, which has ended",
-                "see the output of the process that ended first; continue with --resume",
+                f"process {self.rank} of {self.size} lost the connection to another process, which has exited",
+                "see the output of the process that exited first; resume with --resume",
             )
         return None
 
@@ -112,7 +112,7 @@ class World:
         if batch % self.size:
             near = max(self.size, round(batch / self.size) * self.size)
             raise UsageError(
-                f"train.global_batch_size: {batch} does not divide into equal shares for {self.size} processes",
+                f"train.global_batch_size: {batch} cannot be divided evenly among {self.size} processes",
                 f"use a multiple of {self.size}, for example train.global_batch_size={near}",
             )
         each = batch // self.size
@@ -123,7 +123,7 @@ class World:
         if size is not None and self.size > 1 and self.size % size:
             raise UsageError(
                 f"train.shard_size: {self.size} processes do not form groups of {size}",
-                "use the number of GPUs of a machine, or leave it out to shard over all processes",
+                "use the number of GPUs of a machine, or remove it to shard over all processes",
             )
 
 
@@ -176,7 +176,7 @@ def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
     except dist.DistError as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise EnvironmentProblem(
-            f"process {rank} of {size} did not meet the others at {address} within {timeout_s:g} s: {str(error).splitlines()[0]}",
+            f"process {rank} of {size} could not reach the others at {address} within {timeout_s:g} s: {str(error).splitlines()[0]}",
             "start all processes, check MASTER_ADDR and MASTER_PORT, or raise run.process_group_timeout_s",
         ) from error
 

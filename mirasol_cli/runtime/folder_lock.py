@@ -131,11 +131,11 @@ def _wait_for_the_end_of(path: Path, say: Callable[[str], None]) -> None:
             return
         if writer is not None and (here or _beat_time(path) not in (first_beat, None)):
             raise UsageError(
-                f"'{path.parent}' is being written by process {writer.pid} on {writer.host} since {writer.started}",
-                "wait until it has ended, or stop it",
+                f"'{path.parent}' is in use by process {writer.pid} on {writer.host} since {writer.started}",
+                "wait until it finishes, or stop it",
             )
         if writer is not None and not told:
-            say(f"'{path.parent}' was being written by process {writer.pid} on {writer.host}; waiting for a sign of it")
+            say(f"'{path.parent}' was in use by process {writer.pid} on {writer.host}; waiting to see whether it is still alive")
             told = True
         time.sleep(min(0.2, BEAT_S / 4))
 

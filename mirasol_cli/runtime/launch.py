@@ -53,7 +53,7 @@ def launch(arguments: Sequence[str], processes: int, *, correct: Callable[[int, 
         UsageError: this process is itself a copy of a distributed run.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError("--nproc cannot be used under torchrun or srun, which start the processes already", "leave --nproc out")
+        raise UsageError("--nproc cannot be used under torchrun or srun, which already start the processes", "remove --nproc")
     command = [sys.executable, "-m", "mirasol_cli", *arguments]
     shared = {
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),

@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another beside training: who waits for whom, what each has written, who has failed.
+"""Messages between the processes of a run outside training: who waits for whom, what each has written, who has failed.
 
 All of it runs on the CPU over gloo, in groups of its own: a wait here holds up no collective of training, trips no watchdog of NCCL,
 and may come from a thread beside training.
@@ -25,7 +25,7 @@ class AbortedByPeer(MirasolError):
 
     def __init__(self, rank: int, exit_code: int):
         who = "the first process" if rank == 0 else f"process {rank}"
-        super().__init__(f"{who} of the run failed; see its message")
+        super().__init__(f"{who} failed; see its message")
         self.exit_code = exit_code
 
 

@@ -222,7 +222,7 @@ def check_reader(plain: Mapping[str, Any], path: Path) -> None:
     command = f"mirasol prepare {dataset} --out {path.parent.parent} --verify --retry-failed"
     hint = f"rebuild the shards, with the other options as before: `{command}`; or delete '{path.parent}'"
     if any(isinstance(theirs, int) and theirs > mine for theirs, mine in ((schema, SCHEMA), (reader, READER_VERSION))):
-        hint = "a newer mirasol wrote it: update this one"
+        hint = "it was written by a newer mirasol: update mirasol"
     raise ShardError(f"'{path}' {why}", hint)
 
 
@@ -247,13 +247,13 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ShardError(f"'{path}' is missing", "run the `mirasol prepare` command that makes it (again)") from None
+        raise ShardError(f"'{path}' is missing", "run the `mirasol prepare` command that creates it") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"'{path}' is damaged: {error}", REPAIR_HINT) from None
     if not isinstance(value, dict) or "checksum" not in value:
         raise ShardError(f"'{path}' was not written by mirasol, or is damaged: it has no checksum", REPAIR_HINT)
     if value.pop("checksum") != _seal(value):
-        raise ShardError(f"'{path}' is damaged: its checksum does not fit its content", REPAIR_HINT)
+        raise ShardError(f"'{path}' is damaged: its checksum does not match its content", REPAIR_HINT)
     return value
 
 
@@ -270,6 +270,6 @@ def check_geometry(mine: ClipGeometry, theirs: ClipGeometry, path: Path) -> None
     """Raises ShardError that names every differing key with both values."""
     if differences := mine.differences(theirs):
         raise ShardError(
-            f"'{path}' was prepared with another clip geometry: {'; '.join(differences)}",
-            "use another shard folder, or the geometry of the shards",
+            f"'{path}' was prepared with a different clip geometry: {'; '.join(differences)}",
+            "use other shards, or set clip.* to the geometry of the shards",
         )

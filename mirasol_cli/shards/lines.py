@@ -1,4 +1,4 @@
-"""JSON lines of a split: written in one pass, read by offset, so that no text lies in memory before it is used."""
+"""JSON lines of a split: written in one pass, read by offset, so that no text is in memory before it is used."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Lines(Sequence[dict[str, Any]]):
         offset, crc32: as `write_lines` gave them.
 
     Raises:
-        ShardError: the file is missing, or has another size; later, a line does not fit its checksum. The file is named.
+        ShardError: the file is missing, or has another size; later, a line does not match its checksum. The file is named.
     """
 
     def __init__(self, path: Path, offset: np.ndarray, crc32: np.ndarray):
@@ -121,7 +121,7 @@ class Lines(Sequence[dict[str, Any]]):
         except OSError as error:
             raise ShardError(f"'{self.path}' cannot be read: {error.strerror}", "check the disk or the store it lies on") from error
         if crc32_of([line]) != self._crc32[place]:
-            raise ShardError(f"'{self.path}' is damaged: line {place + 1} does not fit its checksum", REPAIR_HINT)
+            raise ShardError(f"'{self.path}' is damaged: line {place + 1} does not match its checksum", REPAIR_HINT)
         row: dict[str, Any] = json.loads(line)
         return row
 

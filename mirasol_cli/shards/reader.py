@@ -44,9 +44,7 @@ class ShardFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ShardError(
-                f"there are no shards at '{self.path}'", "make them with `mirasol prepare`, or set data.shards to where they are"
-            )
+            raise ShardError(f"no shards in '{self.path}'", "create them with `mirasol prepare`, or set data.shards to their folder")
 
     @property
     def splits(self) -> list[str]:
@@ -55,7 +53,7 @@ class ShardFolder:
     def split(self, name: str) -> ShardSplit:
         """Raises ShardError if the split was not prepared, or is damaged."""
         if name not in self.splits:
-            has = f"it has {', '.join(self.splits)}" if self.splits else "it holds no finished split"
+            has = f"it has {', '.join(self.splits)}" if self.splits else "it has no finished split"
             raise ShardError(f"'{self.path}' has no split '{name}'; {has}", f"prepare it: `mirasol prepare ... --split {name}`")
         return ShardSplit(self.path / name)
 
@@ -132,7 +130,7 @@ class ShardSplit:
         sample = self._shard(number).row(position * self.views + view)
         if row_checksum(sample, self._fields) != self.columns.crc32[clip, view]:
             path = self.path / shard_name(number)
-            raise ShardError(f"'{path}' is damaged: clip {clip} does not fit its checksum", REPAIR_HINT)
+            raise ShardError(f"'{path}' is damaged: clip {clip} does not match its checksum", REPAIR_HINT)
         return {name: torch.from_numpy(array) for name, array in sample.items()}
 
     def _shard_of(self, clip: int) -> tuple[int, int]:

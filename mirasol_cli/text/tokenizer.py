@@ -40,7 +40,7 @@ def train_vocabulary(lines: Iterable[str], size: int, *, most_lines: int = MOST_
 
     texts = _sample((_valid(line[:LONGEST_LINE]) for line in lines if line.strip()), most_lines)
     if not texts:
-        raise DataError("there is no text to train a vocabulary on", "give texts with questions or captions, or set init.tokenizer")
+        raise DataError("no text to train a vocabulary on", "give texts with questions or captions, or set init.tokenizer")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -1,4 +1,4 @@
-"""What is found out about a run's data before its first step: other data than before, texts that are cut, losses with nothing to learn."""
+"""Checks of a run's data before its first step: changed data, texts that are cut, losses with nothing to learn from."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def cut_texts(data: TrainingData) -> list[str]:
             cut["contexts"] += left_out.context > 0
     if not any(cut.values()):
         return []
-    texts = f"{looked_at:,}" if every == 1 else f"{looked_at:,} that were looked at (of {count:,})"
+    texts = f"{looked_at:,} texts" if every == 1 else f"{looked_at:,} texts, sampled from {count:,}"
     parts = [
         f"{number:,} {name} (model.text.max_{name[:-1]}={getattr(limits, f'max_{name[:-1]}')})" for name, number in cut.items() if number
     ]
-    return [f"of {texts} texts, longer than the model takes and cut: {', '.join(parts)}"]
+    return [f"of {texts}, these are longer than the model reads and are cut: {', '.join(parts)}"]
 
 
 def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:
@@ -67,7 +67,7 @@ def empty_losses(recipe: Recipe, sources: Sequence[OpenSource]) -> list[str]:
     else:
         reasons = {name: f"data.{name} is false" for name in ("video", "audio") if not getattr(recipe.data, name)}
     if "audio" not in reasons and "audio" in recipe.loss.weights and not any(source.audible for source in sources):
-        reasons["audio"] = f"none of the {sum(len(source.by_clip) for source in sources):,} clips has sound"
+        reasons["audio"] = f"none of the {sum(len(source.by_clip) for source in sources):,} clips has audio"
     wanted = list(recipe.loss.weights)
     empty = [f"loss.{name} has nothing to learn from: {reasons[name]}" for name in wanted if name in reasons]
     if wanted and len(empty) == len(wanted):

@@ -1,4 +1,4 @@
-"""What a training run shows: a live panel or plain lines, TensorBoard and W&B."""
+"""Progress of a training run: a live panel or plain lines, TensorBoard and W&B."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Display:
             grid.add_row("loss", f"{line['loss']:.4f}  {sparkline(list(self._losses))}")
             grid.add_row("parts", "  ".join(f"{key[5:]} {line[key]:.4g}" for key in line if key.startswith("loss_")))
             grid.add_row("speed", f"{line['clips_per_s']:.1f} clips/s  {line['questions_per_s']:.1f} questions/s")
-            grid.add_row("waiting", f"{line['data_wait']:.0%} of the time for data")
+            grid.add_row("waiting", f"{line['data_wait']:.0%} of the time waiting for data")
             grid.add_row("lr", f"{line['lr']:.2e}   gradient norm {line['gradient_norm']:.3g}")
         if self._evaluation:
             grid.add_row("validation", self._evaluation)

@@ -95,7 +95,7 @@ def dry_run(
         if size:
             clip_s = time_step(recipe, data.vocabulary.size, data.micro_batches(0, range(size))[0], where, bf16=bf16) / size
             step_s = clip_s * share
-            timed = f"{step_s:.2g} s a step on {where}, as timed on {size} clips of these data: {clock(step_s * train.steps)} in all"
+            timed = f"{step_s:.2g} s per step on {where} (timed on {size} clips): {clock(step_s * train.steps)} in total"
 
     apart = f", in {processes} processes of {share} clips each" if processes > 1 else ""
     say(
@@ -110,21 +110,20 @@ def dry_run(
     for note in notes:
         say(note)
     for key, name in elsewhere.items():
-        say(f"init.{key}: '{name}' is not downloaded yet, so that these are the recipe's sizes; training downloads it")
+        say(f"init.{key}: '{name}' is not downloaded yet: these are the sizes in the recipe; training downloads it")
     awaited = next((key for key in ("tokenizer", "text_decoder") if key in elsewhere), None)
     trained_here = f"as init.vocab_size says, until init.{awaited} is here" if awaited else "at most; trained on the training texts"
     say(f"vocabulary: {vocab_size:,} pieces ({f'from {given}' if given else trained_here})")
     say(
-        f"memory of one process: about {gib(memory)} = weights, gradients, optimizer{', averages' if train.ema_decay > 0 else ''} "
-        f"{gib(fixed)} "
-        f"+ activations of {clips} clips {gib(activations)}, with texts at their longest, + their media"
+        f"memory per process: about {gib(memory)}: weights, gradients, optimizer{', averages' if train.ema_decay > 0 else ''} "
+        f"{gib(fixed)}; activations of {clips} clips with the longest texts {gib(activations)}; and their media"
     )
-    say(f"computing: {3 * sum(flops.values()) * train.global_batch_size / 1e12:.3g} TFLOP a step; {timed}")
+    say(f"compute: {3 * sum(flops.values()) * train.global_batch_size / 1e12:.3g} TFLOP per step; {timed}")
     if found["problem"] is not None:
-        say(f"the data are missing: {found['problem']}")
+        say(f"no data: {found['problem']}")
     else:
         epochs = train.steps * train.global_batch_size / found["units_per_epoch"]
-        units = f"{found['units_per_epoch']:,} units an epoch; {epochs:.3g} epochs"
+        units = f"{found['units_per_epoch']:,} units per epoch; {epochs:.3g} epochs"
         say(f"data: {found['clips']:,} clips with {found['texts']:,} texts = {units}")
     return {
         "parameters": {"total": total, "trainable": trained, "by_part": by_part},

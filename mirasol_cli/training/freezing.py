@@ -44,7 +44,7 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> FreezeReport:
     if problems:
         raise RecipeError(problems, "`--dry-run` prints the parts of the model")
     if chosen and not any(parameter.requires_grad for name, parameter in parameters.items() if name not in chosen):
-        raise RecipeError(["freeze: the patterns match every parameter; nothing is left to train"], "freeze less")
+        raise RecipeError(["freeze: the patterns match all parameters; nothing is left to train"], "freeze less")
     for name in chosen:
         parameters[name].requires_grad_(False)
     frozen = sum(parameters[name].numel() for name in chosen)

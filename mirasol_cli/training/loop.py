@@ -115,9 +115,9 @@ def _outcome_written(run: Run) -> Iterator[None]:
         except KeyboardInterrupt:
             newest = checkpoints_in(run.folder.checkpoints)
             raise Interrupted(
-                f"stopped by a second Ctrl-C in step {run.step + 1}, without a save",
+                f"stopped by a second Ctrl-C in step {run.step + 1} without saving",
                 Interrupted.CTRL_C,
-                f"--resume goes on after step {int(newest[-1].name.removeprefix('step-'))}" if newest else "there is no checkpoint yet",
+                f"resume after step {int(newest[-1].name.removeprefix('step-'))}" if newest else "there is no checkpoint yet",
             ) from None
     except BaseException as error:
         if run.world.is_main:
@@ -192,7 +192,7 @@ def slow_save(run: Run) -> Iterator[str]:
         limit, setting = delay, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT, after which torchrun kills its processes"
     if seconds is not None and seconds > limit and not run.told_slow_save:
         run.told_slow_save = True
-        yield f"a save takes {seconds:.0f} s, more than the {limit:g} s that are left after SIGTERM: raise {setting}"
+        yield f"a save takes {seconds:.0f} s, more than the {limit:g} s available after SIGTERM: raise {setting}"
 
 
 def _stopped(run: Run, code: int, signals: SignalFlags, validation: Mapping[str, float] | None) -> Interrupted:
@@ -205,12 +205,12 @@ def _stopped(run: Run, code: int, signals: SignalFlags, validation: Mapping[str,
             f"stopped by {STOPS[code]} after step {run.step}; the newest checkpoint is of step {run.saver.step}: another one, which takes "
             f"about {needed:.0f} s, was not to be done within the {run.recipe.run.stop_within_s:g} s of run.stop_within_s",
             code,
-            "go on with --resume; let the scheduler warn earlier (SLURM: --signal=TERM@SECONDS) and say so in run.stop_within_s",
+            "resume with --resume; let the scheduler warn earlier (SLURM: --signal=TERM@SECONDS) and say so in run.stop_within_s",
         )
     if run.saver.step != run.step:
         save_run(run, validation)
         run.saver.wait()
-    return Interrupted(f"stopped by {STOPS[code]} after step {run.step}; a checkpoint was saved", code, "go on with --resume")
+    return Interrupted(f"stopped by {STOPS[code]} after step {run.step}; a checkpoint was saved", code, "resume with --resume")
 
 
 # ------------------------------------------------------------------------------------------------------------- one step
@@ -357,12 +357,11 @@ def _not_finite(run: Run, bad: list[bool], micro_batches: int) -> None:
     if run.bad_steps > train.max_skipped_steps:
         what = "a loss" if any(bad) else "the gradient norm"
         raise Diverged(
-            f"{what} is not finite in step {run.step + 1}; no weight was changed by it. The clips of the batch are in '{path}'",
-            f"go on with --resume and skipped steps allowed (train.max_skipped_steps=3), or start another run (run.dir=...) from its "
-            f"weights "
-            f"(init.checkpoint={run.folder.path}) with a lower train.lr"
+            f"{what} is not finite in step {run.step + 1}; the step was not applied. The clips of the batch are listed in '{path}'",
+            "resume with --resume and allow skipped steps (train.max_skipped_steps=3), or start another run (run.dir=...) from its "
+            f"weights (init.checkpoint={run.folder.path}) with a lower train.lr"
             if any(is_complete(path) for path in checkpoints_in(run.folder.checkpoints))
-            else "no checkpoint was saved yet: start another run (run.dir=...) with a lower train.lr",
+            else "no checkpoint exists yet: start another run (run.dir=...) with a lower train.lr",
         )
 
 
@@ -441,12 +440,12 @@ class MetricWindow:
         wanted = list(run.weights)
         if self.steps and not run.taught:
             raise DataError(
-                f"no loss ({', '.join(f'loss.{name}' for name in wanted)}) has met anything to learn from in the first {run.step} steps",
+                f"no loss ({', '.join(f'loss.{name}' for name in wanted)}) had anything to learn from in the first {run.step} steps",
                 "train on other clips, or give another loss a weight",
             )
         new = [name for name in wanted if self.steps and name not in run.taught | run.told_empty]
         run.told_empty |= set(new)
-        return [f"loss.{name} has met nothing to learn from in the first {run.step} steps" for name in new]
+        return [f"loss.{name} had nothing to learn from in the first {run.step} steps" for name in new]
 
     def restart(self) -> None:
         """Leave what just happened (a validation, a save) out of the speed."""

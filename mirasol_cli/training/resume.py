@@ -45,10 +45,10 @@ def check_resumable(before: Recipe, now: Recipe) -> None:
     if now.train.steps > before.train.steps:
         del fixed["train.steps"]
     if fixed:
-        lines = [f"{key}: the run has {_shown(old)}, the recipe now says {_shown(new)}" for key, (old, new) in fixed.items()]
+        lines = [f"{key}: the run has {_shown(old)}, the recipe now has {_shown(new)}" for key, (old, new) in fixed.items()]
         raise RecipeError(
-            ["this run cannot resume under the changed recipe:", *lines],
-            "restore these values, or start another run (run.dir=...); on resume only these may change: "
+            ["this run cannot resume with a changed recipe:", *lines],
+            "restore these values, or start another run (run.dir=...); only these may change on resume: "
             f"train.steps (to more), {', '.join(CHANGEABLE)}",
         )
 

@@ -176,7 +176,7 @@ def build_model(recipe: Recipe, vocab_size: int, device: torch.device | str) -> 
         with torch.device(device):
             return Mirasol(recipe.model, recipe.clip, vocab_size, recipe.loss.weights)
     except FieldError as error:
-        raise RecipeError([f"the sections model and clip do not go together: {error.message}"]) from error
+        raise RecipeError([f"the sections model and clip are incompatible: {error.message}"]) from error
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -203,7 +203,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
             folder.check_unused()
             return None
         for name in remove_unfinished(folder.checkpoints):
-            notes.append(f"removed '{name}', which a killed process left unfinished")
+            notes.append(f"removed '{name}', left unfinished by a killed process")
         newest = newest_valid(folder.checkpoints)
         if newest is not None:
             path = newest / "recipe.yaml"
@@ -218,7 +218,7 @@ def _find_resumed(folder: RunFolder, recipe: Recipe, world: World, resume: bool,
     number = int(world.sum([number if world.is_main else 0])[0])
     if number < 0:
         if resume:
-            notes.append(f"no checkpoint in '{folder.checkpoints}' yet: starting from the first step")
+            notes.append(f"no checkpoint in '{folder.checkpoints}' yet: starting from step 0")
         return None
     notes.append(f"resuming after step {number}")
     return folder.checkpoints / step_name(number)
@@ -245,11 +245,11 @@ def _compare_data(state: Mapping[str, Any], data: TrainingData, accept: bool, no
     changes = changed_data(state["data"], data.fingerprint)
     if changes and not accept:
         raise CheckpointError(
-            f"these are not the clips or texts that the run was trained on: {' | '.join(changes)}",
-            "restore the shards; or continue with --accept-data, if they were mended or retried on purpose; or start another run "
+            f"the data differ from those the run was trained on: {' | '.join(changes)}",
+            "restore the shards; or add --accept-data if they were repaired or retried on purpose; or start another run "
             "(run.dir=...) with init.checkpoint set to this one",
         )
-    notes += [f"continuing with other data, as --accept-data allows: {change}" for change in changes]
+    notes += [f"continuing with changed data (--accept-data): {change}" for change in changes]
     return changes
 
 
@@ -300,7 +300,7 @@ def given_tokenizer(recipe: Recipe) -> Path | None:
         if theirs is not None and path.read_bytes() not in known:
             raise UsageError(
                 f"{key} leads to '{path}', which is another vocabulary than the one that init.text_decoder was trained with, '{theirs}'",
-                f"leave {key} out, or the text decoder",
+                f"remove {key} or init.text_decoder",
             )
     return path
 
@@ -309,8 +309,8 @@ def check_init(recipe: Recipe) -> None:
     """Raises UsageError where two of the recipe's `init` would fill the same part of the model."""
     if recipe.init.video_encoder is not None and recipe.init.audio_encoder is not None and recipe.model.encoder.share:
         raise UsageError(
-            "init.video_encoder and init.audio_encoder would both fill the one encoder that sound and picture share",
-            "give each its own with model.encoder.share=false, or name only one of them",
+            "init.video_encoder and init.audio_encoder would both fill the encoder that audio and video share",
+            "set model.encoder.share=false, or give only one of them",
         )
 
 
@@ -384,7 +384,7 @@ def load_fitting(model: Mirasol, checkpoint: Path, vocabulary: Vocabulary) -> Lo
         for name in fitting:
             own[name].copy_(tensors[name])
     fresh, unused = sorted(own.keys() - fitting), sorted(tensors.keys() - fitting)
-    said = ["its embeddings are not used, since it has another vocabulary than this run"] if foreign else []
+    said = ["its embeddings are not used: its vocabulary differs from this run's"] if foreign else []
     said += [f"LoRA's products of {merged} maps are merged into their weights"] if merged else []
     return LoadReport(str(checkpoint), tuple(sorted(fitting)), (), tuple(fresh), tuple(unused), "; ".join(said))
 
@@ -399,8 +399,8 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
             parameters[name].requires_grad_(False)
         learned = sum(p.numel() for name, p in parameters.items() if name.endswith((".lora_a", ".lora_b")))
         notes.append(
-            f"LoRA of rank {recipe.model.lora.rank}: {learned:,} parameters learn beside the {sum(parameters[n].numel() for n in kept):,} "
-            f"of {', '.join(recipe.model.lora.parts)}, which stay as they are"
+            f"LoRA of rank {recipe.model.lora.rank}: {learned:,} parameters are trained; the {sum(parameters[n].numel() for n in kept):,} "
+            f"of {', '.join(recipe.model.lora.parts)}, are frozen"
         )
     if recipe.freeze:
         notes.append(str(freeze(model, recipe.freeze)))
@@ -409,11 +409,11 @@ def freeze_parts(model: Mirasol, recipe: Recipe) -> list[str]:
             apart = [] if recipe.model.encoder.share else [f"{name}_encoder"]
             modules = [model.get_submodule(part) for part in (f"{name}_tokens", *apart)]
             count = sum(len(list(module.requires_grad_(False).parameters())) for module in modules)
-            notes.append(f"{count} tensors that only {name} needs are not trained, since data.{name} is false")
+            notes.append(f"{count} tensors used only for {name} are not trained, because data.{name} is false")
     if not any(OBJECTIVES[name].reads_text for name in recipe.loss.weights):
         unread = list(model.text.parameters())
         model.text.requires_grad_(False)
-        notes.append(f"{len(unread)} tensors of the text decoder are not trained, since loss.text is 0")
+        notes.append(f"{len(unread)} tensors of the text decoder are not trained, because loss.text is 0")
     return notes
 
 
@@ -425,7 +425,7 @@ def frozen_at_random(model: Mirasol, recipe: Recipe, reports: Iterable[LoadRepor
     random = [name for name, _ in model.named_parameters() if name in chosen - filled and not name.startswith(unread)]
     if not random:
         return []
-    return [f"frozen at random values, since nothing of `init` has them: {first_names(random)}"]
+    return [f"frozen with random values, because nothing in `init` provides them: {first_names(random)}"]
 
 
 # --------------------------------------------------------------------------------------------------------------- saving

@@ -87,7 +87,7 @@ def test_what_a_checkpoint_may_be_called(tmp_path: Path, monkeypatch: pytest.Mon
     assert runs.resolve_checkpoint(str(path)) == path
     for word in ("best", "latest"):
         assert runs.resolve_checkpoint(word, tmp_path / "demo") == path
-        with pytest.raises(CheckpointError, match="no run is at hand"):
+        with pytest.raises(CheckpointError, match="needs a run folder"):
             runs.resolve_checkpoint(word)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "run.json").write_text("{}")
@@ -96,7 +96,7 @@ def test_what_a_checkpoint_may_be_called(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "other").mkdir()
     with pytest.raises(CheckpointError, match="'other' is neither a run folder nor"):
         runs.resolve_checkpoint("other")
-    with pytest.raises(CheckpointError, match="there is no run 'absent'"):
+    with pytest.raises(CheckpointError, match="the run 'absent' does not exist"):
         runs.resolve_checkpoint("latest", Path("absent"))
 
 

@@ -44,5 +44,5 @@ def test_removed_keys_in_the_config(tmp_path: Path) -> None:
 
 def test_old_names_in_the_recipe(tmp_path: Path) -> None:
     old = changed(tmp_path / "old", "recipe.yaml", lambda text: text.replace("global_batch_size:", "batch_clips:"))
-    with pytest.raises(CheckpointError, match=r"`train\.batch_clips` is called `train\.global_batch_size` now"):
+    with pytest.raises(CheckpointError, match=r"`train\.batch_clips` was renamed to `train\.global_batch_size`"):
         load_model(old)

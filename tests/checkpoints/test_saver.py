@@ -231,13 +231,13 @@ def save_with_a_full_disk(world: World, path: Path) -> str:
 
 def test_a_full_disk_of_one_process_fails_the_save_of_all(tmp_path: Path) -> None:
     first, second = on_ranks(2, save_with_a_full_disk, tmp_path)
-    assert first == "5 process 1 of the run failed; see its message"
+    assert first == "5 process 1 failed; see its message"
     assert second.startswith("5 no space left while writing")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_machines_do_not_share_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "SEEN_WITHIN_S", 0.2)
-    with pytest.raises(EnvironmentProblem, match="which process 3 wrote, is not seen by the first process") as caught:
+    with pytest.raises(EnvironmentProblem, match="written by process 3, is not visible to the first process") as caught:
         folder._await(tmp_path / "model-00004-of-00008.safetensors", {"bytes": 8, "rank": 3})
     assert "run.dir" in (caught.value.hint or "")

@@ -131,10 +131,10 @@ def test_a_wrong_folder_is_named_by_every_command(models: Path, capsys: pytest.C
     [
         (["model.video_encoder.width=48"], 4, "model.video_encoder.width is 48, the source has 24"),
         (["model.text.layers=4"], 4, "model.text.layers is 4, the source has 2"),
-        (["model.encoder.share=true"], 2, "would both fill the one encoder"),
+        (["model.encoder.share=true"], 2, "would both fill the encoder"),
         (["init.tokenizer=other.model"], 2, "another vocabulary than the one that init.text_decoder was trained with"),
         (["init.tokenizer=nowhere.model"], 4, "init.tokenizer: there is no tokenizer 'nowhere.model'"),
-        ([f"init.video_encoder={HUB}no-owner"], 2, "is not of the form hf:ORG/NAME"),
+        ([f"init.video_encoder={HUB}no-owner"], 2, "is not hf:ORG/NAME"),
         (["model.lora.parts=[encoder, combiner]"], 2, "'combiner' is not one of encoder"),
     ],
 )

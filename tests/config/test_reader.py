@@ -97,7 +97,7 @@ def test_all_errors_come_at_once_each_with_file_line_and_fix() -> None:
         "r.yaml:9: `train.betas` takes 2 values; 1 were given",
         "r.yaml:10: `train.lr`: -3.0 must be greater than 0",
         "r.yaml:11: unknown key `modle`; did you mean `model`?",
-        "'foo' is not of the form key=value",
+        "'foo' is not key=value",
         "'model.combiner.kind=tmt': `model.combiner.kind`: 'tmt' is not one of transformer, ttm,",
         "'eval.beams=2.5': `eval.beams` is a whole number; 2.5 was given",
         "'init.checkpoint=3': `init.checkpoint` is text; the number 3 was given; put it in quotes",
@@ -272,10 +272,10 @@ def test_a_section_made_in_python_is_checked_as_one_from_a_file(section: type, w
 def test_an_old_key_is_refused_with_its_name_of_today() -> None:
     text = HEAD + "train:\n  batch_clips: 4\n  augment: {stretch: 2}\ndata: {sound: false}\n"
     assert problems(text, "model.text.mlp=8") == [
-        "'model.text.mlp=8': `model.text.mlp` is called `model.text.mlp_dim` now",
-        "r.yaml:4: `train.batch_clips` is called `train.global_batch_size` now",
-        "r.yaml:5: `train.augment.stretch` is called `train.augment.max_chunk_repeats` now",
-        "r.yaml:6: `data.sound` is called `data.audio` now",
+        "'model.text.mlp=8': `model.text.mlp` was renamed to `model.text.mlp_dim`",
+        "r.yaml:4: `train.batch_clips` was renamed to `train.global_batch_size`",
+        "r.yaml:5: `train.augment.stretch` was renamed to `train.augment.max_chunk_repeats`",
+        "r.yaml:6: `data.sound` was renamed to `data.audio`",
     ]
 
 
@@ -287,7 +287,7 @@ def test_old_keys_are_none_of_today_and_their_replacements_are() -> None:
 def test_a_key_that_is_gone_says_what_to_do() -> None:
     assert len(RETIRED) > 2
     for key, what in RETIRED.items():
-        assert problems(HEAD, f"{key}=1") == [f"'{key}=1': `{key}` is no key of a recipe: {what}"]
+        assert problems(HEAD, f"{key}=1") == [f"'{key}=1': `{key}` is not a recipe key: {what}"]
 
 
 # ---------------------------------------------------------------------------------------------- shipped recipes
@@ -360,8 +360,8 @@ def test_pretrain_and_captions_agree_on_the_shards() -> None:
 def test_a_name_that_is_wrong_lists_near_ones() -> None:
     with pytest.raises(RecipeError, match="did you mean activitynet or activitynet-512") as caught:
         find_recipe("activitynetqa")
-    assert caught.value.hint == "see them all: mirasol recipes ls"
-    with pytest.raises(RecipeError, match=r"no recipe file 'my\.yaml'"):
+    assert caught.value.hint == "run `mirasol recipes ls` to list them"
+    with pytest.raises(RecipeError, match=r"the recipe file 'my\.yaml'"):
         find_recipe("my.yaml")
     with pytest.raises(RecipeError, match="is a folder"):
         find_recipe("/")

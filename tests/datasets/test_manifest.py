@@ -98,8 +98,8 @@ FAULTY = [
     ({"video": "a.mp4", "question": "q"}, "'question' without 'answer'"),
     ({"video": "a.mp4", "question": "q", "answer": ""}, "'question' without 'answer'"),
     ({"video": "a.mp4", "answer": "a"}, "'answer' without 'question'"),
-    ({"video": "/etc/passwd", "caption": "x"}, "'/etc/passwd' leads out of the video folder; give a path inside it"),
-    ({"video": "a/../../b.mp4", "caption": "x"}, "'a/../../b.mp4' leads out of the video folder; give a path inside it"),
+    ({"video": "/etc/passwd", "caption": "x"}, "'/etc/passwd' leads out of the video folder; use a path inside it"),
+    ({"video": "a/../../b.mp4", "caption": "x"}, "'a/../../b.mp4' leads out of the video folder; use a path inside it"),
     ({"video": "a.mp4", "caption": "x", "start": 5, "end": 5}, "the span ends at 5 s, before or where it starts (5 s)"),
     ({"video": "a.mp4", "caption": "x", "start": -1}, "'start': -1 is not a time of 0 s or more"),
     ({"video": "a.mp4", "caption": "x", "end": "soon"}, "'end': 'soon' is not a time"),
@@ -130,7 +130,7 @@ def test_all_faults_come_at_once_and_at_most_twenty_are_shown(tmp_path: Path) ->
     lines = faults(jsonl(tmp_path, *["{"] * 3, *[{"video": "../x", "caption": "x"}] * 30))
     assert len(lines) == 21
     assert lines[0].startswith("line 1: not valid JSON")
-    assert lines[3] == "line 4: '../x' leads out of the video folder; give a path inside it"
+    assert lines[3] == "line 4: '../x' leads out of the video folder; use a path inside it"
     assert lines[-1] == "and 13 more"
 
 
@@ -199,8 +199,8 @@ def test_csv_faults_have_line_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.jsonl", "", "holds no lines"),
-        ("m.txt", "x", "is no manifest"),
+        ("m.jsonl", "", "is empty"),
+        ("m.txt", "x", "is not a manifest"),
         ("m.csv", "clip,caption\na,b\n", "line 1: there is no column 'video'"),
         ("m.json", "[{]", "line 1 is not valid JSON"),
         ("m.json", '{"data": [\n{"video": "a.mp4", "caption": "x"}\n]}', "is one JSON object around a list"),

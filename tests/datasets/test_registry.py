@@ -35,7 +35,7 @@ def test_a_world_that_is_not_rendered_yet_names_the_command(name: str, tmp_path:
 
 
 def test_a_misspelt_name_gets_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"no data set 'vggsund'; did you mean 'vggsound'"):
+    with pytest.raises(UsageError, match=r"unknown data set 'vggsund'; did you mean 'vggsound'"):
         open_dataset("vggsund")
 
 

@@ -234,9 +234,9 @@ def test_a_second_evaluation_of_the_same_folder_is_refused_before_it_touches_any
         (Path(world.run.dir) / "recipe.yaml").write_text(dump_recipe(world))
         done = subprocess.run(command, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert f"is being written by process {os.getpid()} on" in json.loads(done.stdout)["error"]["message"]
+    assert f"is in use by process {os.getpid()} on" in json.loads(done.stdout)["error"]["message"]
     assert {path.name: path.read_bytes() for path in run_folder(world).iterdir()} == before
-    with folder_lock(run_folder(world).with_name("test-predictions")), pytest.raises(UsageError, match="is being written by process"):
+    with folder_lock(run_folder(world).with_name("test-predictions")), pytest.raises(UsageError, match="is in use by process"):
         evaluate(world, Options(predictions=given, report=False))
 
 
@@ -277,7 +277,7 @@ def test_results_of_another_checkpoint_are_replaced_with_their_controls_and_that
     said = []
     again = evaluate(world, Options(report=False), say=said.append)  # the same again: what is finished stays
     assert again["controls"].keys() == {"none", "no-audio"}
-    assert "control no-audio, as answered before" in said
+    assert "control no-audio: answers already exist" in said
     assert not [line for line in said if "replaced" in line]
 
     write_tiny_checkpoint(tmp_path / "run" / "checkpoints", world, seed=3)  # training went on
@@ -317,8 +317,8 @@ def test_what_is_cut_or_can_never_be_answered_is_counted(tmp_path):
     notes = evaluate(recipe, Options(report=False), say=said.append)["notes"]
     assert "1 of 8 questions are cut: they are longer than the model reads (model.text.max_question=128)" in notes
     assert "1 of 8 contexts are cut: they are longer than the model reads (model.text.max_context=24)" in notes
-    (never,) = [note for note in notes if "can never be given" in note]
-    assert never.startswith("2 of 8 answers can never be given: they are longer than eval.max_tokens=8 (the first is that to '2')")
+    (never,) = [note for note in notes if "cannot be generated" in note]
+    assert never.startswith("2 of 8 answers cannot be generated: they are longer than eval.max_tokens=8 (the first is that to '2')")
     assert [said.count(note) for note in notes] == [1] * len(notes)
 
 
@@ -404,7 +404,7 @@ def test_what_share_of_the_split_is_at_hand_is_said(tmp_path):
     said = []
     results = evaluate(recipe, Options(), say=said.append)
     assert results["prepared"] == {"clips": 11, "present": 10, "share": 10 / 11, "questions": 27, "published_questions": 8000}
-    assert "10 of 11 clips of split 'test' are present (90.9%)" in said
+    assert "10 of 11 clips of split 'test' are available (90.9%)" in said
     warning = "the annotation at hand has 27 questions where the published split 'test' has 8,000"
     assert any(warning in note for note in results["notes"])
     page = (run_folder(recipe) / "report.html").read_text()
@@ -543,7 +543,7 @@ def test_a_file_that_leaves_questions_out_or_invents_them(world, tmp_path):
     assert results["n"] == 27
     assert (results["missing"], results["unanswered"]) == (2, 15)  # the missing clip is not among the first ten rows
     table = metrics_table(results)
-    assert "27 questions, 2 about missing clips, 15 not answered" in table
+    assert "27 questions, 2 with missing clips, 15 without a prediction" in table
     assert results["counts"]["exact_match_answered"] == 10
     write_jsonl(tmp_path / "alien.jsonl", [{**rows[0], "id": "alien"}])
     with pytest.raises(DataError, match="'alien'"):
@@ -596,7 +596,7 @@ def test_what_cannot_be_evaluated_says_so(world, tmp_path):
         evaluate(world, Options(controls=("mute",)))
     with pytest.raises(UsageError) as caught:
         evaluate(world, Options(controls=("no-sound",)))
-    assert caught.value.hint == "it is called no-audio now"
+    assert caught.value.hint == "it was renamed to no-audio"
     with pytest.raises(ShardError, match="no split 'val'"):
         evaluate(world, Options(split="val"))
     with pytest.raises(UsageError, match="no name of a split"):

@@ -97,5 +97,5 @@ def test_doubles_that_agree_count_once_and_those_that_do_not_are_refused_with_bo
 @pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
 def test_an_empty_file_is_said(tmp_path, name):
     (tmp_path / name).write_text("" if name == "p.jsonl" else "[]")
-    with pytest.raises(DataError, match="holds no prediction"):
+    with pytest.raises(DataError, match="contains no predictions"):
         read_predictions(tmp_path / name, [{"id": "1"}])

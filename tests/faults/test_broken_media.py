@@ -92,7 +92,7 @@ def test_prepare_keeps_what_it_is_told_to_keep_and_marks_it(files: dict[str, Pat
 def test_ask_says_the_same(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool, "DecodePool", HerePool)
     model = Model(Answerer(tiny_model(), tiny_vocabulary(), EvalRecipe(max_tokens=2)), Path("tiny"))
-    instead = {"folder": "is a folder", "pipe": "not a regular file", "link to nowhere": "there is no file", "missing": "there is no file"}
+    instead = {"folder": "is a folder", "pipe": "not a regular file", "link to nowhere": "does not exist", "missing": "does not exist"}
     for name, reason in {**EXPECTED, "half": "truncated: decoded 3"}.items():
         with pytest.raises(MediaError) as caught:
             model.ask(files[name], "what is it")

@@ -37,7 +37,7 @@ def test_a_process_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path, sil
     code, error = ended(processes, waiting)
     assert code == 5, error
     assert time.monotonic() - stopped < 10 * WAIT_S
-    assert re.search(rf"process {waiting} of 2 waited more than {WAIT_S} s for another one", error), error
+    assert re.search(rf"process {waiting} of 2 waited more than {WAIT_S} s for another process", error), error
     if silent == 1:
         assert status(tmp_path / "run") == ("failed", 5)
         assert "waited more than" in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
@@ -54,7 +54,7 @@ def test_a_process_that_dies_ends_the_other_at_once(tmp_path: Path, dead: int) -
     code, error = ended(processes, waiting)
     assert code == 5, error
     assert time.monotonic() - killed < 30  # not after the 600 seconds of the default
-    assert re.search(rf"process {waiting} of 2 lost the connection to another one, which has ended", error), error
+    assert re.search(rf"process {waiting} of 2 lost the connection to another process, which has exited", error), error
     assert "--resume" in error
 
 
@@ -81,5 +81,5 @@ def test_processes_that_never_come_are_missed(tmp_path: Path) -> None:
         process.communicate()
     codes, errors = finish([first])
     assert codes == [5], errors
-    assert "process 0 of 2 did not meet the others at 127.0.0.1:" in errors[0]
+    assert "process 0 of 2 could not reach the others at 127.0.0.1:" in errors[0]
     assert not (tmp_path / "run").exists()

@@ -134,7 +134,7 @@ def test_damage_without_an_older_checkpoint_says_so(tmp_path: Path) -> None:
     (path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         checkpoints_folder.newest_valid(tmp_path)
-    assert "no older one" in (caught.value.hint or "")
+    assert "no older checkpoint" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("where", ["write", "fsync", "tensors"])

@@ -138,7 +138,7 @@ def test_a_run_that_is_being_written_is_refused_and_one_whose_process_was_killed
     processes = start(1, tmp_path / "run", tmp_path / "shards", *words)
     wait_for_step(tmp_path / "run", 3, processes)
     for resume in (True, False):
-        with pytest.raises(UsageError, match=f"is being written by process {processes[0].pid} on"):
+        with pytest.raises(UsageError, match=f"is in use by process {processes[0].pid} on"):
             train(synthetic.recipe(tmp_path / "run", tmp_path / "shards", *words), stage="finetune", device="cpu", resume=resume)
     assert processes[0].poll() is None
     processes[0].kill()

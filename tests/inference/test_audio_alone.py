@@ -28,10 +28,10 @@ def test_it_does_not_see_the_picture_of_a_video_and_says_so(tmp_path: Path) -> N
     deaf, replies = model(video=True), [model(video=False).ask(path, "what is it") for path in (first, second)]
     assert replies[0].logprob == pytest.approx(replies[1].logprob, abs=1e-5)
     assert deaf.ask(first, "what is it").logprob != pytest.approx(deaf.ask(second, "what is it").logprob, abs=1e-5)
-    assert "this model was trained without video; the picture was left out" in replies[0].warnings
+    assert "this model was trained without video; the video is ignored" in replies[0].warnings
 
 
 def test_a_model_of_video_refuses_a_sound_file(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="no video stream") as caught:
         model(video=True).ask(tone(tmp_path / "a.wav"), "what is it")
-    assert caught.value.hint == "only sound was found, and this model was trained with video"
+    assert caught.value.hint == "the file has audio only, and this model needs video"

@@ -174,7 +174,7 @@ def test_many_questions_from_a_file(run, clip, tmp_path):
     assert out.getvalue().startswith("what is it  ")
     assert len(ask(str(clip), questions=tmp_path / "q.txt", limit=1, checkpoint=str(run), device="cpu")["answers"]) == 1
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(UsageError, match="holds no question"):
+    with pytest.raises(UsageError, match="contains no question"):
         ask(str(clip), questions=tmp_path / "empty.txt", checkpoint=str(run), device="cpu")
 
 
@@ -184,9 +184,9 @@ def test_the_warnings_of_many_questions_are_those_of_all_of_them(run, tmp_path):
     said = []
     result = ask(str(few), questions=tmp_path / "q.txt", checkpoint=str(run), device="cpu", say=said.append)
     frames, *cuts = result["warnings"]
-    assert "only 4 different frames" in frames
+    assert "only 4 distinct frames" in frames
     assert len(cuts) == 2
-    assert all("tokens were left out" in cut for cut in cuts)
+    assert all("tokens were cut" in cut for cut in cuts)
     assert [line for line in said if line.startswith("note: ")] == [f"note: {warning}" for warning in result["warnings"]]
 
 
@@ -194,10 +194,10 @@ def test_the_warnings_of_many_questions_are_those_of_all_of_them(run, tmp_path):
     ("video", "error", "says"),
     [
         ("https://example.org/a.mp4", UsageError, "is a URL"),
-        ("nothing.mp4", MediaError, "no file"),
+        ("nothing.mp4", MediaError, "'nothing.mp4' does not exist"),
         (".", MediaError, "is a folder"),
         ("picture.png", MediaError, "still image"),
-        ("page.mp4", MediaError, "'page.mp4' cannot be used: not a media file"),
+        ("page.mp4", MediaError, "'page.mp4' cannot be read: not a media file"),
         ("empty.mp4", MediaError, "empty file"),
     ],
 )
@@ -209,7 +209,7 @@ def test_what_is_no_video_gets_one_helpful_line(tmp_path, monkeypatch, run, vide
     with pytest.raises(error, match=says) as caught:
         ask(video, "what is it", checkpoint=str(run), device="cpu")
     assert caught.value.exit_code in (2, 4)
-    assert caught.value.hint or "cannot be used" in caught.value.message
+    assert caught.value.hint or "cannot be read" in caught.value.message
 
 
 def test_a_near_name_is_offered(tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_the_word_demo_means_a_file_of_that_name_first(tmp_path, monkeypatch):
     assert inference_video.find_video("demo") == Path("demo")
 
 
-@pytest.mark.parametrize(("audio", "says"), [("none", "no sound"), ("silent", "silent")])
+@pytest.mark.parametrize(("audio", "says"), [("none", "no audio"), ("silent", "silent")])
 def test_warnings_about_sound(tmp_path, audio, says):
     reply = model_of().ask(render(tmp_path / "c.mp4", 0.3, audio=audio, frames_per_second=40), "what is it")
     assert any(says in warning for warning in reply.warnings)
@@ -241,8 +241,8 @@ def test_warnings_about_sound(tmp_path, audio, says):
 def test_a_cut_context_and_a_lack_of_frames_are_told(tmp_path):
     model = model_of()
     few = render(tmp_path / "few.mp4", 0.4, frames_per_second=10)
-    assert any("only 4 different frames" in warning for warning in model.ask(few, "what is it").warnings)
-    assert any("tokens were left out" in warning for warning in model.ask(few, "what is it", context="a long title " * 40).warnings)
+    assert any("only 4 distinct frames" in warning for warning in model.ask(few, "what is it").warnings)
+    assert any("tokens were cut" in warning for warning in model.ask(few, "what is it", context="a long title " * 40).warnings)
 
 
 def test_a_span_is_looked_at_alone(tmp_path):
@@ -252,7 +252,7 @@ def test_a_span_is_looked_at_alone(tmp_path):
     assert part.clip.start_s == pytest.approx(1.0)
     assert part.clip.seconds == pytest.approx(0.3)
     assert part.logprob != whole.logprob
-    with pytest.raises(UsageError, match="is not before"):
+    with pytest.raises(UsageError, match="must be before"):
         model.ask(video, "what is it", start_s=2.0, end_s=1.0)
     with pytest.raises(MediaError, match="outside the video"):
         model.ask(video, "what is it", start_s=50.0)
@@ -353,7 +353,7 @@ def test_pieces_that_cannot_be_decoded_cost_a_warning(tmp_path, monkeypatch, bad
     model.usual_clip_s = 1.1
     opened = model.open(video)
     assert opened.chunks == 8
-    assert opened.warnings == [f"{len(bad)} of 4 pieces of 1 s could not be decoded, the first at {at} s"]
+    assert opened.warnings == [f"{len(bad)} of 4 pieces of 1 s could not be decoded and are skipped, the first at {at} s"]
     assert model.answer(opened, "what is it").warnings == opened.warnings
 
 
@@ -375,7 +375,7 @@ def test_a_long_video_of_which_no_piece_can_be_decoded_is_refused(tmp_path, monk
     monkeypatch.setattr(BadPieces, "bad", frozenset(range(4)))
     model = model_of("ttm")
     model.usual_clip_s = 1.1
-    with pytest.raises(MediaError, match=r"long\.mp4' cannot be used: piece 0 is broken"):
+    with pytest.raises(MediaError, match=r"long\.mp4' cannot be read: piece 0 is broken"):
         model.open(render(tmp_path / "long.mp4", 4.0))
 
 
@@ -390,10 +390,10 @@ def test_a_clip_hardly_longer_than_those_of_training_is_looked_at_whole(tmp_path
 def test_a_video_without_ttm_says_how_thinly_it_was_sampled_from_twice_the_usual_length_on(tmp_path):
     video, model = render(tmp_path / "long.mp4", 2.0), model_of()
     (warning,) = model.open(video).warnings
-    assert warning == "only 8 frames were sampled, one every 0.25 s; name a part of it with --start and --end for more detail"
+    assert warning == "only 8 frames were sampled, one every 0.25 s; use --start and --end to look at a part in more detail"
     model.usual_clip_s = 0.9  # of its training clips
     (warning,) = model.open(video, 0.0).warnings
-    assert "one every 0.25 s, and the model was trained on clips of up to 0.9 s; name" in warning
+    assert "one every 0.25 s, and the model was trained on clips of up to 0.9 s; use" in warning
     model.usual_clip_s = 1.1  # longer than those, but not much: nothing to worry about
     assert model.open(video, 0.0, 2.0).warnings == []
 
@@ -470,16 +470,32 @@ def test_why_is_drawn_in_the_terminal_and_as_a_picture(run, clip, tmp_path, monk
 
 
 def test_the_picture_of_why_draws_any_script_without_a_warning(tmp_path, recwarn):
-    from mirasol_cli.inference.attribution import Why, draw
+    from mirasol_cli.inference.attribution import Why
+    from mirasol_cli.inference.attribution_picture import draw
 
     why = Why(chunks=[0.5, -0.2], audio=0.1, video=0.3, starts_s=[0.0, 1.0], end_s=2.0)
-    assert draw(why, tmp_path / "a.png", "谁在演奏 🥁", "鼓").read_bytes().startswith(b"\x89PNG")
+    assert draw(why, tmp_path / "a.png", "谁在演奏 🥁  鼓").read_bytes().startswith(b"\x89PNG")
     assert not recwarn.list
+
+
+def test_why_says_where_nothing_of_the_clip_counts_and_draws_no_bars_of_nothing(clip, monkeypatch):
+    from mirasol_cli.inference import session as inference_session
+    from mirasol_cli.inference.attribution import LEAST, UNUSED, Why, time_line
+
+    def why(change: float) -> Why:
+        return Why(chunks=[0.0, change], audio=0.001, video=-0.002, starts_s=[0.0, 1.0], end_s=2.0)
+
+    for change, told in ((0.9 * LEAST, [UNUSED]), (-2 * LEAST, [])):
+        monkeypatch.setattr(inference_session, "measure", lambda *_, change=change: why(change))
+        assert model_of().ask(clip, "what is it", why=True).warnings == told
+    bars = list(time_line(why(0.9 * LEAST)).columns[2].cells)
+    assert [len(bar) for bar in bars] == [1, 1, 1, 3]
+    assert str(bars[0]) == "·"
 
 
 @pytest.mark.parametrize("wrong", [{"question": None}, {"question": 123}, {"context": None}, {"start_s": -1.0}, {"end_s": math.nan}])
 def test_a_library_call_with_a_wrong_value_says_which(clip, wrong):
-    with pytest.raises(UsageError, match=r"which is no text|is no time in the video"):
+    with pytest.raises(UsageError, match=r"must be text|is not a valid time"):
         model_of().ask(**{"video": clip, "question": "what is it", **wrong})
 
 
@@ -490,7 +506,7 @@ def test_why_of_a_long_video_keeps_the_answer_and_says_what_to_do(tmp_path):
     assert reply.why is None
     assert reply.to_plain()["why"] is None
     (warning,) = reply.warnings
-    assert "read in pieces" in warning
+    assert "processed in pieces" in warning
     assert "--start and --end" in warning
 
 
@@ -504,7 +520,7 @@ def test_why_of_a_long_video_is_told_by_the_command(tmp_path, monkeypatch):
     result = ask(str(video), "what is it", checkpoint="runs/ttm", device="cpu", why=True, stream=out, say=said.append)
     assert result["why"] is None
     assert out.getvalue().strip()
-    assert sum("read in pieces" in line for line in said) == 1
+    assert sum("processed in pieces" in line for line in said) == 1
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -521,7 +537,7 @@ def test_the_newest_finished_run_is_taken(tmp_path, monkeypatch):
     chosen, reason = choose_checkpoint(None, runs)
     assert Path(chosen).parent.parent == runs / "new"
     assert "newest finished run" in reason
-    assert choose_checkpoint("named", runs) == ("named", "as named")
+    assert choose_checkpoint("named", runs) == ("named", "as given")
 
 
 def test_a_run_that_was_only_pretrained_is_named_as_such(tmp_path):
@@ -535,7 +551,7 @@ def test_a_run_that_was_only_pretrained_is_named_as_such(tmp_path):
     finished("after", "pretrain", "2026-04-01")
     chosen, reason = choose_checkpoint(None, runs)
     assert Path(chosen).parent.parent == runs / "after"
-    assert "pretrained only" in reason
+    assert "only pretrained" in reason
     finished("tuned", "finetune", "2026-05-01")
     chosen, reason = choose_checkpoint(None, runs)
     assert Path(chosen).parent.parent == runs / "tuned"
@@ -585,8 +601,8 @@ def test_a_session_answers_keeps_the_clip_and_takes_commands(clip, tmp_path, mon
     assert elsewhere["logprob"] != first["logprob"]
     assert one.clip.path == str(other)  # the wrong name left the clip as it was
     assert out.count("\n") == 4
-    assert any("no file 'nothing.mp4'" in line for line in said)
-    assert any("'/wrong' is no command" in line for line in said)
+    assert any("the file 'nothing.mp4' does not exist" in line for line in said)
+    assert any("unknown command '/wrong'" in line for line in said)
     assert said[-1] == HELP  # that of /help, with no complaint about it
 
 
@@ -595,22 +611,22 @@ def test_a_session_tells_what_was_cut_and_what_was_said_of_the_video_only_once(t
     lines = ["what is it", f"/context {'a long title ' * 40}", "what is it", "what is it", "/clear", "what is it", f"/video {few}"]
     _, result, _, said = session(few, lines, monkeypatch)
     assert len(result["answers"]) == 4
-    assert sum("tokens were left out" in line for line in said) == 2
-    assert sum("different frames" in line for line in said) == 1  # at /video; `ask` itself tells it of the first
+    assert sum("tokens were cut" in line for line in said) == 2
+    assert sum("distinct frames" in line for line in said) == 1  # at /video; `ask` itself tells it of the first
 
 
 def test_a_session_says_how_far_a_long_video_was_read(tmp_path, monkeypatch):
     video, model = render(tmp_path / "long.mp4", 2.1), model_of("ttm")
     model.usual_clip_s = 0.1
     _, _, _, said = session(render(tmp_path / "short.mp4", 0.1, frames_per_second=80), [f"/video {video}"], monkeypatch, model)
-    assert any(re.fullmatch(r"20 of 2\d pieces read", line) for line in said)
+    assert any(re.fullmatch(r"read 20 of 2\d pieces", line) for line in said)
 
 
 def test_one_interrupt_stops_the_answer_two_leave(clip, monkeypatch):
     lines = [KeyboardInterrupt, "what is it", KeyboardInterrupt, KeyboardInterrupt, "never asked"]
     _, result, _, said = session(clip, lines, monkeypatch)
     assert len(result["answers"]) == 1
-    assert sum("again leaves" in line for line in said) == 2
+    assert sum("again to leave" in line for line in said) == 2
 
     model = model_of()
     opened = model.open(clip)
@@ -636,5 +652,5 @@ def test_the_decoding_is_supervised(clip, monkeypatch):
     model = model_of()
     assert model.open(clip).audio == "audible"
     clip.write_bytes(clip.read_bytes()[:200])
-    with pytest.raises(MediaError, match="cannot be used"):
+    with pytest.raises(MediaError, match="cannot be read"):
         model.open(clip)

@@ -1,14 +1,20 @@
 """The checkpoint that ships, on clips rendered here: it answers, and says what its answers rest on."""
 
+import io
+import shutil
 from pathlib import Path
 
 import pytest
 
 import mirasol_cli as mirasol
 from mirasol_cli.demo.render import render
-from mirasol_cli.demo.world import Question, questions, scenes
+from mirasol_cli.demo.world import SCENE_NAME, Question, long_scenes, questions, scenes
 from mirasol_cli.evaluation.metrics import exact
-from mirasol_cli.inference.session import Model
+from mirasol_cli.inference.chat import NO_ANSWER
+from mirasol_cli.inference.command import ask
+from mirasol_cli.inference.session import CAVEAT, Model
+from mirasol_cli.inference.video import SAMPLE_CLIP
+from tests.evaluation.tiny import tiny_recipe, write_tiny_checkpoint
 
 CHUNKS = 4
 
@@ -91,3 +97,39 @@ def test_why_over_a_hundred_clips(model: Model, world: list[Question], tmp_path:
     assert sum(sound_most for sound_most, _, _ in found) >= 95
     assert sum(right_chunk for _, right_chunk, _ in found) >= 95
     assert sum(share for _, _, share in found) / 100 > 0.9
+
+
+def test_no_answer_about_a_video_that_it_does_not_know_can_be_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything else, beside the answer on stdout, in `--json`, in the library, and nowhere for a clip of the demo world."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "holiday.mp4"
+    shutil.copy(SAMPLE_CLIP, own)  # under this name nobody can tell that it is of the demo world
+    said: list[str] = []
+    out = io.StringIO()
+    result = ask(str(own), "what is playing?", checkpoint="demo", device="cpu", why=True, stream=out, say=said.append)
+    assert said[0] == f"note: {result['caveat']}"
+    assert "not an answer" in result["caveat"]
+    assert "--checkpoint" in result["caveat"]
+    assert "own videos" in result["caveat"]
+    assert out.getvalue().splitlines()[0] == f"{result['answer']}  ({NO_ANSWER})"
+    assert result["warnings"][0] == result["caveat"]
+    with pytest.warns(UserWarning, match="not an answer"):
+        mirasol.load("demo").ask(own, "what is playing?")
+
+    out = io.StringIO()
+    known = ask("demo", "what is playing?", checkpoint="demo", device="cpu", stream=out)
+    assert known["caveat"] is None
+    assert out.getvalue() == f"{known['answer']}\n"
+
+
+def test_a_run_on_the_demo_world_says_so_too(tmp_path: Path) -> None:
+    for dataset, warned in (("demo", [CAVEAT]), ("demo-long", [CAVEAT]), ("msrvtt", [])):
+        write_tiny_checkpoint(tmp_path / dataset, tiny_recipe(tmp_path, dataset))
+        model = mirasol.load(tmp_path / dataset / "step-00000007", device="cpu")
+        assert model.warnings_about(tmp_path / "holiday.mp4") == warned
+        assert CAVEAT not in model.warnings_about(tmp_path / "minute0-test-00003.mp4")
+
+
+def test_scenes_of_both_worlds_are_known_by_name() -> None:
+    assert all(SCENE_NAME.fullmatch(scene.name) for world in (scenes, long_scenes) for scene in world(3, "train", 4))
+    assert not SCENE_NAME.fullmatch("demo")

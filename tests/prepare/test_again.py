@@ -79,7 +79,7 @@ def test_a_second_manifest_never_writes_over_the_first(world: World, tmp_path: P
     namesake = tmp_path / "elsewhere" / "annotations.jsonl"
     namesake.parent.mkdir()
     namesake.write_text(other.read_text())
-    with pytest.raises(ShardError, match=r"another manifest 'annotations.jsonl', which lies in another folder") as caught:
+    with pytest.raises(ShardError, match=r"another manifest 'annotations.jsonl', which is in another folder") as caught:
         prepare(str(namesake), **settings)
     assert f"--out {first}" in (caught.value.hint or "")
     assert tree(first) == kept
@@ -130,7 +130,7 @@ def test_only_one_split(world: World) -> None:
     summary = world.prepare(splits=["test"])
     assert list(summary["splits"]) == ["test"]
     assert ShardFolder(world.out).splits == ["test"]
-    with pytest.raises(UsageError, match="no split 'dev'"):
+    with pytest.raises(UsageError, match="unknown split 'dev'"):
         world.prepare(splits=["dev"])
 
 

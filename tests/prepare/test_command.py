@@ -72,7 +72,7 @@ def test_clips_that_lack_frames_are_counted_and_listed(world: World) -> None:
     assert listed == [{"video": "clip001.mp4", "missing": 0.25, "clip": 1, "key": "clip001.mp4"}]
     failures = [json.loads(line) for line in (world.out / "train" / "failures.jsonl").read_text().splitlines()]
     assert [(failure["clip"], failure["stage"]) for failure in failures] == [(2, "probe"), (3, "decode")]
-    assert "not one frame of it can be shown" in failures[1]["reason"]
+    assert "no frame of it can be read" in failures[1]["reason"]
     assert failures[1]["hint"]
 
     again = world.prepare(max_failed=30, retry_failed=True, allow_audio_only=True)["splits"]["train"]

@@ -168,7 +168,7 @@ def test_a_dry_run_of_a_part_reports_its_part(world: World) -> None:
 
 @pytest.mark.parametrize("override", ["train.lr=1", "model.preset=demo", "loss.text=2", "data.task=qa", "data.seed=3", "data.limit=2"])
 def test_an_override_that_would_change_nothing_is_refused(world: World, override: str) -> None:
-    with pytest.raises(UsageError, match=rf"`prepare` does not read {override.partition('=')[0]}") as caught:
+    with pytest.raises(UsageError, match=rf"`prepare` does not use {override.partition('=')[0]}") as caught:
         world.prepare(overrides=[override, "clip.size=64"])
     assert "clip.*, data.dataset, data.shards" in (caught.value.hint or "")
     assert not world.out.exists()
@@ -176,12 +176,12 @@ def test_an_override_that_would_change_nothing_is_refused(world: World, override
 
 def test_one_writer_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirasol_cli.runtime.folder_lock.BEAT_S", 0.05)
-    with folder_lock(world.out), pytest.raises(UsageError, match=rf"'{world.out}' is being written by process {os.getpid()}"):
+    with folder_lock(world.out), pytest.raises(UsageError, match=rf"'{world.out}' is in use by process {os.getpid()}"):
         world.prepare(max_failed=20)
     with folder_lock(world.out / ".part-0-of-2"):
         world.prepare(part="1/2", max_failed=50)  # parts write side by side
         for options in ({"part": "0/2"}, {"merge": True}, {}):
-            with pytest.raises(UsageError, match=r"part-0-of-2' is being written by process"):
+            with pytest.raises(UsageError, match=r"part-0-of-2' is in use by process"):
                 world.prepare(max_failed=50, **options)
 
 
@@ -219,14 +219,14 @@ def test_the_demo_is_counted_without_rendering(tmp_path: Path) -> None:
         ({"limit": 0}, "--limit 0"),
         ({"max_failed": 101}, "--max-failed"),
         ({"inspect": -1}, "--inspect -1"),
-        ({"inspect": 2, "part": "0/2"}, "--part .* without --inspect"),
-        ({"inspect": 2, "dry_run": True}, "--dry-run .* without --inspect"),
-        ({"merge": True, "retry_failed": True}, "--merge .* without --retry-failed"),
-        ({"verify": True, "dry_run": True, "limit": 3}, "--verify .* without --dry-run and --limit"),
-        ({"verify": True, "inspect": 2}, "--verify .* without --inspect"),
-        ({"verify": True, "merge": True}, "--verify .* without --merge"),
-        ({"verify": True, "part": "0/2"}, "--verify .* without --part"),
-        ({"verify": True, "task": "qa"}, "--verify .* without --task"),
+        ({"inspect": 2, "part": "0/2"}, "--part .* combined with --inspect"),
+        ({"inspect": 2, "dry_run": True}, "--dry-run .* combined with --inspect"),
+        ({"merge": True, "retry_failed": True}, "--merge .* combined with --retry-failed"),
+        ({"verify": True, "dry_run": True, "limit": 3}, "--verify .* combined with --dry-run and --limit"),
+        ({"verify": True, "inspect": 2}, "--verify .* combined with --inspect"),
+        ({"verify": True, "merge": True}, "--verify .* combined with --merge"),
+        ({"verify": True, "part": "0/2"}, "--verify .* combined with --part"),
+        ({"verify": True, "task": "qa"}, "--verify .* combined with --task"),
     ],
 )
 def test_options_without_meaning(world: World, options: dict, words: str) -> None:
@@ -238,7 +238,7 @@ def test_options_without_meaning(world: World, options: dict, words: str) -> Non
 def test_what_is_not_there(world: World) -> None:
     with pytest.raises(UsageError, match=r"did you mean 'activitynet'"):
         prepare("activtynet", say=world.said.append)
-    with pytest.raises(DataError, match=r"no manifest 'nowhere.jsonl'"):
+    with pytest.raises(DataError, match=r"the manifest 'nowhere.jsonl'"):
         prepare("nowhere.jsonl", say=world.said.append)
     with pytest.raises(DataError, match=r"'.*nowhere' does not exist"):
         prepare("activitynet", root=world.folder / "nowhere", say=world.said.append)

@@ -136,7 +136,7 @@ def test_frozen_parts_of_a_sharded_run_are_stored_once_and_any_number_of_process
 def test_a_batch_that_does_not_divide_is_refused_on_all_processes(tmp_path: Path) -> None:
     codes, logs = forked(2, tmp_path / "run", shards(tmp_path), "train.global_batch_size=3")
     assert codes == [2, 2]
-    assert "train.global_batch_size: 3 does not divide" in logs[1]
+    assert "train.global_batch_size: 3 cannot be divided" in logs[1]
     assert not (tmp_path / "run").exists()
 
 

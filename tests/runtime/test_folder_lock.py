@@ -38,7 +38,7 @@ def test_a_second_writer_is_refused_while_the_first_lives_and_nothing_stays(tmp_
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
         with (
-            pytest.raises(UsageError, match=rf"is being written by process {child.pid} on {platform.node()} since"),
+            pytest.raises(UsageError, match=rf"is in use by process {child.pid} on {platform.node()} since"),
             folder_lock(tmp_path / "new"),
         ):
             pass

@@ -167,7 +167,7 @@ def test_a_shard_of_another_folder_is_refused(small_shards: None, tmp_path: Path
 
 
 def test_a_folder_or_split_that_is_not_there(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="no shards at"):
+    with pytest.raises(ShardError, match="no shards in"):
         ShardFolder(tmp_path / "nowhere")
     with pytest.raises(ShardError, match="no split 'test'; it has train"):
         ShardFolder(folder).split("test")

@@ -38,7 +38,7 @@ def test_every_kind_of_cut_text_is_counted(tmp_path: Path) -> None:
     long = "quiet loud " * 400
     data = with_texts(opened(tmp_path, *words), {"answer": long}, {"answer": long, "context": long}, {"question": long})
     assert cut_texts(data) == [
-        "of 12 texts, longer than the model takes and cut: 2 answers (model.text.max_answer=8), "
+        "of 12 texts, these are longer than the model reads and are cut: 2 answers (model.text.max_answer=8), "
         "1 questions (model.text.max_question=64), 1 contexts (model.text.max_context=20)"
     ]
 
@@ -47,7 +47,7 @@ def test_of_very_many_texts_a_part_is_looked_at(tmp_path: Path, monkeypatch: pyt
     data = with_texts(opened(tmp_path), *[{"answer": "loud " * 400}] * 12)
     monkeypatch.setattr(checks, "MOST_TEXTS", 4)
     (line,) = cut_texts(data)
-    assert line.startswith("of 4 that were looked at (of 12) texts")
+    assert line.startswith("of 4 texts, sampled from 12, these")
     assert "4 answers" in line
 
 
@@ -60,7 +60,7 @@ def test_cut_texts_are_said_when_training_starts(tmp_path: Path, capsys: pytest.
 
 def test_a_loss_without_anything_to_learn_from_is_named(tmp_path: Path) -> None:
     data = opened(tmp_path, "loss.audio=1", silent=tuple(range(6)))
-    assert empty_losses(data.recipe, data.sources) == ["loss.audio has nothing to learn from: none of the 6 clips has sound"]
+    assert empty_losses(data.recipe, data.sources) == ["loss.audio has nothing to learn from: none of the 6 clips has audio"]
     assert empty_losses(opened(tmp_path).recipe, data.sources) == []
     deaf = opened(tmp_path, "loss.audio=1", "data.audio=false")
     assert empty_losses(deaf.recipe, deaf.sources) == ["loss.audio has nothing to learn from: data.audio is false"]
@@ -85,10 +85,10 @@ def test_what_only_the_batches_can_tell_is_told_after_the_first_steps(
     monkeypatch.setattr(OpenSource, "audible", 4)
     recipe = synthetic.recipe(tmp_path / "run", tmp_path / "shards", "loss.audio=1", "train.steps=3")
     result = train(recipe, stage="finetune", device="cpu")
-    assert capsys.readouterr().err.count("loss.audio has met nothing to learn from") == 1
+    assert capsys.readouterr().err.count("loss.audio had nothing to learn from") == 1
     assert "loss_audio" not in result["metrics"]
     only = ["loss.text=0", "loss.latent=0", "loss.video=0", "loss.audio=1"]
-    with pytest.raises(DataError, match=r"no loss \(loss\.audio\) has met anything"):
+    with pytest.raises(DataError, match=r"no loss \(loss\.audio\) had anything"):
         train(synthetic.recipe(tmp_path / "only", tmp_path / "shards", *only), stage="pretrain", device="cpu")
 
 

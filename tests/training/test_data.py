@@ -308,7 +308,7 @@ def test_damage_is_raised_at_its_step_whoever_reads(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3000:] = bytes(3000)
     path.write_bytes(content)
-    with source.ahead(range(3), range(4), torch.device("cpu")) as ahead, pytest.raises(ShardError, match="does not fit its checksum"):
+    with source.ahead(range(3), range(4), torch.device("cpu")) as ahead, pytest.raises(ShardError, match="does not match its checksum"):
         list(ahead)
 
 

@@ -208,9 +208,9 @@ def test_what_is_frozen_at_random_values_is_said(tmp_path: Path, sources: dict[s
     del sources["audio_encoder"]
     words = [word for word in MODEL if "ast" not in word]
     for name, freeze, said in (
-        ("whole", "freeze=[text]", "at random values, since nothing of `init` has them: text.cross_layers.0."),
+        ("whole", "freeze=[text]", "with random values, because nothing in `init` provides them: text.cross_layers.0."),
         ("layers", "freeze=[text.layers, text.norm, text.embed_tokens, video_encoder]", ""),
-        ("lora", "model.lora.parts=[encoder, text]", "of `init` has them: audio_encoder.blocks.0"),
+        ("lora", "model.lora.parts=[encoder, text]", "in `init` provides them: audio_encoder.blocks.0"),
         ("silent", "model.lora.parts=[encoder, text]", ""),
     ):
         more = ["data.audio=false"] if name == "silent" else []

@@ -222,7 +222,7 @@ def test_init_checkpoint_gives_no_embeddings_to_another_vocabulary(
         assert weights is not None
         moved = [key for key in weights if (weights[key] - after[key]).abs().max() > 1e-9]
         assert moved == (["text.embed_tokens.weight"] if said_so else [])
-        assert ("its embeddings are not used, since it has another vocabulary than this run" in capsys.readouterr().err) == said_so
+        assert ("its embeddings are not used: its vocabulary differs from this run's" in capsys.readouterr().err) == said_so
 
 
 def test_init_checkpoint_of_another_model_is_refused(tmp_path: Path, shards: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_dry_run_of_public_weights_needs_no_download_and_estimates_less_than_2
     found = dry_run(load_recipe(name, ["train.precision=bf16"]), stage="finetune", device="cpu", say=lines.append)
     assert found["memory_bytes"] < 16 * 2**30  # half of it again would still fit
     assert found["parameters"]["trainable"] < 0.15 * found["parameters"]["total"]
-    assert sum("is not downloaded yet, so that these are the recipe's sizes" in line for line in lines) == 3
+    assert sum("is not downloaded yet: these are the sizes in the recipe" in line for line in lines) == 3
     assert "vocabulary: 151,665 pieces (as init.vocab_size says, until init.text_decoder is here)" in lines
 
 

@@ -1,4 +1,4 @@
-"""report.html: one page that holds everything, asks the network for nothing and runs no text of others."""
+"""report.html: one self-contained page that makes no network request and escapes all foreign text."""
 
 from __future__ import annotations
 
