@@ -37,7 +37,7 @@ def flops_tables(report: Report) -> str:
 
     def combiner_flops(form: Any, width: int, tokens: int, chunks: int) -> int:
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            build_combiner(form, width, tokens).requires_grad_(False)(torch.empty(1, chunks, tokens, width))
+            build_combiner(form, width, (tokens,)).requires_grad_(False)(torch.empty(1, chunks, tokens, width))
         return counter.get_total_flops()
 
     rows = []
@@ -65,7 +65,7 @@ def work(preset: str, name: str, chunks: int) -> Any:
     torch.manual_seed(0)
     config, _ = resolved_model(preset)
     tokens, _ = TIMED[preset]
-    combiner = build_combiner(forms(config.combiner)[name], config.encoder.width, tokens)
+    combiner = build_combiner(forms(config.combiner)[name], config.encoder.width, (tokens,))
     x = torch.randn(1, chunks, tokens, config.encoder.width, requires_grad=True)
 
     def run() -> None:
