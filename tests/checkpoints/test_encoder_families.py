@@ -272,7 +272,7 @@ def test_a_gated_dinov2_and_a_strange_kernel_are_refused(hf: Any, tmp_path: Path
     with pytest.raises(CheckpointError, match="use_swiglu_ffn"):
         load_video_encoder(build(geometry, video_encoder=trunk(tmp_path / "giant")), tmp_path / "giant")
     save_encoder(hf, tmp_path / "grey", "siglip 2", num_channels=1)
-    with pytest.raises(CheckpointError, match=r"patch kernel of shape \[24, 256\], RGB pictures need"):
+    with pytest.raises(CheckpointError, match=r"patch kernel of shape \[24, 256\], RGB frames need"):
         load_video_encoder(build(geometry, video_encoder=trunk(tmp_path / "grey")), tmp_path / "grey")
 
 

@@ -185,7 +185,7 @@ def test_a_save_that_takes_longer_than_the_warning_is_said_once(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0")
     train(synthetic.recipe(tmp_path / "run", tmp_path / "shards", "train.checkpoint_every=1"), stage="finetune", device="cpu")
-    assert capsys.readouterr().err.count("left after SIGTERM: raise TORCH_ELASTIC_SHUTDOWN_TIMEOUT") == 1
+    assert capsys.readouterr().err.count("available after SIGTERM: raise TORCH_ELASTIC_SHUTDOWN_TIMEOUT") == 1
 
 
 def test_a_save_that_fails_stops_training_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
